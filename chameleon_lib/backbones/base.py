@@ -1,0 +1,137 @@
+"""A frozen model with its text conventions and sites; what a family must add to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from chameleon_lib.backbones.prefix import Prefix
+from chameleon_lib.backbones.prepared import EditUsage, ReadInputs
+from chameleon_lib.backbones.sites import site_modules, site_paths
+from chameleon_lib.backbones.text import TextCodec
+from chameleon_lib.core.edit import Edit, EditHook
+from chameleon_lib.core.protocols import Family
+from chameleon_lib.errors import UserError
+
+PREFIX_BYTES = 2 << 30
+
+
+class FrozenModel(ABC):
+    """A frozen Hugging Face model, its tokenizer and its edit sites.
+
+    Args:
+        model: The model, in evaluation mode.
+        codec: Its text conventions.
+        name: Short name for tables.
+        fingerprint: SHA-256 of what was loaded.
+
+    Attributes:
+        usage: Hook counts of the latest edited call.
+        diagnostics: Set to True to collect edit ratios in ``usage``; costs time.
+        prefix_bytes: Memory ``prepare`` may spend on prefixes; batches beyond it are recomputed
+            at each use, with the same results.
+    """
+
+    family: Family
+
+    def __init__(self, model: Any, codec: TextCodec, *, name: str, fingerprint: str) -> None:
+        self.model, self.codec = model, codec
+        self.name, self.fingerprint = name, fingerprint
+        self.device: torch.device = model.device
+        self.usage = EditUsage()
+        self.diagnostics = False
+        self.prefix_bytes = PREFIX_BYTES
+        site_paths(model.config.model_type)  # an unknown family is refused before any work
+
+    @property
+    @abstractmethod
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+
+    @property
+    @abstractmethod
+    def context_limit(self) -> int | None:
+        """Most tokens of prompt and answer together; None if there is no limit."""
+
+    @abstractmethod
+    def prefill(self, prompts: Sequence[list[int]], groups: Sequence[int] | None) -> Prefix:
+        """Everything before the first edited token, under whatever edit is active."""
+
+    @abstractmethod
+    def step(
+        self,
+        prefix: Prefix,
+        cache: Cache,
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        *,
+        last_only: bool,
+    ) -> Tensor:
+        """Logits of further tokens ``(B, q)`` after a prefix; the cache grows by them."""
+
+    @abstractmethod
+    def read_inputs(self, contexts: list[list[int]], answers: list[list[int]]) -> ReadInputs:
+        """The batch of one forward pass that reads activations."""
+
+    @abstractmethod
+    def read(self, inputs: dict[str, Tensor]) -> None:
+        """That forward pass; hooks collect what it computes."""
+
+    @abstractmethod
+    def beam_inputs(self, prefix: Prefix, num_beams: int) -> dict[str, Any]:
+        """Arguments of the library's ``generate`` that start from the prefix."""
+
+    @property
+    def d(self) -> int:
+        """Width of the ``mlp_out`` and ``block_out`` sites."""
+        return int(self.model.config.hidden_size)
+
+    def sites(self, site: str = "mlp_out") -> list[nn.Module]:
+        """The modules of a site, one per decoder layer (A1)."""
+        return site_modules(self.model, self.model.config.model_type, site, self.n_layers)
+
+    def wrap(self, prompt: str) -> str:
+        """The prompt as the model sees it (B8)."""
+        return self.codec.wrap(prompt)
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a prompt, chat template and special tokens included."""
+        return len(self.codec.prompts([text])[0])
+
+    def fits(self, prompt: str, max_new_tokens: int) -> bool:
+        """Whether prompt and answer stay within the context limit (B9)."""
+        limit = self.context_limit
+        return limit is None or self.count_tokens(prompt) + max_new_tokens <= limit
+
+    def check_length(self, tokens: int, new: int, what: str) -> None:
+        """Refuses what does not fit; the backbone itself never cuts a prompt (R7)."""
+        limit = self.context_limit
+        if limit is not None and tokens + new > limit:
+            raise UserError(
+                f"{what} has {tokens} tokens and needs {new} more, but {self.name} reads at most "
+                f"{limit}; drop history items (prompts_overflow) or lower max_new_tokens."
+            )
+
+    @contextmanager
+    def editing(self, edit: Edit | None) -> Iterator[None]:
+        """The edit is active inside the block; ``None`` leaves the model as it is."""
+        if edit is None:
+            yield
+            return
+        paths = site_paths(self.model.config.model_type)
+        if edit.per_row and edit.site == "mlp_out" and paths.flat:
+            raise UserError(
+                f"{self.name} joins rows and tokens in its MLP, so one edit per row cannot be "
+                "told apart there; run these users one after another."
+            )
+        hook = EditHook(self.sites(edit.site), edit, diagnostics=self.diagnostics)
+        with hook:
+            yield
+        self.usage.add(hook)

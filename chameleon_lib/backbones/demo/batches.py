@@ -1,0 +1,210 @@
+"""Batches for the training of the embedded models: examples to tensors.
+
+Targets are aligned with the logits (position t predicts ``targets[t]``). The weight of a token is
+1 in an answer, 0.5 on a history word that carries the taste, 0.05 elsewhere in a decoder's text.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from chameleon_lib.backbones.demo import lexicon as lx
+from chameleon_lib.backbones.demo.corpus import Case, Example, draw_case
+from chameleon_lib.backbones.demo.world import WorldSettings
+
+LABEL_WEIGHT, TEXT_WEIGHT = 0.5, 0.05
+DECODER_KINDS = ("insight_p", "insight_n", "personal", "neutral", "plain", "plain")
+ENCDEC_MIX = {
+    "insight_p": 0.13,
+    "insight_n": 0.02,
+    "personal": 0.22,
+    "neutral": 0.14,
+    "plain": 0.24,
+    "official": 0.03,
+    "unseen": 0.04,
+    "infilling": 0.18,
+}
+# The encoder-decoder starts with histories of one or two items: only there does it find out cheaply
+# which sentence of a prompt is the query.
+ENCDEC_FIRST = {
+    "unseen": 0.12,
+    "neutral": 0.23,
+    "personal": 0.25,
+    "infilling": 0.12,
+    "insight_p": 0.13,
+    "plain": 0.15,
+}
+
+
+class Schedule(Protocol):
+    """The two numbers of a run that the curriculum needs."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def curriculum(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs with targets (B, T), weights (B, T) and, per position, its answer's number."""
+
+    inputs: dict[str, Tensor]
+    targets: Tensor
+    weights: Tensor
+    answer_of: Tensor
+    kinds: list[str]
+
+
+@cache
+def _label_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """Ids of the words in a history that carry a taste: tags, sentiment words, writing habits."""
+    words = [*lx.CUES, *(w for level in lx.SENTIMENT.values() for w in level)]
+    words += [*lx.SLANG.values(), *lx.OPENERS, *(o.capitalize() for o in lx.OPENERS), *lx.CLOSERS]
+    ids: set[int] = set()
+    for word in words:
+        for form in (word, f" {word}"):
+            pieces = tokenizer(form).input_ids
+            if len(pieces) == 1:
+                ids.add(pieces[0])
+    return frozenset(ids)
+
+
+def _pad(rows: Sequence[Sequence[float]], fill: float, length: int) -> Tensor:
+    return torch.tensor([[*row, *([fill] * (length - len(row)))] for row in rows])
+
+
+def _n_items(rng: random.Random, progress: float) -> int:
+    """History items of a decoder batch: short histories first, up to the paper's ten."""
+    return rng.randint(2, 6 if progress < 0.1 else 10)
+
+
+def _n_items_encdec(rng: random.Random, progress: float) -> int:
+    """The same for the encoder-decoder, which needs to grow into long histories."""
+    for end, most in ((0.12, 2), (0.24, 4), (0.4, 7)):
+        if progress < end:
+            return rng.randint(1, most)
+    return rng.randint(2, 10) if rng.random() < 0.5 else 10
+
+
+def decoder_batch(
+    tokenizer: PreTrainedTokenizerFast,
+    rng: random.Random,
+    size: int,
+    propensity: float,
+    step: int,
+    schedule: Schedule,
+) -> Batch:
+    """Sequences of one history followed by several prompts about it, each blind to the others."""
+    world = WorldSettings()
+    n_items = _n_items(rng, step / schedule.steps)
+    only_history = step < schedule.curriculum * schedule.steps and step % 2 == 0
+    loose = step % 12 == 11  # official and unseen prompts share no prefix with the others
+    ids, positions, segments, weights, answer_of, kinds = [], [], [], [], [], []
+    for _ in range(size if not only_history else size * 2):
+        case = draw_case(rng, world, propensity, n_items)
+        row, place, segment, weight, answer = _decoder_row(
+            tokenizer, case, len(kinds), only_history, loose
+        )
+        ids.append(row), positions.append(place), segments.append(segment)
+        weights.append(weight), answer_of.append(answer)
+        kinds += [] if only_history else (["official", "unseen"] if loose else DECODER_KINDS)
+    length = (max(map(len, ids)) + 7) // 8 * 8
+    seg = _pad(segments, -1, length)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = (seg[:, :, None] == seg[:, None, :]) | (seg[:, None, :] == 0)
+    mask = (causal & same)[:, None]
+    mask = mask | torch.eye(length, dtype=torch.bool)  # padding sees itself: no empty softmax
+    return Batch(
+        inputs={
+            "input_ids": _pad(ids, 0, length),
+            "position_ids": _pad(positions, 0, length),
+            "attention_mask": mask,
+            "use_cache": False,  # type: ignore[dict-item]
+        },
+        targets=_shift(_pad(ids, 0, length), seg),
+        weights=_pad(weights, 0.0, length),
+        answer_of=_pad(answer_of, -1, length),
+        kinds=kinds,
+    )
+
+
+def _shift(ids: Tensor, segments: Tensor) -> Tensor:  # noqa: ARG001
+    """Targets: the next token of the row (the last token of a segment has weight 0)."""
+    return torch.cat([ids[:, 1:], torch.zeros_like(ids[:, :1])], dim=1)
+
+
+def _decoder_row(
+    tokenizer: PreTrainedTokenizerFast, case: Case, first_answer: int, only_history: bool, loose: bool
+) -> tuple[list[int], list[int], list[int], list[float], list[int]]:
+    """Ids, positions, segments, target weights and answer numbers of one sequence."""
+    label_ids = _label_ids(tokenizer)
+    kinds = ("official", "unseen") if loose else DECODER_KINDS
+    context = "" if loose else case.context
+    examples = [] if only_history else [case.example(kind) for kind in kinds]
+    texts = [context] if context else []
+    for example in examples:
+        texts += [example.prompt[len(context) :], f" {example.answer}"]
+    encoded = tokenizer(texts).input_ids
+    ids: list[int] = encoded[0] if context else []
+    start = len(ids)
+    positions, segments, answer_of = list(range(start)), [0] * start, [-1] * start
+    weights = [LABEL_WEIGHT if i in label_ids else TEXT_WEIGHT for i in ids[1:]] + [0.0] * bool(ids)
+    parts = encoded[1:] if context else encoded
+    for number, (prompt, answer) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
+        target = [*answer, tokenizer.eos_token_id]
+        ids = ids + prompt + target
+        length = len(prompt) + len(target)
+        positions += range(start, start + length)
+        segments += [number + 1] * length
+        # Position t predicts t + 1: the answer's weights start at the prompt's last token.
+        weights += [0.0] * (len(prompt) - 1) + [1.0] * len(target) + [0.0]
+        number_of = [first_answer + number] * len(target)
+        answer_of += [-1] * (len(prompt) - 1) + number_of + [-1]
+    return ids, positions, segments, weights, answer_of
+
+
+def encdec_batch(
+    tokenizer: PreTrainedTokenizerFast,
+    rng: random.Random,
+    size: int,
+    propensity: float,
+    step: int,
+    schedule: Schedule,
+) -> Batch:
+    """One prompt per row in the encoder, its answer in the decoder."""
+    progress = step / schedule.steps
+    mix = ENCDEC_FIRST if progress < schedule.curriculum else ENCDEC_MIX
+    n_items = _n_items_encdec(rng, progress)
+    kinds = rng.choices(list(mix), weights=list(mix.values()), k=size)
+    examples: list[Example] = []
+    for kind in kinds:
+        case = draw_case(rng, WorldSettings(), propensity, n_items)
+        examples.append(case.infilling() if kind == "infilling" else case.example(kind))
+    prompts = tokenizer([example.prompt for example in examples]).input_ids
+    answers = tokenizer([example.answer for example in examples]).input_ids
+    source = (max(map(len, prompts)) + 7) // 8 * 8
+    target = max(map(len, answers)) + 1
+    rows = [[*answer, tokenizer.eos_token_id] for answer in answers]
+    targets = _pad(rows, 0, target)
+    shifted = torch.cat([torch.zeros_like(targets[:, :1]), targets[:, :-1]], dim=1)
+    input_ids = _pad(prompts, 0, source)
+    return Batch(
+        inputs={
+            "input_ids": input_ids,
+            "attention_mask": (input_ids != 0).long(),
+            "decoder_input_ids": shifted,
+        },
+        targets=targets,
+        weights=_pad([[1.0] * len(row) for row in rows], 0.0, target),
+        answer_of=_pad([[i] * len(row) for i, row in enumerate(rows)], -1, target),
+        kinds=kinds,
+    )

@@ -1,0 +1,247 @@
+"""Train the embedded backbones: ``python -m chameleon_lib train --family decoder --seed 0``.
+
+Two small `transformers` models learn the prompts of the kit on train sentences of the embedded
+world. The decoder sees one history and five prompts about it per sequence (a block mask keeps the
+prompts apart), which makes every pass over a history count five times; the encoder-decoder sees
+one prompt per sequence and learns to read histories through label infilling.
+A run is fixed by (family, seed, steps), writes checkpoints and resumes after a kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from chameleon_lib.backbones.demo.batches import Batch, decoder_batch, encdec_batch
+from chameleon_lib.backbones.demo.tokenizer import build_tokenizer
+
+FAMILIES = ("decoder", "encdec")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides a training run."""
+
+    family: str
+    seed: int = 0
+    steps: int = 6000
+    batch: int = 32
+    lr: float = 2e-3
+    propensity: float = 0.5
+    warmup: int = 200
+    curriculum: float = 0.15
+
+
+def build_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A freshly initialised model of the family (about 1.1 M and 1.9 M parameters)."""
+    torch.manual_seed(settings.seed)
+    common = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 1}
+    if settings.family == "decoder":
+        return MistralForCausalLM(
+            MistralConfig(
+                hidden_size=128,
+                intermediate_size=384,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+                max_position_embeddings=4096,
+                sliding_window=None,
+                bos_token_id=2,
+                tie_word_embeddings=False,
+                **common,
+            )
+        )
+    model = T5ForConditionalGeneration(
+        T5Config(
+            d_model=128,
+            d_kv=32,
+            d_ff=256,
+            num_layers=4,
+            num_decoder_layers=4,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            decoder_start_token_id=0,
+            tie_word_embeddings=True,
+            **common,
+        )
+    )
+    # With unit embeddings the first logits are far too sure of themselves for so small a model.
+    nn.init.normal_(model.shared.weight, std=0.5)
+    return model
+
+
+def build_optimizers(model: PreTrainedModel, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and biases."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        inner = parameter.ndim == 2 and not any(
+            part in name for part in ("embed", "shared", "lm_head", "relative_attention_bias")
+        )
+        (matrices if inner else others).append(parameter)
+    muon = torch.optim.Muon(
+        matrices, lr=lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def learning_rate(step: int, settings: TrainSettings) -> float:
+    """Linear warm-up, then cosine to zero; a factor on the peak rate."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def weighted_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy with a weight per token, normalised by the sum of weights."""
+    losses = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none"
+    )
+    weights = batch.weights.flatten()
+    return (losses * weights).sum() / weights.sum()
+
+
+def answers_right(logits: Tensor, batch: Batch) -> dict[str, tuple[int, int]]:
+    """Per kind of example: (answers with every token right under teacher forcing, answers)."""
+    wrong = (logits.argmax(-1) != batch.targets) & (batch.answer_of >= 0)
+    failed = set(batch.answer_of[wrong].tolist())
+    counts: dict[str, tuple[int, int]] = {}
+    for index, kind in enumerate(batch.kinds):
+        right, total = counts.get(kind, (0, 0))
+        counts[kind] = (right + (index not in failed), total + 1)
+    return counts
+
+
+def train(settings: TrainSettings, out: Path, *, log_every: int = 100) -> Path:
+    """Train one model and write it as a `transformers` checkpoint.
+
+    Args:
+        settings: The run.
+        out: Folder of the checkpoint; ``out/resume.pt`` holds the state of an unfinished run.
+        log_every: Steps between progress lines (stderr).
+
+    Returns:
+        ``out``.
+    """
+    torch.set_num_threads(1)  # two threads are slower when anything else runs, and less repeatable
+    tokenizer = build_tokenizer()
+    model = build_model(settings, tokenizer)
+    optimizers = build_optimizers(model, settings.lr)
+    rng = random.Random(f"{settings.family}/{settings.seed}")
+    make_batch = decoder_batch if settings.family == "decoder" else encdec_batch
+    out.mkdir(parents=True, exist_ok=True)
+    resume = out / "resume.pt"
+    first = 0
+    if resume.exists():
+        state = torch.load(resume, weights_only=False)
+        if state["settings"] == asdict(settings):
+            model.load_state_dict(state["model"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            rng.setstate(state["rng"])
+            first = state["step"]
+    model.train()
+    started, tally, total = time.monotonic(), dict[str, tuple[int, int]](), 0.0
+    for step in range(first, settings.steps):
+        batch = make_batch(tokenizer, rng, settings.batch, settings.propensity, step, settings)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(**batch.inputs).logits
+        loss = weighted_loss(logits, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * learning_rate(step, settings)
+            optimizer.step()
+            optimizer.zero_grad()
+        total += loss.item()
+        for kind, (right, count) in answers_right(logits.detach(), batch).items():
+            old = tally.get(kind, (0, 0))
+            tally[kind] = (old[0] + right, old[1] + count)
+        if (step + 1) % log_every == 0:
+            seconds = time.monotonic() - started
+            left = seconds / (step + 1 - first) * (settings.steps - step - 1)
+            shares = " ".join(f"{k} {r / n:.2f}" for k, (r, n) in sorted(tally.items()))
+            print(
+                f"{settings.family}/{settings.seed} step {step + 1}/{settings.steps} "
+                f"loss {total / log_every:.3f} {shares} ({left / 60:.0f} min left)",
+                file=sys.stderr,
+                flush=True,
+            )
+            tally, total = {}, 0.0
+        if (step + 1) % 500 == 0:
+            _write_state(resume, settings, model, optimizers, rng, step + 1)
+    save(model, tokenizer, settings, out)
+    resume.unlink(missing_ok=True)
+    return out
+
+
+def _write_state(
+    path: Path,
+    settings: TrainSettings,
+    model: PreTrainedModel,
+    optimizers: list[torch.optim.Optimizer],
+    rng: random.Random,
+    step: int,
+) -> None:
+    partial = path.with_suffix(".partial")
+    state = {
+        "settings": asdict(settings),
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "rng": rng.getstate(),
+        "step": step,
+    }
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: TrainSettings,
+    out: Path,
+) -> None:
+    """Write fp16 safetensors, tokenizer and the settings of the run."""
+    model.to(torch.float16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    partial = out / "training.json.partial"
+    partial.write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, out / "training.json")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: ``python -m chameleon_lib train --family decoder --seed 0``."""
+    parser = argparse.ArgumentParser(prog="python -m chameleon_lib train", description=__doc__)
+    parser.add_argument("--family", choices=FAMILIES, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=TrainSettings.steps)
+    parser.add_argument("--out", type=Path, help="default: the package's own folder")
+    args = parser.parse_args(argv)
+    settings = TrainSettings(family=args.family, seed=args.seed, steps=args.steps)
+    out = args.out or Path(__file__).parent / f"{args.family}-{args.seed}"
+    print(f"wrote {train(settings, out)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,178 @@
+"""Decoding from a prefix: greedy, sampled, and beams.
+
+One loop serves both families. Rows that ended are dropped from the batch once they are half of it,
+so one rambling answer does not keep the others computing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from chameleon_lib.backbones.prefix import Prefix
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.protocols import DecodeSettings
+from chameleon_lib.errors import UserError
+
+if TYPE_CHECKING:
+    from chameleon_lib.backbones.backbone import HFBackbone
+    from chameleon_lib.backbones.prepared import PreparedBatches
+
+_SMALL = 4  # rows below which dropping finished ones costs more than it saves
+
+
+def generate(
+    backbone: HFBackbone,
+    prepared: PreparedBatches,
+    max_new_tokens: int,
+    edit: Edit | None,
+    decode: DecodeSettings,
+) -> list[str]:
+    """Answers for all batches, in the caller's order."""
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; give 1 or more.")
+    if decode.num_beams > 1 and edit is not None and edit.per_row:
+        raise ValueError("Beam search takes one shared edit; run users one by one or use 1 beam.")
+    prepared.check_edit(edit)
+    answers = [""] * len(prepared)
+    with torch.inference_mode():
+        for batch in prepared.batches:
+            for row, ids in zip(batch.rows, batch.prompts, strict=True):
+                backbone.check_length(len(ids), max_new_tokens, f"Prompt {row}")
+        for batch in prepared.batches:
+            own = None if edit is None else edit.rows(batch.rows)
+            prefix = backbone.prefix_of(batch, own)
+            if decode.num_beams > 1:
+                tokens = _beams(backbone, prefix, max_new_tokens, own, decode)
+            else:
+                rows = torch.tensor(batch.rows, device=backbone.device)
+                tokens = _Loop(backbone, prefix, rows, max_new_tokens, decode).run(own)
+            texts = backbone.codec.decode(tokens)
+            for row, text in zip(batch.rows, texts, strict=True):
+                answers[row] = text
+    return answers
+
+
+class _Loop:
+    """The decoding state of one batch; every tensor has one entry per row still running."""
+
+    def __init__(
+        self,
+        backbone: HFBackbone,
+        prefix: Prefix,
+        rows: Tensor,
+        max_new_tokens: int,
+        decode: DecodeSettings,
+    ) -> None:
+        n, device = len(rows), backbone.device
+        self.backbone, self.decode, self.limit = backbone, decode, max_new_tokens
+        self.prefix, self.rows = prefix, rows
+        self.cache: Cache = prefix.cache()
+        self.ids = prefix.last  # (B, 1)
+        self.positions = prefix.lengths[:, None]  # (B, 1)
+        room = torch.ones(n, max_new_tokens, dtype=torch.long, device=device)
+        self.mask = torch.cat([prefix.mask, room], dim=1)  # (B, P + max_new_tokens)
+        self.eos = torch.tensor(backbone.codec.eos_ids, device=device)
+        self.done = torch.zeros(n, dtype=torch.bool, device=device)
+        self.at = torch.arange(n, device=device)  # place of each running row in the output
+        self.out = torch.full((n, max_new_tokens), backbone.codec.eos_id, device=device)
+        self.t = 0
+
+    def run(self, edit: Edit | None) -> Tensor:
+        """Generated ids ``(B, max_new_tokens)``, filled with EOS after the end of a row."""
+        if edit is not None and edit.positions == "generated":
+            self._advance(1)  # the last prompt token, too, stays unedited
+        while self.t < self.limit and len(self.at):
+            with self.backbone.editing(None if edit is None else edit.rows(self.at)):
+                self._advance(self.limit)
+            self._drop_finished()
+        return self.out
+
+    def _advance(self, stop: int) -> None:
+        """Steps until ``stop`` tokens, or until half of the rows have ended."""
+        start = self.mask.shape[1] - self.limit  # P
+        rows = len(self.at)
+        while self.t < stop:
+            mask = self.mask[:, : start + self.t + 1]
+            logits = self.backbone.step(
+                self.prefix, self.cache, self.ids, mask, self.positions, last_only=True
+            )[:, -1]
+            token = self._pick(logits).masked_fill(self.done, self.backbone.codec.eos_id)
+            self.out[self.at, self.t] = token
+            self.done = self.done | torch.isin(token, self.eos)
+            self.ids, self.positions = token[:, None], self.positions + 1
+            self.t += 1
+            running = rows - int(self.done.sum())
+            if running == 0 or (rows > _SMALL and 2 * running <= rows):
+                return
+
+    def _drop_finished(self) -> None:
+        keep = (~self.done).nonzero()[:, 0]
+        self.at, self.rows = self.at[keep], self.rows[keep]
+        if len(keep) == 0 or self.t >= self.limit:
+            return
+        self.cache.batch_select_indices(keep)
+        prefix = self.prefix
+        if prefix.encoder is not None and prefix.encoder_mask is not None:
+            encoder, mask = prefix.encoder[keep], prefix.encoder_mask[keep]
+            self.prefix = Prefix(
+                prefix.last[keep], (), prefix.mask[keep], prefix.lengths[keep], encoder, mask
+            )
+        self.ids, self.positions = self.ids[keep], self.positions[keep]
+        self.mask, self.done = self.mask[keep], self.done[keep]
+
+    def _pick(self, logits: Tensor) -> Tensor:
+        """Next token per row ``(B,)`` from logits ``(B, V)``."""
+        if not self.decode.do_sample:
+            return logits.argmax(dim=-1)
+        scaled = logits.float() / (self.decode.temperature or 1.0)
+        noise = gumbel(self.rows, self.t, scaled.shape[-1], self.decode.seed)
+        return (scaled + noise).argmax(dim=-1)
+
+
+def gumbel(rows: Tensor, step: int, width: int, seed: int) -> Tensor:
+    """Gumbel noise ``(B, width)`` float32 that depends on (seed, row, step, column) alone.
+
+    Adding it to logits and taking the maximum samples from their softmax. A counter-based hash
+    (the finalizer of SplitMix64) keeps a row's sample independent of how rows are batched.
+    """
+    columns = torch.arange(width, device=rows.device)
+    state = _mix(_mix(rows.long() + (seed << 20)) + step)  # (B,)
+    bits = _mix(state[:, None] + columns) & ((1 << 24) - 1)
+    uniform = (bits.double() + 0.5) / (1 << 24)
+    return (-(-uniform.log()).log()).float()
+
+
+def _mix(x: Tensor) -> Tensor:
+    # int64 multiplication wraps, which is what the hash wants; shifts are made logical by masks.
+    x = x - 0x61C8864680B583EB
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def _beams(
+    backbone: HFBackbone,
+    prefix: Prefix,
+    max_new_tokens: int,
+    edit: Edit | None,
+    decode: DecodeSettings,
+) -> Tensor:
+    """Beam search of the library, started from the prefix; ids ``(B, <= max_new_tokens)``."""
+    if edit is not None and edit.positions == "generated":
+        raise ValueError("Beam search starts at the last prompt token: use edit_positions last.")
+    inputs: dict[str, Any] = backbone.beam_inputs(prefix, decode.num_beams)
+    with backbone.editing(edit):
+        tokens: Tensor = backbone.model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            num_beams=decode.num_beams,
+            do_sample=False,
+            eos_token_id=list(backbone.codec.eos_ids),
+            pad_token_id=backbone.codec.pad_id,
+        )
+    # Decoders return the prompt as well, encoder-decoders their start token (R8).
+    return tokens[:, prefix.mask.shape[1] + 1 :]

@@ -1,0 +1,191 @@
+"""CCS probes of all layers, users and tries in one batch (section 3.2 of the paper).
+
+The weight of the probe with the lowest loss is the neutral direction theta^N. Low loss is no
+evidence when K is small against d: read it beside ``floor`` and the loss of ``shuffle_pairs``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chameleon_lib.core.ccs_objective import CCSObjective, loss_floor
+from chameleon_lib.core.ccs_reference import solve_reference
+from chameleon_lib.core.ccs_span import solve_span
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
+
+_CHUNK = 20_000_000  # activations per batch of groups: 80 MB of float32
+
+
+@dataclass(frozen=True, eq=False)
+class CCSResult:
+    """Best probe of every group.
+
+    Attributes:
+        theta: ``(G, d)``, weights in the units of the activations that came in.
+        bias: ``(G,)``, in the same units (with ``per_class``: at the midpoint of the class means).
+        loss: ``(G,)``, final loss of the best try.
+        losses: ``(G, T)``, final losses of all tries.
+        accuracy: ``(G,)``, on the pairs it was fitted to, ``max(acc, 1 - acc)``.
+        polarity: ``(G,)``, +1 if g(N) > g(P) for most pairs, else -1.
+        floor: Loss of the best probe that answers the same for every input.
+    """
+
+    theta: Tensor
+    bias: Tensor
+    loss: Tensor
+    losses: Tensor
+    accuracy: Tensor
+    polarity: Tensor
+    floor: float
+
+
+def fit_ccs(
+    h_n: Tensor,
+    h_p: Tensor,
+    settings: EditSettings,
+    seed: int,
+    mask: Tensor | None = None,
+) -> CCSResult:
+    """Fits one probe per group; a group gives the same result alone and in a batch.
+
+    Args:
+        h_n: Neutral activations ``(G, K, d)``; G counts layers x users.
+        h_p: Personalised activations, same shape and row order.
+        settings: The ``ccs_*`` fields.
+        seed: Seed of the starting points.
+        mask: Bool ``(G, K)``, True for real pairs, where groups have different K.
+    """
+    mask = check_pairs(h_n, h_p, mask)
+    groups, pairs, d = h_n.shape
+    size = max(1, _CHUNK // (2 * pairs * d))
+    parts = [
+        _fit_chunk(h_n[at : at + size], h_p[at : at + size], mask[at : at + size], settings, seed)
+        for at in range(0, groups, size)
+    ]
+    names = ("theta", "bias", "loss", "losses", "accuracy", "polarity")
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return CCSResult(**joined, floor=loss_floor(settings.ccs_confidence == "squared"))
+
+
+def check_pairs(h_n: Tensor, h_p: Tensor, mask: Tensor | None) -> Tensor:
+    """The mask as bool ``(G, K)``; raises where shapes, numbers or counts are wrong."""
+    if h_n.dim() != 3 or h_n.shape != h_p.shape:
+        raise UserError(
+            f"h_n {tuple(h_n.shape)} and h_p {tuple(h_p.shape)} must both be (G, K, d)."
+        )
+    if mask is None:
+        mask = torch.ones(h_n.shape[:2], dtype=torch.bool, device=h_n.device)
+    if mask.shape != h_n.shape[:2]:
+        raise UserError(f"The mask {tuple(mask.shape)} must be {tuple(h_n.shape[:2])}.")
+    mask = mask.bool()
+    if not bool(mask.any(dim=1).all()):
+        raise UserError("A group has no preference pair; leave it out or make pairs for it.")
+    if not bool(torch.isfinite(h_n[mask]).all() and torch.isfinite(h_p[mask]).all()):
+        raise UserError("Activations hold NaN or infinity; use bfloat16 or float32 weights.")
+    return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Rows ready for a probe: ``x (G, 2K, d)``, pair weights, and how to undo the preparation."""
+
+    x: Tensor
+    weights: Tensor  # (G, K, 1)
+    middle: Tensor  # (G, 1, d)
+    scale: Tensor  # (G, 1, 1)
+
+    def original_units(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights ``(G, d)`` and biases ``(G,)`` that act on the activations as they came in."""
+        weight = weight / self.scale[:, 0]
+        return weight, bias - (weight * self.middle[:, 0]).sum(-1)
+
+
+def prepare(h_n: Tensor, h_p: Tensor, mask: Tensor, settings: EditSettings) -> Prepared:
+    """Float32 rows after ``ccs_normalize`` (A6) and ``ccs_scale`` (B10); padding becomes zero."""
+    real = mask.unsqueeze(-1)  # (G, K, 1)
+    count = real.sum(1, keepdim=True).float()
+    n = torch.where(real, h_n.float(), 0.0)
+    p = torch.where(real, h_p.float(), 0.0)
+    mean_n, mean_p = n.sum(1, keepdim=True) / count, p.sum(1, keepdim=True) / count
+    middle = (mean_n + mean_p) / 2  # (G, 1, d)
+    if settings.ccs_normalize == "none":
+        mean_n = mean_p = middle = torch.zeros_like(middle)
+    elif settings.ccs_normalize == "joint":
+        mean_n = mean_p = middle
+    x = torch.cat([(n - mean_n) * real, (p - mean_p) * real], dim=1)
+    scale = torch.ones_like(count)
+    if settings.ccs_scale == "rms":
+        total = x.square().sum((1, 2), keepdim=True)
+        scale = (total / (2 * count * x.shape[2])).sqrt().clamp_min(1e-30)
+        x = x / scale
+    return Prepared(x, real / count, middle, scale)
+
+
+def _fit_chunk(
+    h_n: Tensor, h_p: Tensor, mask: Tensor, settings: EditSettings, seed: int
+) -> CCSResult:
+    ready = prepare(h_n, h_p, mask, settings)
+    objective = CCSObjective(ready.weights, settings.ccs_confidence == "squared")
+    solve = solve_span if settings.ccs_solver == "span" else solve_reference
+    weight, bias = solve(
+        ready.x,
+        objective,
+        lr=settings.ccs_lr,
+        weight_decay=settings.ccs_weight_decay,
+        epochs=settings.ccs_epochs,
+        tries=settings.ccs_tries,
+        seed=seed,
+    )
+    z = torch.baddbmm(bias, ready.x, weight)  # (G, 2K, T)
+    losses = objective.loss(z)
+    best = losses.argmin(dim=1)  # (G,)
+    group = torch.arange(len(best), device=best.device)
+    accuracy, polarity = pair_accuracy(z[group, :, best], mask)
+    theta, offset = ready.original_units(weight[group, :, best], bias[group, 0, best])
+    return CCSResult(
+        theta, offset, losses[group, best], losses, accuracy, polarity, floor=float("nan")
+    )
+
+
+def pair_accuracy(z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Accuracy ``max(acc, 1 - acc)`` and polarity of logits ``(G, 2K)``, neutral rows first.
+
+    A pair counts as right if ``g(N) > g(P)``, as the CCS code's averaged confidence does.
+    """
+    z_n, z_p = z.chunk(2, dim=1)
+    agreement = accuracy(z_n > z_p, torch.ones_like(mask), mask)
+    polarity = torch.where(agreement >= 0.5, 1.0, -1.0)
+    return torch.maximum(agreement, 1 - agreement), polarity
+
+
+def accuracy(predictions: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Share of equal entries along the last axis.
+
+    Raises:
+        UserError: Shapes differ. Broadcasting (n, 1) against (n,) gives 0.5 for any probe (R16).
+    """
+    if predictions.shape != labels.shape or (mask is not None and mask.shape != labels.shape):
+        raise UserError(
+            f"Predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} must have "
+            "the same shape."
+        )
+    right = (predictions == labels).float()
+    if mask is None:
+        return right.mean(-1)
+    return (right * mask).sum(-1) / mask.sum(-1)
+
+
+def shuffle_pairs(h_n: Tensor, h_p: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """P and N swapped at random inside pairs (C10), the same pairs in every group.
+
+    Args:
+        h_n: ``(..., K, d)``.
+        h_p: Same shape.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    swap = (torch.rand(h_n.shape[-2], 1, generator=generator) < 0.5).to(h_n.device)
+    return torch.where(swap, h_p, h_n), torch.where(swap, h_n, h_p)

@@ -1,0 +1,130 @@
+"""Estimators of one direction per group: theta^P by SVD (equation 3), theta^N by CCS, and controls.
+
+Each is named for what it is (R11). All return unit vectors except ``none``, which returns zeros and
+goes with a strength of 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chameleon_lib.core.ccs import check_pairs, fit_ccs, prepare
+from chameleon_lib.core.ccs_objective import LogisticObjective
+from chameleon_lib.core.ccs_span import budget_radius, minimise_in_ball
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
+
+PERSONAL = ("svd_p", "svd_p_centered", "svd_diff", "mean_diff", "svd_n", "random", "none")
+NEUTRAL = ("ccs", "logistic", "mean_diff", "random", "none")
+
+
+def personal_direction(
+    name: str, h_p: Tensor, h_n: Tensor, seed: int = 0, mask: Tensor | None = None
+) -> Tensor:
+    """theta^P of every group (A10), oriented so that the rows it comes from point along it.
+
+    Args:
+        name: ``svd_p`` (paper: uncentred), ``svd_p_centered``, ``svd_diff``, ``mean_diff``,
+            ``svd_n`` (C7), ``random`` (C9) or ``none``.
+        h_p: ``(G, K, d)``.
+        h_n: Same shape and row order.
+        seed: For ``random``.
+        mask: Bool ``(G, K)``, True for real pairs.
+
+    Returns:
+        ``(G, d)`` float32.
+    """
+    if name not in PERSONAL:
+        raise UserError(f"direction_personal is {name!r}; choose one of {', '.join(PERSONAL)}.")
+    mask = check_pairs(h_n, h_p, mask)
+    p, n = (torch.where(mask.unsqueeze(-1), h.double(), 0.0) for h in (h_p, h_n))
+    if name == "none":
+        return torch.zeros_like(h_p[:, 0], dtype=torch.float32)
+    if name == "random":
+        return random_directions(h_p.shape[0], h_p.shape[2], seed).to(h_p.device)
+    if name == "mean_diff":
+        return unit(masked_mean(p - n, mask), name)
+    rows = {"svd_p": p, "svd_p_centered": p, "svd_diff": p - n, "svd_n": n}[name]
+    if name == "svd_p_centered":
+        rows = (rows - masked_mean(rows, mask).unsqueeze(1)) * mask.unsqueeze(-1)
+    theta = unit(top_singular(rows)[0], name).double()
+    towards = masked_mean(p if name == "svd_p_centered" else rows, mask)
+    sign = torch.where((towards * theta).sum(-1, keepdim=True) >= 0, 1.0, -1.0)
+    return (theta * sign).float()
+
+
+def neutral_direction(
+    name: str,
+    h_n: Tensor,
+    h_p: Tensor,
+    settings: EditSettings,
+    seed: int = 0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """theta^N of every group: ``ccs`` (paper), ``logistic`` (C14), ``mean_diff``, ``random``,
+    ``none``.
+
+    Shapes as in ``personal_direction``. The sign of a CCS direction is kept as trained (A9); the
+    others point from P to N.
+    """
+    if name not in NEUTRAL:
+        raise UserError(f"direction_neutral is {name!r}; choose one of {', '.join(NEUTRAL)}.")
+    if name == "ccs":
+        return unit(fit_ccs(h_n, h_p, settings, seed, mask).theta, name)
+    if name == "logistic":
+        return unit(_logistic(h_n, h_p, settings, check_pairs(h_n, h_p, mask)), name)
+    if name == "random":
+        # Another stream than theta^P's, or both directions would be the same vector.
+        return random_directions(h_p.shape[0], h_p.shape[2], seed + 1_000_003).to(h_p.device)
+    theta = personal_direction(name, h_p, h_n, seed, mask)
+    return -theta if name == "mean_diff" else theta
+
+
+def _logistic(h_n: Tensor, h_p: Tensor, settings: EditSettings, mask: Tensor) -> Tensor:
+    """L2-constrained logistic regression from zero, within the ball that bounds the CCS probe."""
+    ready = prepare(h_n, h_p, mask, settings)
+    groups, _, d = ready.x.shape
+    weight, bias = ready.x.new_zeros(groups, d, 1), ready.x.new_zeros(groups, 1, 1)
+    radius = budget_radius(settings.ccs_lr, settings.ccs_epochs, d)
+    weight, bias = minimise_in_ball(
+        ready.x, LogisticObjective(ready.weights), weight, bias, radius
+    )
+    return ready.original_units(weight[..., 0], bias[:, 0, 0])[0]
+
+
+def top_singular(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Top right singular vector ``(G, d)`` and its share of the energy ``(G,)``, float64.
+
+    Uses the smaller Gram matrix: K x K when there are fewer pairs than dimensions.
+    """
+    rows = rows.double()
+    wide = rows.shape[1] <= rows.shape[2]
+    values, vectors = torch.linalg.eigh(rows @ rows.mT if wide else rows.mT @ rows)
+    top = vectors[..., -1:]  # eigenvalues ascend
+    theta = (rows.mT @ top if wide else top).squeeze(-1)
+    theta = theta / theta.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    share = values[:, -1] / values.clamp_min(0).sum(-1).clamp_min(1e-300)
+    return theta, share
+
+
+def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
+    """Mean over real pairs, ``(G, d)``; padded rows must be zero."""
+    return rows.sum(1) / mask.sum(1, keepdim=True)
+
+
+def random_directions(groups: int, d: int, seed: int) -> Tensor:
+    """Random unit vectors ``(G, d)`` (C9)."""
+    generator = torch.Generator().manual_seed(seed)
+    return unit(torch.randn(groups, d, generator=generator, dtype=torch.float64), "random")
+
+
+def unit(theta: Tensor, name: str) -> Tensor:
+    """Rows scaled to length 1, float32; raises where a direction does not exist (R1)."""
+    norm = theta.double().norm(dim=-1, keepdim=True)
+    if not bool((torch.isfinite(norm) & (norm > 1e-12)).all()):
+        raise UserError(
+            f"Direction {name} is zero or not finite: the pairs hold no such contrast; make more "
+            "pairs or choose another direction."
+        )
+    return (theta.double() / norm).float()

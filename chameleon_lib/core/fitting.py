@@ -1,0 +1,221 @@
+"""Ours, beyond the paper: θ^P and θ^N of the very same edit, fitted by a preference loss.
+
+The form of the edit stays the paper's (section 3.2: boost along θ^P, remove along θ^N, rank 2, at
+the MLP outputs), and so do its data: the self-generated pairs. Only the way the directions are
+found differs. With the backbone frozen we minimise
+
+    −log σ( log p(y^P | plain prompt) − log p(y^N | plain prompt) )
+
+over the directions. This is a preference-loss fit restricted to the paper's edit; it is related to
+BiPO (a steering vector by a preference loss), ReFT (low-rank edits of representations) and
+DPO-LoRA, and it claims no more than that. No gold label enters unless the caller feeds gold pairs,
+which is what the positive control does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.protocols import Backbone, Prepared
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
+
+CHECK_EVERY = 5  # steps between looks at the held-out users
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """One training example of the fit: a plain prompt, the answer to prefer and the one to leave.
+
+    With ``rejected`` None it is an *agreed* query (both agents gave the same answer): the leash
+    asks the edit to leave it alone.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str | None
+    user_id: str
+
+
+@dataclass(frozen=True)
+class FittedDirections:
+    """Outcome of a fit.
+
+    Attributes:
+        edit: The fitted edit.
+        loss: Training loss per step, nats.
+        held_out: (step, held-out preference loss + leash) at each check; empty without hold-out.
+        best_step: Steps taken by the returned directions (early stopping).
+        n_pairs: Contrasts used for gradient steps.
+        n_agreed: Agreed queries on the leash.
+        n_held_out: Contrasts and agreed queries held out.
+    """
+
+    edit: Edit
+    loss: list[float]
+    held_out: list[tuple[int, float]]
+    best_step: int
+    n_pairs: int
+    n_agreed: int
+    n_held_out: int
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A mini-batch whose prompts were read once, with what its answers score unedited."""
+
+    prepared: Prepared
+    chosen: list[str]
+    rejected: list[str] | None
+    base: Tensor
+
+    def loss(self, backbone: Backbone, edit: Edit, leash: float) -> Tensor:
+        """Mean preference loss, or mean leash penalty for agreed queries. Scalar, nats."""
+        chosen = backbone.score(self.prepared, self.chosen, edit=edit)  # (B,)
+        if self.rejected is None:
+            return leash * (self.base - chosen).clamp_min(0).mean()
+        rejected = backbone.score(self.prepared, self.rejected, edit=edit)  # (B,)
+        return -logsigmoid(chosen - rejected).mean()
+
+
+def _chunks(backbone: Backbone, contrasts: Sequence[Contrast], size: int) -> list[_Chunk]:
+    chunks = []
+    for start in range(0, len(contrasts), size):
+        part = contrasts[start : start + size]
+        prepared = backbone.prepare([contrast.prompt for contrast in part])
+        chosen = [contrast.chosen for contrast in part]
+        with torch.no_grad():
+            base = backbone.score(prepared, chosen).detach()
+        rejected = [c.rejected for c in part if c.rejected is not None] or None
+        chunks.append(_Chunk(prepared, chosen, rejected, base))
+    return chunks
+
+
+def _split(
+    contrasts: Sequence[Contrast], settings: EditSettings, generator: torch.Generator
+) -> tuple[list[Contrast], list[Contrast]]:
+    """Hold out whole users, so that early stopping looks at users the gradient never saw."""
+    users = sorted({contrast.user_id for contrast in contrasts})
+    n_held = int(len(users) * settings.fit_holdout)
+    order = torch.randperm(len(users), generator=generator).tolist()
+    held = {users[index] for index in order[:n_held]}
+    train = [contrast for contrast in contrasts if contrast.user_id not in held]
+    return train, [contrast for contrast in contrasts if contrast.user_id in held]
+
+
+def fit_by_preference(
+    backbone: Backbone,
+    contrasts: Sequence[Contrast],
+    layers: Sequence[int],
+    settings: EditSettings,
+    *,
+    seed: int = 0,
+    on_step: Callable[[int, float], None] | None = None,
+) -> FittedDirections:
+    """Fit one shared pair of directions per layer on preference contrasts.
+
+    Two things keep the fit sound. A share of the *users* is held out and the directions of the
+    best held-out loss are returned. And the leash: on agreed queries the edited model must not
+    find the common answer less likely than the unedited one does,
+    ``fit_leash · mean(max(0, log p_0(y) − log p_edit(y)))``.
+
+    Args:
+        backbone: Frozen model.
+        contrasts: Preference contrasts and agreed queries (``rejected`` None), any order.
+        layers: Edited decoder layers.
+        settings: The ``fit_*`` and ``edit_*`` fields.
+        seed: Seeds initial directions, hold-out and batch order.
+        on_step: Called with (step, training loss), e.g. for a progress line.
+
+    Raises:
+        UserError: No contrast with a rejected answer.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    different = [contrast for contrast in contrasts if contrast.rejected is not None]
+    agreed = [contrast for contrast in contrasts if contrast.rejected is None]
+    if not different:
+        raise UserError("The fit needs at least one pair with two different answers; got none.")
+    train, held = _split([*different, *agreed], settings, generator)
+    if not any(contrast.rejected is not None for contrast in train):
+        train, held = [*different, *agreed], []
+    use_leash = settings.fit_leash > 0
+
+    def chunked(group: Sequence[Contrast]) -> tuple[list[_Chunk], list[_Chunk]]:
+        pairs = [contrast for contrast in group if contrast.rejected is not None]
+        same = [contrast for contrast in group if contrast.rejected is None and use_leash]
+        order = torch.randperm(len(pairs), generator=generator).tolist()
+        shuffled = [pairs[index] for index in order]
+        return _chunks(backbone, shuffled, settings.fit_batch), _chunks(
+            backbone, same, settings.fit_batch
+        )
+
+    pair_chunks, leash_chunks = chunked(train)
+    held_pairs, held_leash = chunked(held)
+    shape = (len(layers), backbone.d)
+    start = torch.randn(2, *shape, generator=generator)
+    thetas = (start / start.norm(dim=-1, keepdim=True)).requires_grad_()
+    optimizer = torch.optim.Adam([thetas], lr=settings.fit_lr)
+
+    def edit_of(values: Tensor) -> Edit:
+        return Edit(
+            layers=tuple(layers),
+            theta_p=values[0],
+            theta_n=values[1],
+            alpha_p=settings.edit_alpha_p,
+            alpha_n=settings.edit_alpha_n,
+            order=settings.edit_order,
+            positions=settings.edit_positions,
+            site=settings.edit_site,
+            compute_dtype=settings.edit_compute_dtype,
+        )
+
+    def held_out_loss() -> float:
+        with torch.no_grad():
+            edit = edit_of(thetas.detach())
+            total = torch.stack([c.loss(backbone, edit, settings.fit_leash) for c in held_pairs])
+            value = total.mean()
+            if held_leash:
+                same = [c.loss(backbone, edit, settings.fit_leash) for c in held_leash]
+                value = value + torch.stack(same).mean()
+        return float(value)
+
+    losses: list[float] = []
+    curve: list[tuple[int, float]] = []
+    best, best_step, best_loss = thetas.detach().clone(), 0, float("inf")
+    order: list[int] = []
+    for step in range(1, settings.fit_steps + 1):
+        if not order:
+            order = torch.randperm(len(pair_chunks), generator=generator).tolist()
+        loss = pair_chunks[order.pop()].loss(backbone, edit_of(thetas), settings.fit_leash)
+        if leash_chunks:
+            chunk = leash_chunks[step % len(leash_chunks)]
+            loss = loss + chunk.loss(backbone, edit_of(thetas), settings.fit_leash)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        if on_step is not None:
+            on_step(step, losses[-1])
+        if not held_pairs:
+            best, best_step = thetas.detach().clone(), step
+        elif step % CHECK_EVERY == 0 or step == settings.fit_steps:
+            curve.append((step, held_out_loss()))
+            if curve[-1][1] < best_loss:
+                best, best_step, best_loss = thetas.detach().clone(), step, curve[-1][1]
+            elif step - best_step >= settings.fit_patience * CHECK_EVERY:
+                break
+    return FittedDirections(
+        edit=edit_of(best / best.norm(dim=-1, keepdim=True)),
+        loss=losses,
+        held_out=curve,
+        best_step=best_step,
+        n_pairs=sum(contrast.rejected is not None for contrast in train),
+        n_agreed=sum(contrast.rejected is None for contrast in train) if use_leash else 0,
+        n_held_out=len(held),
+    )

@@ -1,0 +1,268 @@
+"""Insights c^P, c^N and the synthetic preference pairs p^P, p^N (paper sections 3.1-3.2, A.3).
+
+The same frozen model plays both agents: from a user's selected history it writes a personalised
+and a neutral insight, then answers the user's queries once with each. The gold answer of a query
+cannot be reached from here: only its text is read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chameleon_lib.core.protocols import Backbone, DecodeSettings
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
+from chameleon_lib.lamp.prompts import (
+    ANSWER_CUE,
+    INSIGHT_QUERIES,
+    answer_prompt,
+    history_block,
+    insight_prompt,
+    query_line,
+)
+from chameleon_lib.lamp.records import HistoryItem, User
+from chameleon_lib.lamp.tasks import get_task
+
+ROLES = ("P", "N")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedUser:
+    """A user with the selected history H_u^k and both insights.
+
+    Attributes:
+        user: The user.
+        items: Selected history in profile order, after dropping what did not fit the context.
+        insight_p: Personalised insight c_u^P.
+        insight_n: Neutral insight c_u^N.
+        dropped_items: Selected items that were dropped because the prompt was too long (B9).
+    """
+
+    user: User
+    items: tuple[HistoryItem, ...]
+    insight_p: str
+    insight_n: str
+    dropped_items: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """One query of one user with both synthetic answers; immutable, so nothing can misalign (R13).
+
+    Attributes:
+        user_id: Whose pair it is.
+        query_id: Which query.
+        query: Text of the query.
+        items: Selected history.
+        answer_p: Output under the personalised prompt, ŷ^P.
+        answer_n: Output under the neutral prompt, ŷ^N.
+    """
+
+    user_id: str
+    query_id: str
+    query: str
+    items: tuple[HistoryItem, ...]
+    answer_p: str
+    answer_n: str
+
+    def identical(self, rule: str) -> bool:
+        """Whether the two outputs are the same under ``pairs_drop_identical``."""
+        if rule == "exact":
+            return self.answer_p == self.answer_n
+        return _normalised(self.answer_p) == _normalised(self.answer_n)
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def decode_settings(settings: EditSettings) -> DecodeSettings:
+    """The one decoding object of a run (A15, R10)."""
+    return DecodeSettings(
+        do_sample=settings.decode_do_sample,
+        num_beams=settings.decode_num_beams,
+        temperature=settings.decode_temperature,
+        seed=settings.decode_seed,
+    )
+
+
+def max_new_tokens(task: str, settings: EditSettings) -> int:
+    """Length limit of an answer in new tokens: the task's own unless the settings name one."""
+    return settings.decode_max_new_tokens or get_task(task).max_new_tokens
+
+
+def fit_context(
+    backbone: Backbone, user: User, items: Sequence[HistoryItem], settings: EditSettings
+) -> tuple[HistoryItem, ...]:
+    """Drop whole items from the end until the longest prompt of this user fits (B9, R7).
+
+    Args:
+        backbone: The model whose context limit counts.
+        user: Gives task and queries; these are never cut.
+        items: Selected history.
+        settings: ``prompts_overflow`` ``"drop_items"`` or ``"error"``.
+
+    Returns:
+        The items that stay; empty if not even one of them fits beside the longest query.
+    """
+    answer = max_new_tokens(user.task, settings)
+    longest = max((query.text for query in user.queries), key=len, default="")
+    kept = tuple(items)
+    while kept:
+        # The insight takes its whole budget again when it stands in the answer prompt.
+        prompt = answer_prompt(user.task, kept, longest, role="P", insight="-")
+        if backbone.fits(prompt, answer + settings.decode_insight_tokens):
+            break
+        if settings.prompts_overflow == "error":
+            raise UserError(
+                f"The prompt of user {user.id} is longer than the context of {backbone.name}; "
+                "lower selection_k or set prompts_overflow to 'drop_items'."
+            )
+        kept = kept[:-1]
+    return kept
+
+
+def write_insights(
+    backbone: Backbone,
+    task: str,
+    histories: Sequence[Sequence[HistoryItem]],
+    settings: EditSettings,
+) -> list[tuple[str, str]]:
+    """Both insights of every user, ``(c^P, c^N)`` (section 3.1; A14, B2).
+
+    An insight may come back empty; callers exclude and count such users.
+    """
+    if settings.insight_template != "fig2_v1":
+        raise UserError(f"Unknown insight template {settings.insight_template!r}; use 'fig2_v1'.")
+    prompts = [insight_prompt(task, items, role) for items in histories for role in ("P", "N")]
+    texts = backbone.generate(
+        prompts,
+        max_new_tokens=settings.decode_insight_tokens,
+        groups=[index // 2 for index in range(len(prompts))],
+        decode=decode_settings(settings),
+    )
+    # The templates close the sentence themselves: "The user prefers [INSIGHT]."
+    texts = [" ".join(text.split()).rstrip(".") for text in texts]
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def write_query_insights(
+    backbone: Backbone, task: str, users: Sequence[PreparedUser], settings: EditSettings
+) -> list[list[tuple[str, str]]]:
+    """One insight pair per query: the query stands in the insight prompt (B2 ``query``)."""
+    prompts: list[str] = []
+    groups: list[int] = []
+    for index, prepared in enumerate(users):
+        for query in prepared.user.queries:
+            for role in ("P", "N"):
+                parts = (history_block(task, prepared.items), query_line(task, query.text))
+                prompts.append("\n".join([*parts, INSIGHT_QUERIES[role]]))
+                groups.append(index)
+    texts = backbone.generate(
+        prompts,
+        max_new_tokens=settings.decode_insight_tokens,
+        groups=groups,
+        decode=decode_settings(settings),
+    )
+    clean = iter([" ".join(text.split()).rstrip(".") for text in texts])
+    return [[(next(clean), next(clean)) for _ in u.user.queries] for u in users]
+
+
+def answer_pairs(
+    backbone: Backbone, users: Sequence[PreparedUser], settings: EditSettings
+) -> list[PreferencePair]:
+    """Every query of every user answered under both prompts, before any filter (section 3.2).
+
+    Args:
+        backbone: The frozen model.
+        users: Users of one task with items and non-empty insights.
+        settings: Prompt and decoding fields.
+
+    Returns:
+        One pair per (user, query), in order; identical outputs are still in.
+    """
+    if not users:
+        return []
+    task = users[0].user.task
+    if settings.insight_scope == "query":
+        insights = write_query_insights(backbone, task, users, settings)
+    else:
+        insights = [[(u.insight_p, u.insight_n)] * len(u.user.queries) for u in users]
+    prompts: list[str] = []
+    groups: list[int] = []
+    for index, prepared in enumerate(users):
+        for query, pair in zip(prepared.user.queries, insights[index], strict=True):
+            for role, insight in zip(ROLES, pair, strict=True):
+                prompts.append(
+                    answer_prompt(
+                        task,
+                        prepared.items,
+                        query.text,
+                        role="P" if role == "P" else "N",
+                        insight=insight,
+                        fix_typos=settings.prompts_fix_typos,
+                    )
+                )
+                groups.append(index)
+    answers = iter(
+        backbone.generate(
+            prompts,
+            max_new_tokens=max_new_tokens(task, settings),
+            groups=groups,
+            decode=decode_settings(settings),
+        )
+    )
+    return [
+        PreferencePair(u.user.id, q.id, q.text, u.items, next(answers), next(answers))
+        for u in users
+        for q in u.user.queries
+    ]
+
+
+def keep_different(
+    pairs: Sequence[PreferencePair], settings: EditSettings
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Split pairs into (kept, identical); whole records only, so answers stay with their query.
+
+    A pair with an empty output is counted as identical: it holds no contrast to learn from.
+    """
+    kept: list[PreferencePair] = []
+    identical: list[PreferencePair] = []
+    for pair in pairs:
+        empty = not (pair.answer_p.strip() and pair.answer_n.strip())
+        same = empty or pair.identical(settings.pairs_drop_identical)
+        (identical if same else kept).append(pair)
+    return kept, identical
+
+
+def pair_texts(task: str, pair: PreferencePair, settings: EditSettings) -> list[tuple[str, str]]:
+    """The pair texts p^P and p^N as (context, continuation), P first (A3).
+
+    Default layout: history block, query line, "Your answer:", then the answer; neither insight
+    nor agent sentences take part, so the two texts differ in the answer only (R12).
+
+    Returns:
+        ``[(context, continuation of P), (context, continuation of N)]``; an encoder-decoder reads
+        the context in its encoder and the continuation in its decoder (A21).
+    """
+    history = history_block(task, pair.items)
+    query = query_line(task, pair.query)
+    contexts = {
+        "history_query_answer": f"{history}\n{query}\n{ANSWER_CUE}",
+        "history_answer": f"{history}\n{ANSWER_CUE}",
+        "query_answer": f"{query}\n{ANSWER_CUE}",
+        "answer_only": "",
+        "answer_history": "",
+    }
+    if settings.pairs_text not in contexts:
+        raise UserError(f"Unknown pairs_text {settings.pairs_text!r}: use one of {list(contexts)}.")
+    tail = f"\n{history}" if settings.pairs_text == "answer_history" else ""
+    context = contexts[settings.pairs_text]
+    return [(context, f"{answer}{tail}") for answer in (pair.answer_p, pair.answer_n)]
+
+
+def answer_histogram(answers: Sequence[str]) -> dict[str, int]:
+    """How often each answer occurs, most frequent first (section 12: label histogram)."""
+    return dict(Counter(answers).most_common())

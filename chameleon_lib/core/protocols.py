@@ -1,0 +1,150 @@
+"""What the editing core asks of a backbone and of an embedder, and the one decoding object (R10).
+
+The core never loads a model: it receives objects that satisfy these protocols as arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.errors import UserError
+
+Family = Literal["decoder", "encoder-decoder"]
+Pooling = Literal["last", "mean_answer", "mean_all"]
+Reduce = Literal["sum", "mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """How answers are decoded (A15); the default is greedy.
+
+    Attributes:
+        do_sample: Sample from the softmax instead of taking the largest logit.
+        num_beams: Beam width; more than 1 excludes sampling and per-row edits.
+        temperature: Divides the logits when sampling; None means 1.
+        seed: Seeds the sampling noise of every (prompt, step, token); the sample of a prompt does
+            not depend on how prompts are batched.
+    """
+
+    do_sample: bool = False
+    num_beams: int = 1
+    temperature: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_beams < 1:
+            raise UserError(f"decode_num_beams is {self.num_beams}; give 1 or more.")
+        if self.do_sample and self.num_beams > 1:
+            raise UserError("Sampling with beams is not offered; set decode_num_beams to 1.")
+        if self.temperature is not None and (not self.do_sample or self.temperature <= 0):
+            raise UserError("decode_temperature needs decode_do_sample and a value above 0.")
+
+
+class Prepared(Protocol):
+    """Prompts whose unedited prefix was computed once; opaque, never changed by its uses."""
+
+    def __len__(self) -> int: ...
+
+
+class Backbone(Protocol):
+    """A frozen language model that generates, scores and shows its MLP outputs.
+
+    Prompts are given in their original order and results come back in it; how they are batched
+    never changes a result beyond float rounding.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name for tables."""
+
+    @property
+    def family(self) -> Family:
+        """``decoder`` or ``encoder-decoder``."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+
+    @property
+    def d(self) -> int:
+        """Width of the ``mlp_out`` and ``block_out`` sites."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 that changes with the weights, the configuration or the tokenizer."""
+
+    def sites(self, site: str = "mlp_out") -> list[nn.Module]:
+        """The modules whose output is read or edited, one per decoder layer (A1)."""
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens the model reads for this prompt, chat template and BOS included."""
+
+    def fits(self, prompt: str, max_new_tokens: int) -> bool:
+        """Whether prompt and answer stay within the context limit (B9)."""
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        edit: Edit | None = None,
+        groups: Sequence[int] | None = None,
+        decode: DecodeSettings | None = None,
+    ) -> list[str]:
+        """Answers, stripped; prompts of one group share their longest common token prefix."""
+
+    def prepare(self, prompts: Sequence[str], *, groups: Sequence[int] | None = None) -> Prepared:
+        """Tokenises, buckets and computes the unedited prefix once."""
+
+    def generate_prepared(
+        self,
+        prepared: Prepared,
+        *,
+        max_new_tokens: int,
+        edit: Edit | None = None,
+        decode: DecodeSettings | None = None,
+    ) -> list[str]:
+        """``generate`` from a prefix that is already there."""
+
+    def score(
+        self,
+        prepared: Prepared,
+        answers: Sequence[str],
+        *,
+        edit: Edit | None = None,
+        reduce: Reduce = "sum",
+    ) -> Tensor:
+        """``log p(answer + EOS | prompt)`` in nats, ``(B,)``; carries gradients to the edit."""
+
+    def score_many(
+        self,
+        prepared: Prepared,
+        answers: Sequence[Sequence[str]],
+        *,
+        edit: Edit | None = None,
+        reduce: Reduce = "sum",
+    ) -> list[Tensor]:
+        """``score`` of several answers per prompt."""
+
+    def activations(
+        self,
+        contexts: Sequence[str],
+        answers: Sequence[str],
+        *,
+        pooling: Pooling = "last",
+        site: str = "mlp_out",
+    ) -> Tensor:
+        """Pooled site outputs, no edit active, ``(n_layers, B, d)`` float32 (section 3.5)."""
+
+
+class Embedder(Protocol):
+    """A sentence embedder for history selection (eq. 1)."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit-length embeddings, ``(n, d_s)`` float32."""

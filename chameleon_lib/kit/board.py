@@ -1,0 +1,124 @@
+"""What the person who waits sees; all on stderr, so that stdout ends with the page to read."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.plan import Step
+from chameleon_lib.kit.progress import duration, notes_file, read_progress
+
+if TYPE_CHECKING:
+    from chameleon_lib.kit.engine import Session
+
+_PLAIN_EVERY = 30.0  # seconds between progress lines where they cannot be rewritten
+
+
+def progress_file(number: str) -> Path:
+    return paths.cache_dir() / "progress" / f"{os.getpid()}-{number}.json"
+
+
+class Board:
+    """Progress of a run.
+
+    Args:
+        profile: run profile; the seconds of its last runs, kept apart from what is committed,
+            give the first estimate of the time left.
+        numbers: notebooks that will run, in order.
+    """
+
+    def __init__(self, profile: str, numbers: Sequence[str]) -> None:
+        self._file = paths.measured_dir(profile) / "timings.json"
+        self._profile = profile
+        self._numbers = list(numbers)
+        self._rewrite = sys.stderr.isatty()
+        self._last = time.monotonic()
+        try:
+            self._seconds = json.loads(self._file.read_text(encoding="utf-8"))["seconds"]
+        except (OSError, ValueError, KeyError):
+            self._seconds = {}
+
+    def start(self, step: Step) -> None:
+        """Say which notebook starts, and why it must."""
+        place = f"{self._numbers.index(step.notebook.number) + 1}/{len(self._numbers)}"
+        usual = self._seconds.get(step.notebook.name)
+        hint = f", took {duration(usual)} last time" if usual else ""
+        why = step.state.why or "asked for"
+        self._line(f"[{step.notebook.number}] {step.notebook.name} ({place}): {why}{hint}")
+
+    def show(self, running: Iterable[tuple[Step, Session]], waiting: Sequence[str]) -> None:
+        """Cell, library progress and time of every running notebook."""
+        now = time.monotonic()
+        if now - self._last < (1.0 if self._rewrite else _PLAIN_EVERY):
+            return
+        self._last = now
+        for step, session in running:
+            spent = now - session.started
+            parts = [f"[{step.notebook.number}] cell {session.cell}/{session.total}"]
+            parts += filter(None, [read_progress(progress_file(step.notebook.number))])
+            parts.append(f"{duration(spent)} so far{self._left(step, session, spent)}")
+            if waiting:
+                parts.append(f"then {', '.join(waiting)}")
+            text = " · ".join(parts)
+            if self._rewrite:
+                sys.stderr.write(f"\r\033[K{text[:110]}")
+                sys.stderr.flush()
+            else:
+                say(text)
+
+    def _left(self, step: Step, session: Session, spent: float) -> str:
+        usual = self._seconds.get(step.notebook.name)
+        if usual and usual > spent:
+            return f", about {duration(usual - spent)} left"
+        if session.cell > 1:
+            rest = spent / (session.cell - 1) * (session.total - session.cell + 1)
+            return f", about {duration(rest)} left"
+        return ""
+
+    def finish(self, step: Step, future: Future[float]) -> bool:
+        """Report the end of a notebook; True if it was a good one."""
+        number = step.notebook.number
+        progress = progress_file(number)
+        for note in _read_notes(notes_file(progress)):
+            self._line(f"[{number}] note: {note}")
+        progress.unlink(missing_ok=True)
+        error = future.exception()
+        if error is None:
+            self._seconds[step.notebook.name] = round(future.result(), 1)
+            text = json.dumps({"seconds": self._seconds}, indent=1, sort_keys=True)
+            paths.replace_text(self._file, text + "\n")
+            self._line(f"[{number}] done in {duration(future.result())}")
+            return True
+        from chameleon_lib.kit.engine import NotebookFailed
+
+        if not isinstance(error, NotebookFailed | UserError):
+            raise error
+        kept = paths.executed_dir(self._profile) / f"{step.notebook.name}.partial.ipynb"
+        self._line(f"[{number}] FAILED: {error}; see {paths.display(kept)}")
+        return False
+
+    def _line(self, text: str) -> None:
+        if self._rewrite:
+            sys.stderr.write("\r\033[K")
+        say(text)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _read_notes(path: Path) -> list[str]:
+    try:
+        notes = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    path.unlink()
+    return notes

@@ -1,0 +1,246 @@
+"""Estimates with 95 % intervals by resampling users.
+
+Users are the unit of resampling everywhere: several queries of one user are not independent
+(method section 12). A resample draws the same users for every arm and every seed, so that
+differences stay paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+N_BOOT = 10_000
+LEVEL = 0.95
+_CELLS_PER_CHUNK = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its 95 % percentile interval, its users and its seeds."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    seeds: int
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(x) for x in (self.value, self.low, self.high)):
+            raise ValueError(f"an Estimate needs finite numbers, got {self}")
+        if self.low > self.high or self.n < 1 or self.seeds < 1:
+            raise ValueError(f"an Estimate needs low <= high, n >= 1 and seeds >= 1, got {self}")
+
+    def __neg__(self) -> Estimate:
+        return Estimate(-self.value, -self.high, -self.low, self.n, self.seeds)
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def _stack(values: ArrayLike, ndim: int, name: str) -> Floats:
+    """Bring (users, ...) or (seeds, users, ...) to the latter; refuse NaN and empty arrays."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim == ndim:
+        array = array[None]
+    if array.ndim != ndim + 1 or array.size == 0:
+        raise ValueError(f"{name}: want (users, ...) or (seeds, users, ...), got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: holds NaN or infinity; drop or repair these users first")
+    return array
+
+
+def _check_users(a: Floats, b: Floats) -> None:
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"paired arms need the same users: {a.shape[1]} against {b.shape[1]}")
+
+
+def _draws(n: int, n_boot: int, seed: int, width: int) -> Iterator[NDArray[np.int64]]:
+    """Yield (chunk, n) user indices; chunks keep memory bounded and do not alter the stream."""
+    rng = np.random.default_rng(seed)
+    step = max(1, _CELLS_PER_CHUNK // max(1, n * width))
+    for start in range(0, n_boot, step):
+        yield rng.integers(0, n, size=(min(step, n_boot - start), n))
+
+
+def _estimate(value: float, boot: Floats, n: int, seeds: int) -> Estimate:
+    tail = (1.0 - LEVEL) / 2.0
+    low, high = np.quantile(boot, [tail, 1.0 - tail])
+    return Estimate(float(value), float(low), float(high), n, seeds)
+
+
+def paired_bootstrap(
+    per_user_a: ArrayLike,
+    per_user_b: ArrayLike | None = None,
+    statistic: str | Callable[[Floats], Floats] = "mean",
+    n_boot: int = N_BOOT,
+    seed: int = 0,
+) -> Estimate:
+    """Estimate a statistic of a, or of a minus b, by resampling users.
+
+    Args:
+        per_user_a: (users,) or (seeds, users); one score per user.
+        per_user_b: the other arm for the same users in the same order; its own number of seeds
+            may differ. None estimates the level of a.
+        statistic: "mean", or a function that reduces the last axis of an array (like
+            ``lambda x: np.median(x, axis=-1)``); differences are statistic(a) - statistic(b).
+        n_boot: number of resamples.
+        seed: seed of the resampling, fixed so that a re-run gives the same interval.
+
+    Returns:
+        The estimate, averaged over seeds inside every resample. The interval covers the choice
+        of users, not the choice of seeds: show `seed_sd` beside it.
+    """
+    a = _stack(per_user_a, 1, "per_user_a")  # (S, n)
+    arms = [(1.0, a)]
+    if per_user_b is not None:
+        b = _stack(per_user_b, 1, "per_user_b")
+        _check_users(a, b)
+        arms.append((-1.0, b))
+    n = a.shape[1]
+    reduce: Callable[[Floats], Floats]
+    if statistic == "mean":
+        # Means commute, so seeds and arms collapse before resampling: one vector per user.
+        flat = sum((sign * arm.mean(axis=0) for sign, arm in arms), np.zeros(n))[None]
+        arms, reduce = [(1.0, flat)], _mean_last
+    elif callable(statistic):
+        reduce = statistic
+    else:
+        raise ValueError(f"statistic {statistic!r}: say 'mean' or pass a function")
+    width = sum(len(arm) for _, arm in arms)
+    boot = np.concatenate(
+        [
+            sum(sign * np.mean([reduce(row[index]) for row in arm], axis=0) for sign, arm in arms)
+            for index in _draws(n, n_boot, seed, width)
+        ]
+    )
+    value = sum(sign * float(np.mean([reduce(row[None])[0] for row in arm])) for sign, arm in arms)
+    return _estimate(value, boot, n, len(a))
+
+
+def _mean_last(values: Floats) -> Floats:
+    return np.asarray(values.mean(axis=-1))
+
+
+def _ratio(sums: Floats) -> Floats:
+    return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def _root_ratio(sums: Floats) -> Floats:
+    return np.sqrt(_ratio(sums))
+
+
+def _macro_f1(sums: Floats) -> Floats:
+    """(..., 3 * labels) of tp, fp, fn -> (...,); an absent class counts 0, as LaMP has it."""
+    tp, fp, fn = np.split(sums, 3, axis=-1)
+    denominator = 2 * tp + fp + fn
+    f1 = np.divide(2 * tp, denominator, out=np.zeros_like(tp), where=denominator > 0)
+    return np.asarray(f1.mean(axis=-1))
+
+
+METRICS: Mapping[str, Callable[[Floats], Floats]] = {
+    "mean": _ratio,
+    "rmse": _root_ratio,
+    "macro_f1": _macro_f1,
+}
+
+
+def sums_by_user(values: ArrayLike, users: Sequence[str] | None = None) -> Floats:
+    """Sufficient statistics (users, 2) = (sum, count) of per-query values, for "mean" and "rmse".
+
+    For "rmse" pass squared errors. Users keep their order of first appearance.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    return _by_user(np.stack([array, np.ones_like(array)], axis=-1), users)
+
+
+def confusion_by_user(
+    golds: Sequence[str],
+    preds: Sequence[str],
+    labels: Sequence[str],
+    users: Sequence[str] | None = None,
+) -> Floats:
+    """Per-user counts (users, 3 * labels) = tp | fp | fn for "macro_f1".
+
+    Predictions outside `labels` only add a false negative to the gold class, as in LaMP.
+    """
+    if len(golds) != len(preds):
+        raise ValueError(f"{len(golds)} golds against {len(preds)} predictions")
+    unknown = sorted(set(golds) - set(labels))
+    if unknown:
+        raise ValueError(f"gold answers outside the label list: {unknown} (rule R21)")
+    column = np.array(labels)[None, :]
+    gold = np.array(golds)[:, None] == column  # (queries, labels)
+    pred = np.array(preds)[:, None] == column
+    counts = np.concatenate([gold & pred, ~gold & pred, gold & ~pred], axis=1)
+    return _by_user(counts.astype(np.float64), users)
+
+
+def _by_user(rows: Floats, users: Sequence[str] | None) -> Floats:
+    if users is None:
+        return rows
+    if len(users) != len(rows):
+        raise ValueError(f"{len(rows)} queries but {len(users)} user ids")
+    position = {user: i for i, user in enumerate(dict.fromkeys(users))}
+    out = np.zeros((len(position), *rows.shape[1:]))
+    np.add.at(out, [position[user] for user in users], rows)
+    return out
+
+
+def bootstrap_metric(
+    metric: str | Callable[[Floats], Floats],
+    sums_a: ArrayLike,
+    sums_b: ArrayLike | None = None,
+    n_boot: int = N_BOOT,
+    seed: int = 0,
+) -> Estimate:
+    """Bootstrap a metric that is no mean over users (macro-F1, RMSE), or the difference a - b.
+
+    Args:
+        metric: a key of METRICS, or a function from summed statistics (..., k) to (...).
+        sums_a: (users, k) or (seeds, users, k) from `sums_by_user` or `confusion_by_user`.
+        sums_b: the other arm for the same users, or None.
+        n_boot: number of resamples.
+        seed: seed of the resampling.
+    """
+    reduce = METRICS[metric] if isinstance(metric, str) else metric
+    a = _stack(sums_a, 2, "sums_a")  # (S, n, k)
+    arms = [(1.0, a)]
+    if sums_b is not None:
+        b = _stack(sums_b, 2, "sums_b")
+        _check_users(a, b)
+        arms.append((-1.0, b))
+    n = a.shape[1]
+    weights = _weights(n, n_boot, seed)  # (n_boot, n)
+    boot = sum(sign * np.mean([reduce(weights @ s) for s in arm], axis=0) for sign, arm in arms)
+    value = sum(s * float(np.mean([reduce(x.sum(axis=0)) for x in arm])) for s, arm in arms)
+    return _estimate(value, np.asarray(boot), n, len(a))
+
+
+@lru_cache(maxsize=4)
+def _weights(n: int, n_boot: int, seed: int) -> Floats:
+    """How often every user occurs in every resample, (n_boot, n).
+
+    The same users are resampled for every row of every table, so the draws are made once; summed
+    statistics of a resample are then one matrix product.
+    """
+    chunks = []
+    for index in _draws(n, n_boot, seed, 2):
+        flat = (index + n * np.arange(len(index))[:, None]).ravel()
+        chunks.append(np.bincount(flat, minlength=index.size).reshape(index.shape))
+    return np.concatenate(chunks).astype(np.float64)
+
+
+def seed_sd(per_user: ArrayLike) -> float:
+    """Standard deviation over seeds of the mean over users, (seeds, users) -> float."""
+    array = _stack(per_user, 1, "per_user")
+    if len(array) < 2:
+        raise ValueError("a spread over seeds needs at least two seeds")
+    return float(array.mean(axis=1).std(ddof=1))

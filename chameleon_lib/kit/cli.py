@@ -1,0 +1,189 @@
+"""`python -m chameleon_lib <command>`: one table of commands, each loaded only when it is used."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.profiles import PROFILES
+
+# name -> (module:function of (argv) -> exit code, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("chameleon_lib.kit.cli:run", "run the notebooks that are not up to date"),
+    "list": ("chameleon_lib.kit.cli:show_list", "list notebooks, titles and parameters"),
+    "plan": ("chameleon_lib.kit.cli:show_plan", "say what would run, and why"),
+    "verify": ("chameleon_lib.kit.verify:main", "compare a fresh run with the committed tables"),
+    "bench": ("chameleon_lib.bench:main", "measure speed and memory"),
+    "acceptance": (
+        "chameleon_lib.backbones.demo.acceptance:main",
+        "check that the embedded models can show an effect",
+    ),
+    "train": ("chameleon_lib.backbones.demo.train:main", "train the embedded models again"),
+    "world": ("chameleon_lib.backbones.demo.world:main", "write the embedded world as LaMP files"),
+}
+EXIT_CODES = "exit codes: 0 ok, 1 a notebook failed, 2 usage, 3 environment, 130 interrupted"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that refuses in one sentence instead of a usage screen."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        argv: command line without the program name.
+
+    Returns:
+        The exit code; 2 with one sentence on stderr for whatever the user can put right.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if argv else 2
+    try:
+        if argv[0] not in COMMANDS:
+            raise UserError(f"Unknown command '{argv[0]}': choose one of {', '.join(COMMANDS)}.")
+        return _load(COMMANDS[argv[0]][0])(list(argv[1:]))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+
+
+def _help() -> str:
+    lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: python -m chameleon_lib <command> [options]", "", *lines, "", EXIT_CODES]
+    )
+
+
+def _load(target: str) -> Callable[[list[str]], int]:
+    module, _, function = target.partition(":")
+    loaded: Callable[[list[str]], int] = getattr(import_module(module), function)
+    return loaded
+
+
+def _parser(command: str) -> _Parser:
+    parser = _Parser(
+        prog=f"python -m chameleon_lib {command}",
+        description=COMMANDS[command][1],
+        epilog=EXIT_CODES,
+        allow_abbrev=False,
+    )
+    if command != "list":
+        parser.add_argument(
+            "--profile", choices=list(PROFILES), default="demo", help="size of the run"
+        )
+    parser.add_argument("--only", default="", metavar="01,03", help="notebook numbers")
+    if command != "list":
+        parser.add_argument("--data", metavar="DIR", help="folder with LaMP files")
+        parser.add_argument("--users", type=_positive, metavar="N", help="users per task")
+        parser.add_argument("--seeds", type=_positive, metavar="N", help="seeds")
+        parser.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="any other parameter of a notebook, as a Python literal; repeatable",
+        )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
+    return int(text)
+
+
+def _numbers(text: str) -> list[str]:
+    numbers = [part.strip() for part in text.split(",") if part.strip()]
+    if text and not numbers:
+        raise UserError("--only takes notebook numbers such as 01,03.")
+    return [number.zfill(2) for number in numbers]
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Parameter values from the options.
+
+    Raises:
+        UserError: for a missing data folder or a malformed `--set`.
+    """
+    values: dict[str, Any] = {}
+    for name in ("users", "seeds"):
+        if getattr(options, name) is not None:
+            values[name] = getattr(options, name)
+    if options.data is not None:
+        folder = Path(options.data).absolute()
+        if not folder.exists():
+            raise UserError(f"There is no data folder {options.data}.")
+        values["data"] = str(folder)
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--set takes NAME=VALUE, not '{text}'.")
+        try:
+            values[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[name] = value  # a bare word is a string
+    return values
+
+
+def run(argv: Sequence[str]) -> int:
+    """`run`: bring the outputs of a profile up to date."""
+    from chameleon_lib.kit.driver import run_notebooks
+
+    parser = _parser("run")
+    parser.add_argument(
+        "--jobs", type=_positive, default=1, metavar="N", help="notebooks at a time"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="run notebooks that are up to date, too; finished units are still reused "
+        "(delete .chameleon/ to compute everything again)",
+    )
+    options = parser.parse_args(argv)
+    return run_notebooks(
+        options.profile,
+        _numbers(options.only),
+        _overrides(options),
+        force=options.force,
+        jobs=options.jobs,
+    )
+
+
+def show_list(argv: Sequence[str]) -> int:
+    """`list`: notebooks with titles and parameters."""
+    from chameleon_lib.kit.notebooks import discover, select
+
+    options = _parser("list").parse_args(argv)
+    for notebook in select(discover(paths.notebooks_dir()), _numbers(options.only)):
+        print(f"{notebook.number}  {notebook.title()}")
+        print(f"    {paths.display(notebook.path)}")
+        for item in notebook.parameters().values():
+            kind = f": {item.annotation}" if item.annotation else ""
+            print(f"    {item.name}{kind} = {item.default!r}")
+    return 0
+
+
+def show_plan(argv: Sequence[str]) -> int:
+    """`plan`: what would run, and why."""
+    from chameleon_lib.kit.plan import Run
+
+    options = _parser("plan").parse_args(argv)
+    planned = Run(options.profile, _overrides(options), _numbers(options.only))
+    for notebook, what, why in planned.plan():
+        print(f"{notebook.number}  {what:<7}{notebook.name}{'  (' + why + ')' if why else ''}")
+    return 0

@@ -1,0 +1,215 @@
+"""Run the notebooks: skip what is current, run the rest, tell how far it is, build the report.
+
+The driver never loads torch, and loads Jupyter only if a notebook really runs: an up-to-date tree
+is recognised in about a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.board import Board, progress_file, say
+from chameleon_lib.kit.hashing import digest, tree_digests
+from chameleon_lib.kit.kernels import kernel_environment, private_jupyter
+from chameleon_lib.kit.ledger import snapshot, written_since
+from chameleon_lib.kit.plan import Run, Step
+from chameleon_lib.kit.progress import duration
+
+if TYPE_CHECKING:
+    from chameleon_lib.kit.engine import Session
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+_TICK = 0.5  # seconds between two looks at running notebooks
+
+
+def run_notebooks(
+    profile: str,
+    only: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    force: bool = False,
+    jobs: int = 1,
+    folder: Path | None = None,
+) -> int:
+    """Bring the outputs of a run profile up to date and build its report.
+
+    Args:
+        profile: name of the run profile.
+        only: notebook numbers; all if empty.
+        overrides: parameter values.
+        force: run also what is current; finished units in the store are still used.
+        jobs: notebooks at a time; summary notebooks always come last, alone.
+        folder: source notebooks; those of the checkout by default.
+
+    Returns:
+        0 if all is up to date, 1 if a notebook failed, 130 after Ctrl-C.
+
+    Raises:
+        UserError: for a wrong request, or if another run is at work on the same cache.
+    """
+    if jobs < 1:
+        raise UserError("--jobs takes a number of 1 or more.")
+    run = Run(profile, overrides, only, folder=folder)
+    with _alone():
+        failed, done = 0, 0
+        try:
+            for notebooks, workers in (
+                ([n for n in run.selected if not n.summary], jobs),
+                ([n for n in run.selected if n.summary], 1),
+            ):
+                if failed and notebooks:
+                    say(f"Not run, for it reads the others: {', '.join(n.name for n in notebooks)}")
+                    continue
+                steps = [run.step(notebook) for notebook in notebooks]
+                stale = [step for step in steps if step.state.why or force]
+                for step in steps:
+                    if step.state.stale_prose and not force:
+                        _refresh(run, step)
+                good = _execute(run, stale, workers) if stale else 0
+                done += len(steps) - len(stale) + good
+                failed += len(stale) - good
+        except KeyboardInterrupt:
+            say("Interrupted; finished units are kept, the same command goes on from here.")
+            return INTERRUPTED
+        say(f"{done}/{len(run.selected)} up to date")
+        if failed:
+            _report_what_there_is(run)
+            return FAILED
+        index = _report(run)
+    print(f"Read: {paths.display(index)}", flush=True)
+    return OK
+
+
+def _report_what_there_is(run: Run) -> None:
+    """Build the pages after a failure; that they are incomplete must not hide the failure."""
+    try:
+        _report(run)
+    except UserError as error:
+        say(f"The report was not built: {error}")
+
+
+def _refresh(run: Run, step: Step) -> None:
+    """Bring new prose into an executed copy."""
+    from chameleon_lib.kit.engine import refresh_prose
+
+    name = run.profile.name
+    refresh_prose(step.notebook, paths.executed_dir(name) / step.notebook.path.name)
+    entry = run.ledger.entry(name, step.notebook.name)
+    run.ledger.record(name, step.notebook, step.inputs, entry.outputs if entry else ())
+    say(f"[{step.notebook.number}] {step.notebook.name}: new text, nothing to compute")
+
+
+def _execute(run: Run, steps: Sequence[Step], jobs: int) -> int:
+    """Run notebooks in worker threads; this thread shows progress and keeps watch.
+
+    Returns:
+        The number of notebooks that ran well.
+    """
+    from chameleon_lib.kit.engine import Session
+
+    board = Board(run.profile.name, [step.notebook.number for step in steps])
+    limit = run.profile.timeout_minutes * 60
+    good = 0
+    with private_jupyter(), ThreadPoolExecutor(jobs) as pool:
+        sessions: dict[Future[float], tuple[Step, Session]] = {}
+        waiting = list(steps)
+        try:
+            while waiting or sessions:
+                while waiting and len(sessions) < jobs:
+                    step, session = waiting.pop(0), Session()
+                    board.start(step)
+                    sessions[pool.submit(_run_one, run, step, session)] = (step, session)
+                finished, _ = wait(sessions, timeout=_TICK, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    step, _session = sessions.pop(future)
+                    good += board.finish(step, future)
+                for _step, session in sessions.values():
+                    if time.monotonic() - session.started > limit:
+                        session.stop(f"it took longer than {duration(limit)}")
+                board.show(sessions.values(), [step.notebook.number for step in waiting])
+        finally:
+            # Nothing is left here unless an interruption or a full disk ended the loop early.
+            for _step, session in sessions.values():
+                session.stop("interrupted")
+    return good
+
+
+def _run_one(run: Run, step: Step, session: Session) -> float:
+    """Run one notebook to its place in the outputs and the ledger.
+
+    Returns:
+        Wall-clock seconds.
+    """
+    from chameleon_lib.kit import engine
+
+    name, notebook = run.profile.name, step.notebook
+    target = paths.executed_dir(name) / notebook.path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{notebook.name}.partial.ipynb")
+    work = paths.cache_dir() / "work" / notebook.name
+    work.mkdir(parents=True, exist_ok=True)
+    start, before = time.monotonic(), snapshot(name)
+    executed = engine.execute(
+        notebook,
+        partial,
+        step.parameters,
+        env=kernel_environment(run.profile, progress_file(notebook.number)),
+        work=work,
+        session=session,
+    )
+    engine.write(engine.normalise(executed), partial, target)
+    run.ledger.record(name, notebook, step.inputs, written_since(before, snapshot(name)))
+    return time.monotonic() - start
+
+
+def _report(run: Run) -> Path:
+    """Build the pages, unless they already show what is there."""
+    name = run.profile.name
+    stamp = paths.cache_dir() / "report.json"
+    index = paths.outputs_dir(name) / "index.html"
+
+    def state() -> dict[str, str]:
+        return {
+            "outputs": digest(tree_digests(paths.outputs_dir(name), skip=("measured",))),
+            "sources": digest(run.library.digests(["chameleon_lib.kit.report"], data=True)),
+            "templates": digest(tree_digests(paths.package_dir() / "kit" / "templates")),
+        }
+
+    try:
+        known = json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if index.is_file() and known.get(name) == state():
+        return index
+    from chameleon_lib.kit import report
+
+    built: Path = report.build(name)
+    paths.replace_text(stamp, json.dumps({**known, name: state()}, indent=1, sort_keys=True))
+    return built
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep a second driver off the same cache; the lock dies with its owner, even by kill -9.
+
+    Raises:
+        UserError: if another run holds it.
+    """
+    paths.cache_dir().mkdir(parents=True, exist_ok=True)
+    with (paths.cache_dir() / "run.lock").open("w", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another run is at work on {paths.display(paths.cache_dir())}: wait for its end."
+            ) from None
+        yield

@@ -1,0 +1,116 @@
+"""Facts of a run: the repeatable ones for the index page, the machine's own apart from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.environment import environment_hash
+from chameleon_lib.kit.profiles import get_profile
+
+PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn", "safetensors",
+            "tokenizers", "matplotlib", "papermill", "nbconvert")  # fmt: skip
+# Instruction sets that decide which matrix kernels run, hence the last bits of every sum.
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "fma", "asimd", "sve")
+FILE = "run_facts.json"
+
+
+def sha256(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def run_facts(profile: str, data: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Collect what decides a run's numbers, without any time, host or path.
+
+    Args:
+        profile: run profile.
+        data: name -> sha256 or revision of the data sets (and hub models) that were used.
+    """
+    chosen = get_profile(profile)
+    models = {
+        path.relative_to(paths.package_dir()).as_posix(): sha256(path)
+        for path in sorted((paths.package_dir() / "backbones").rglob("*.safetensors"))
+    }
+    environment = paths.environment_file()
+    return {
+        "profile": profile,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "environment_sha256": environment_hash(environment) if environment.is_file() else "absent",
+        "threads": chosen.threads,
+        "seeds": chosen.seeds,
+        "users": {"train": chosen.n_train, "dev": chosen.n_dev, "test": chosen.n_test},
+        "backbones": list(chosen.backbones),
+        "models": models if chosen.data == "demo" else {},
+        "data": dict(data or {}),
+        "cpu": {"machine": platform.machine(), "flags": _cpu_flags()},
+    }
+
+
+def save_run_facts(profile: str, data: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Write outputs/<profile>/run_facts.json and measured/machine.json; return the former.
+
+    With `data=None` the data hashes already in the file are kept, so that the driver may refresh
+    the rest without knowing them.
+    """
+    path = paths.outputs_dir(profile) / FILE
+    if data is None and path.is_file():
+        data = load_run_facts(path.parent).get("data")
+    facts = run_facts(profile, data)
+    paths.replace_text(path, json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    machine = {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.platform()}
+    paths.replace_text(
+        paths.measured_dir(profile) / "machine.json", json.dumps(machine, indent=1) + "\n"
+    )
+    return facts
+
+
+def load_run_facts(folder: Path) -> dict[str, Any]:
+    """Read run_facts.json of an outputs folder; empty if the run recorded none."""
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{paths.display(path)} is not JSON; run the profile again.") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{paths.display(path)} holds no record; run the profile again.")
+    return facts
+
+
+def cpu_model() -> str:
+    """Name of the processor, as far as the system tells."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _cpu_flags() -> list[str]:
+    info = _cpuinfo()
+    words = set((info.get("flags") or info.get("Features") or "").split())
+    return [flag for flag in _FLAGS if flag in words]
+
+
+def _cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")  # Linux only; elsewhere the machine type has to do
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}

@@ -1,0 +1,75 @@
+"""What a notebook's kernel may see of the machine: private settings, fixed seeds and threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.profiles import RunProfile
+from chameleon_lib.kit.progress import VARIABLE
+
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+def jupyter_folders() -> dict[str, str]:
+    """Private Jupyter folders below the cache: the reader's own settings must not reach a run."""
+    base = paths.cache_dir() / "jupyter"
+    names = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR")
+    return {name: str(base / name.lower().removesuffix("dir").strip("_")) for name in names}
+
+
+@contextlib.contextmanager
+def private_jupyter() -> Iterator[None]:
+    """Let this process, which starts the kernels, use the private folders for a while."""
+    wanted = jupyter_folders()
+    before = {name: os.environ.get(name) for name in (*wanted, "JUPYTER_PATH")}
+    for folder in wanted.values():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    os.environ.update(wanted)
+    # It could bring in somebody else's kernel named python3.
+    os.environ.pop("JUPYTER_PATH", None)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def kernel_environment(profile: RunProfile, progress: Path) -> dict[str, str]:
+    """The environment variables of a kernel.
+
+    Args:
+        profile: decides threads and whether hub libraries stay off the network.
+        progress: file through which library calls tell the driver how far they are.
+
+    Returns:
+        All variables: this process's own, and on top of them those that make two runs equal.
+    """
+    progress.parent.mkdir(parents=True, exist_ok=True)
+    env = {**os.environ, **jupyter_folders()}
+    env.pop("JUPYTER_PATH", None)
+    inherited = [part for part in env.get("PYTHONPATH", "").split(os.pathsep) if part]
+    env |= {
+        VARIABLE: str(progress),
+        "PYTHONPATH": os.pathsep.join([str(paths.root()), *inherited]),
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # Warnings quote file paths of this machine, bars quote times: both would end up in outputs.
+        "PYTHONWARNINGS": "ignore",
+        "TQDM_DISABLE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "MPLBACKEND": "agg",
+        "MPLCONFIGDIR": str(paths.cache_dir() / "matplotlib"),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(profile.threads)),
+    }
+    if profile.offline:
+        env |= dict.fromkeys(_OFFLINE, "1")
+    return env

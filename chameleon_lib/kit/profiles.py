@@ -1,0 +1,125 @@
+"""Run profiles: how large a run is and where its data and models come from.
+
+The notebooks carry only a profile name; every number behind that name stands in this one table, so
+a small run and the paper's run are the same notebooks and the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chameleon_lib.errors import UserError
+
+TASKS = ("LaMP_2", "LaMP_3", "LaMP_7")
+
+
+@dataclass(frozen=True, slots=True)
+class RunProfile:
+    """One size of a run.
+
+    Attributes:
+        name: folder name below `outputs/` and value of the notebooks' `profile` parameter.
+        banner: sentence shown on every page and table of this profile.
+        backbones: model ids; `demo:<family>:<seed>` are embedded, the others are hub names.
+        embedder: sentence embedder of the history selection (section 3.1).
+        data: where users come from: the embedded world or official LaMP files.
+        tasks: LaMP tasks, official names with an underscore.
+        n_train: users whose history may be used to fit, per task.
+        n_dev: users for choosing knobs, per task.
+        n_test: users that are scored, per task.
+        draws: random draws of groups in the group-size study (section 4.4).
+        group_size: users per group edit (section 4.3; the paper uses 100).
+        seeds: default number of repetitions of whatever is random.
+        offline: if true, the hub libraries are told to stay off the network.
+        threads: OpenMP threads per kernel; fixed, since sums depend on their order.
+        dtype: precision in which the models are loaded; "auto" keeps what the checkpoint stores.
+        timeout_minutes: watchdog for one notebook.
+    """
+
+    name: str
+    banner: str
+    backbones: tuple[str, ...]
+    embedder: str
+    data: str
+    tasks: tuple[str, ...]
+    n_train: int
+    n_dev: int
+    n_test: int
+    draws: int
+    group_size: int
+    seeds: int
+    offline: bool
+    threads: int
+    dtype: str
+    timeout_minutes: float
+
+
+_MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+PROFILES: dict[str, RunProfile] = {
+    "demo": RunProfile(
+        name="demo",
+        banner="Demo run: small embedded models on a synthetic world. Not the paper's numbers.",
+        backbones=("demo:decoder:0", "demo:decoder:1", "demo:encdec:0", "demo:encdec:1"),
+        embedder="all-MiniLM-L6-v2",
+        data="demo",
+        tasks=TASKS,
+        n_train=200,
+        n_dev=60,
+        n_test=200,
+        draws=3,
+        group_size=100,
+        seeds=3,
+        offline=True,
+        threads=2,
+        dtype="float32",
+        timeout_minutes=120,
+    ),
+    "laptop": RunProfile(
+        name="laptop",
+        banner="Laptop run: official LaMP with small public models. Not the paper's models.",
+        backbones=("Qwen/Qwen2.5-0.5B-Instruct", "google/flan-t5-base"),
+        embedder=_MINILM,
+        data="lamp",
+        tasks=TASKS,
+        n_train=200,
+        n_dev=50,
+        n_test=100,
+        draws=3,
+        group_size=100,
+        seeds=3,
+        offline=False,
+        threads=2,
+        dtype="auto",
+        timeout_minutes=24 * 60,
+    ),
+    "paper": RunProfile(
+        name="paper",
+        banner="Paper run: official LaMP with the paper's two backbones.",
+        backbones=("mistralai/Mistral-7B-Instruct-v0.3", "google/flan-t5-xxl"),
+        embedder=_MINILM,
+        data="lamp",
+        tasks=TASKS,
+        n_train=1000,
+        n_dev=200,
+        n_test=1000,
+        draws=5,
+        group_size=100,
+        seeds=5,
+        offline=False,
+        threads=8,
+        dtype="bfloat16",
+        timeout_minutes=7 * 24 * 60,
+    ),
+}
+
+
+def get_profile(name: str) -> RunProfile:
+    """Look a run profile up by name.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    if name not in PROFILES:
+        raise UserError(f"Unknown run profile '{name}': choose one of {', '.join(PROFILES)}.")
+    return PROFILES[name]

@@ -1,0 +1,112 @@
+"""Progress of long library calls, kept out of what a notebook stores.
+
+A progress line in a cell's output would make two runs of a notebook differ. So under the driver
+(`CHAMELEON_PROGRESS` names a file) progress goes into that file and the driver shows it; in a
+terminal and in JupyterLab it is one line on stderr, rewritten in place; anywhere else it is silent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from chameleon_lib.kit.paths import replace_text
+
+VARIABLE = "CHAMELEON_PROGRESS"
+_INTERVAL = 0.5  # seconds between two updates
+
+
+def duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Count finished units and estimate the time left.
+
+    Args:
+        label: what is counted, such as "directions, users".
+        total: number of units to do.
+
+    Example:
+        with Progress("answers", len(prompts)) as progress:
+            for batch in batches:
+                ...
+                progress.advance(len(batch))
+    """
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label = label
+        self.total = total
+        self.done = 0
+        self._start = self._shown = time.monotonic()
+        target = os.environ.get(VARIABLE)
+        self._file = Path(target) if target else None
+        # JupyterLab's stderr is no terminal, but it honours the carriage return.
+        lab = "ipykernel" in sys.modules and target is None
+        self._line = self._file is None and (lab or (target is None and sys.stderr.isatty()))
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+        elif self._line and self._shown > self._start:
+            sys.stderr.write("\n")
+
+    def text(self) -> str:
+        """The state in one line."""
+        line = f"{self.label} {self.done}/{self.total}"
+        if 0 < self.done < self.total:
+            spent = time.monotonic() - self._start
+            line += f", about {duration(spent / self.done * (self.total - self.done))} left"
+        return line
+
+    def advance(self, count: int = 1) -> None:
+        """Note `count` more finished units."""
+        self.done += count
+        now = time.monotonic()
+        if now - self._shown < _INTERVAL:
+            return
+        self._shown = now
+        if self._file is not None:
+            replace_text(self._file, json.dumps({"text": self.text()}))
+        elif self._line:
+            sys.stderr.write(f"\r{self.text():<78}")
+            sys.stderr.flush()
+
+
+def read_progress(path: Path) -> str:
+    """The line a kernel last left for the driver; empty if there is none."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["text"])
+    except (FileNotFoundError, ValueError):
+        return ""
+
+
+def notes_file(path: Path) -> Path:
+    """Where sentences for the reader of the run are collected, beside a progress file."""
+    return path.with_name(path.name + ".notes")
+
+
+def tell(sentence: str) -> None:
+    """Say something about this run that must not become part of a notebook's output."""
+    target = os.environ.get(VARIABLE)
+    if target:
+        with notes_file(Path(target)).open("a", encoding="utf-8") as stream:
+            stream.write(sentence + "\n")
+    else:
+        logging.getLogger("chameleon_lib").warning(sentence)

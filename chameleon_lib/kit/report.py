@@ -1,0 +1,173 @@
+"""Executed notebooks to offline pages, and the index page of a run profile."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import nbformat
+import pandas as pd
+from markupsafe import Markup, escape
+from nbconvert import HTMLExporter
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.facts import save_run_facts
+from chameleon_lib.kit.mathml import MathStore
+from chameleon_lib.kit.page import page_problems
+from chameleon_lib.kit.profiles import get_profile
+from chameleon_lib.kit.stats import STATUSES
+from chameleon_lib.kit.tables import table_html
+from chameleon_lib.kit.verdicts import Verdict, load_verdicts
+
+__all__ = ["banner", "build", "page_problems", "render_notebook"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+_MARKS = {
+    "reproduced": ("✓", "good"),
+    "direction only": ("◐", "half"),
+    "not reproduced": ("✗", "bad"),
+    "opposite": ("⇄", "bad"),
+    "too few users": ("–", "none"),
+    "not run at this scale": ("–", "none"),
+}
+
+
+def banner(profile: str) -> str:
+    """Return the sentence that keeps small runs from passing for the paper; empty for `paper`."""
+    if profile == "paper":
+        return ""
+    if profile == "demo":
+        return (
+            "demo profile: a planted world and tiny embedded models; "
+            "says nothing about Mistral-7B or Flan-T5-XXL"
+        )
+    return get_profile(profile).banner
+
+
+def render_notebook(executed: Path, profile: str) -> Path:
+    """Render an executed notebook to outputs/<profile>/html/<stem>.html.
+
+    The page has no script and loads nothing; formulas are MathML, figures carry the alt text and
+    caption of their output metadata.
+
+    Raises:
+        UserError: unreadable notebook, unknown formula, or a page that `page_problems` faults.
+    """
+    try:
+        notebook = nbformat.read(executed, as_version=4)
+    except (OSError, ValueError, nbformat.ValidationError) as error:
+        raise UserError(f"{paths.display(executed)} is no readable notebook.") from error
+    math = MathStore(executed.name)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = math.protect(cell.source)
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                output.data["text/markdown"] = math.protect(output.data["text/markdown"])
+    exporter = HTMLExporter(template_name="kit", extra_template_basedirs=[str(TEMPLATES)])
+    dark = next(
+        path
+        for folder in exporter.template_paths
+        if (path := Path(folder) / "static" / "theme-dark.css").is_file()
+    )
+    resources = {
+        "metadata": {"name": f"{executed.stem} · {profile} profile", "path": ""},
+        "kit": {
+            "profile": profile,
+            "banner": banner(profile),
+            "dark_css": dark.read_text(encoding="utf-8"),
+        },
+    }
+    page, _ = exporter.from_notebook_node(notebook, resources=resources)
+    page = math.restore(page)
+    problems = page_problems(page)
+    if problems:
+        raise UserError(f"{executed.name} cannot be published: {'; '.join(problems[:5])}.")
+    target = paths.outputs_dir(profile) / "html" / f"{executed.stem}.html"
+    paths.replace_text(target, page)
+    return target
+
+
+def build(profile: str) -> Path:
+    """Render every executed notebook of a profile and write outputs/<profile>/index.html.
+
+    The page holds nothing that differs between two runs on one environment: wall-clock facts stay
+    in outputs/<profile>/measured/.
+    """
+    folder = paths.outputs_dir(profile)
+    notebooks = []
+    for executed in sorted(paths.executed_dir(profile).glob("*.ipynb")):
+        if ".partial" in executed.name:
+            continue
+        render_notebook(executed, profile)
+        notebooks.append({"stem": executed.stem, "title": _title(executed)})
+    tables = _sidecars(paths.tables_dir(profile), profile)
+    verdicts = load_verdicts(profile)
+    counts = Counter(verdict.status for verdict in verdicts)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("index.html.j2").render(
+        profile=profile,
+        banner=banner(profile),
+        css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        verdicts=[_row(verdict, folder) for verdict in verdicts],
+        counts=[(status, counts[status]) for status in STATUSES if counts[status]],
+        figures=_sidecars(paths.figures_dir(profile), profile),
+        controls=[_table(entry, profile) for entry in tables if entry["kind"] == "control"],
+        tables=tables,
+        notebooks=notebooks,
+        facts=save_run_facts(profile),
+    )
+    problems = page_problems(page)
+    if problems:
+        raise UserError(f"The index page cannot be published: {'; '.join(problems[:5])}.")
+    target = folder / "index.html"
+    paths.replace_text(target, page)
+    return target
+
+
+def _title(executed: Path) -> Markup:
+    """First heading of a notebook, its formulas drawn as on its own page."""
+    cells = nbformat.read(executed, as_version=4).cells
+    lines = [line for c in cells if c.cell_type == "markdown" for line in c.source.splitlines()]
+    title = next((line[2:].strip() for line in lines if line.startswith("# ")), executed.stem)
+    math = MathStore(executed.name)
+    return Markup(math.restore(str(escape(math.protect(title).replace("&#36;", "$")))))
+
+
+def _row(verdict: Verdict, folder: Path) -> dict[str, Any]:
+    mark, tone = _MARKS[verdict.status]
+    page = f"html/{verdict.notebook}.html"
+    return {
+        "v": verdict,
+        "ours": "not run" if verdict.ours is None else str(verdict.ours).replace("-", "−"),
+        "mark": mark,
+        "tone": tone,
+        "page": page if (folder / page).is_file() else "",
+        "csv": verdict.csv if verdict.csv and (folder / verdict.csv).is_file() else "",
+    }
+
+
+def _sidecars(folder: Path, profile: str) -> list[dict[str, Any]]:
+    """Read the JSON beside every figure or table, ordered by id."""
+    entries = []
+    for path in sorted(folder.glob("*.json")):
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        if entry.get("profile") != profile:
+            raise UserError(f"{path.name} belongs to profile {entry.get('profile')!r}.")
+        entries.append(entry)
+    return entries
+
+
+def _table(entry: dict[str, Any], profile: str) -> dict[str, Any]:
+    frame = pd.read_csv(paths.tables_dir(profile) / f"{entry['id']}.csv")
+    return {**entry, "html": Markup(table_html(frame, entry["caption"]))}

@@ -1,0 +1,177 @@
+"""Tables: checked, saved as byte-stable CSV with a caption, shown as accessible HTML."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from IPython.display import HTML
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.csvtext import check_id, format_cell, to_csv
+from chameleon_lib.kit.stats import Estimate
+
+Kind = Literal["result", "control", "diagnostic"]
+KINDS: tuple[Kind, ...] = ("result", "control", "diagnostic")
+
+
+def estimate_columns(estimate: Estimate, name: str = "value") -> dict[str, float | int]:
+    """Spread an estimate over the columns name, name_low, name_high, n, seeds.
+
+    For the default name the bounds are called ci_low and ci_high.
+    """
+    stem = "ci" if name == "value" else name
+    return {
+        name: estimate.value,
+        f"{stem}_low": estimate.low,
+        f"{stem}_high": estimate.high,
+        "n": estimate.n,
+        "seeds": estimate.seeds,
+    }
+
+
+def interval_stems(columns: list[str]) -> list[str]:
+    """Return every stem for which both stem_low and stem_high are columns."""
+    return [c[:-4] for c in columns if c.endswith("_low") and f"{c[:-4]}_high" in columns]
+
+
+def check_table(df: pd.DataFrame, name: str, profile: str, kind: Kind = "result") -> pd.DataFrame:
+    """Return the frame with its `profile` column, or raise UserError naming what a row lacks.
+
+    Every row carries `n` and `seeds`; rows of results and controls also carry an interval: the
+    columns ci_low and ci_high, or stem_low and stem_high of each measured column. Diagnostics
+    (a loss per layer, a label histogram) have no sampling interval and are exempt from it.
+    """
+    if kind not in KINDS:
+        raise UserError(f"Table {name}: kind {kind!r} is none of {', '.join(KINDS)}.")
+    if df.empty:
+        raise UserError(f"Table {name} has no rows; nothing is saved.")
+    if not df.columns.is_unique:
+        raise UserError(f"Table {name} has two columns of one name.")
+    if "profile" not in df.columns:
+        df = df.copy()
+        df.insert(0, "profile", profile)
+    elif set(df["profile"]) != {profile}:
+        raise UserError(f"Table {name} holds rows of another profile than {profile!r}.")
+    required = ["n", "seeds"]
+    if kind != "diagnostic":
+        stems = interval_stems([str(column) for column in df.columns])
+        if not stems:
+            raise UserError(f"Table {name} lacks the interval columns ci_low and ci_high.")
+        required += [f"{stem}_{end}" for stem in stems for end in ("low", "high")]
+    for column in required:
+        if column not in df.columns:
+            raise UserError(f"Table {name} lacks the column {column!r}.")
+        numbers = pd.to_numeric(df[column], errors="coerce")
+        bad = numbers.isna() | numbers.isin([float("inf"), float("-inf")])
+        if bad.any():
+            row = int(bad.to_numpy().argmax())
+            raise UserError(f"Table {name}, row {row}: {column!r} is missing or infinite.")
+    return df
+
+
+def save_table(
+    df: pd.DataFrame, table_id: str, profile: str, caption: str, *, kind: Kind = "result"
+) -> Path:
+    """Check a frame and write tables/<table_id>.csv and its caption to <table_id>.json.
+
+    Args:
+        df: one row per measured thing; columns are kept in the order given.
+        table_id: file stem; tables appear on the index page in the order of their ids.
+        profile: run profile; becomes the first column.
+        caption: what the table says, with units.
+        kind: "control" puts the table on the index page beside the verdicts; "diagnostic" rows
+            need no interval.
+
+    Returns:
+        Path of the CSV.
+    """
+    if not caption.strip():
+        raise UserError(f"Table {table_id} needs a caption.")
+    checked = check_table(df, check_id(table_id), profile, kind)
+    folder = paths.tables_dir(profile)
+    path = folder / f"{table_id}.csv"
+    paths.replace_text(path, to_csv(checked))
+    side = {"id": table_id, "profile": profile, "caption": caption, "kind": kind}
+    paths.replace_text(
+        folder / f"{table_id}.json", json.dumps(side, indent=1, sort_keys=True, ensure_ascii=False)
+    )
+    return path
+
+
+def read_table(table_id: str, profile: str) -> pd.DataFrame:
+    """Read a saved table back; plots are drawn from this, never from memory."""
+    path = paths.tables_dir(profile) / f"{check_id(table_id)}.csv"
+    if not path.is_file():
+        raise UserError(f"There is no table {table_id!r} of profile {profile!r}; run its notebook.")
+    return pd.read_csv(path)
+
+
+def merge_intervals(df: pd.DataFrame) -> pd.DataFrame:
+    """Fold value, low and high into one text column "0.412 [0.380, 0.444]" for reading."""
+    columns = [str(column) for column in df.columns]
+    out = df.copy()
+    out.columns = pd.Index(columns)
+    for stem in interval_stems(columns):
+        name = stem if stem in columns else "value" if stem == "ci" else None
+        if name is None or name not in out.columns:
+            continue
+        bounds = zip(out[name], out[f"{stem}_low"], out[f"{stem}_high"], strict=True)
+        text = [f"{_short(v)} [{_short(low)}, {_short(high)}]" for v, low, high in bounds]
+        out[name] = text
+        out = out.drop(columns=[f"{stem}_low", f"{stem}_high"])
+        out = out.rename(columns={name: f"{name} [95 % CI]"})
+    return out
+
+
+def _short(value: object) -> str:
+    # Three decimals are what the paper prints; small effects keep their leading digits.
+    if isinstance(value, float):
+        if math.isnan(value):
+            return "–"
+        return f"{value:.3f}" if abs(value) >= 0.0005 or value == 0 else f"{value:.1e}"
+    return format_cell(value)
+
+
+def table_html(df: pd.DataFrame, caption: str) -> str:
+    """Render a frame as an HTML table with caption and scopes, in a container that scrolls."""
+    shown = merge_intervals(df)
+    numeric = [
+        pd.api.types.is_numeric_dtype(shown[c]) or "[95 % CI]" in str(c) for c in shown.columns
+    ]
+    head = "".join(
+        f'<th scope="col"{_css(num)}>{html.escape(str(c)).replace("_", " ")}</th>'
+        for c, num in zip(shown.columns, numeric, strict=True)
+    )
+    body = []
+    for row in shown.itertuples(index=False, name=None):
+        cells = [html.escape(_short(cell)) for cell in row]
+        tags = [f"<td{_css(num)}>{c}</td>" for c, num in zip(cells, numeric, strict=True)]
+        # The first column after the profile names the row for a screen reader.
+        first = _row_header(shown)
+        tags[first] = f'<th scope="row"{_css(numeric[first])}>{cells[first]}</th>'
+        body.append(f"<tr>{''.join(tags)}</tr>")
+    label = html.escape(caption, quote=True)
+    return (
+        f'<div class="table-scroll" role="region" tabindex="0" aria-label="{label}">'
+        f'<table class="kit-table"><caption>{html.escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _row_header(df: pd.DataFrame) -> int:
+    return 1 if len(df.columns) > 1 and df.columns[0] == "profile" else 0
+
+
+def _css(numeric: bool) -> str:
+    return ' class="num"' if numeric else ""
+
+
+def show_table(df: pd.DataFrame, caption: str) -> HTML:
+    """Show a frame in a notebook: captioned, scoped, without any script."""
+    return HTML(table_html(df, caption))

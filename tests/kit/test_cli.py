@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import cli
+from chameleon_lib.kit.notebooks import discover
+from chameleon_lib.kit.paths import outputs_dir, root
+from chameleon_lib.kit.profiles import PROFILES, get_profile
+from chameleon_lib.kit.sources import SourceTree
+from tests.kit.checkout import TABLE, Checkout, notebook
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_command_has_a_module_and_help_shows_it(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, _, function = cli.COMMANDS[name][0].partition(":")
+    path = SourceTree().find(module)
+    assert path is not None and f"def {function}(" in path.read_text(encoding="utf-8")
+    assert cli.main(["--help"]) == 0
+    assert f"\n  {name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["rnu"], "Unknown command 'rnu': choose one of run, list, plan"),
+        (["run", "--profile", "huge"], "Argument --profile: invalid choice: 'huge'"),
+        (["run", "--seeds", "0"], "Argument --seeds: '0' is not a whole number"),
+        (["run", "--jobs"], "Argument --jobs: expected one argument"),
+        (["run", "--prof", "demo"], "Unrecognized arguments: --prof demo"),
+        (["run", "--data", "no/such/folder"], "There is no data folder no/such/folder."),
+        (["plan", "--set", "seeds"], "--set takes NAME=VALUE"),
+    ],
+)
+def test_misuse_is_answered_with_one_sentence_and_exit_code_2(
+    words: list[str], start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1
+    assert captured.err.startswith(start)
+
+
+def test_no_command_shows_the_help_and_is_misuse(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "exit codes: 0 ok, 1 a notebook failed, 2 usage" in capsys.readouterr().out
+
+
+def test_list_shows_titles_and_parameters_with_the_standard_library_alone(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    notebook(checkout.notebooks, "01_table", [TABLE])
+    for command, expected in (("list", "seeds: int = 2"), ("plan", "never run here")):
+        code = (
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+            f"from chameleon_lib.kit.cli import main; sys.exit(main([{command!r}]))"
+        )
+        result = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        assert "01" in result.stdout and expected in result.stdout
+
+
+def test_the_package_and_an_up_to_date_run_load_neither_torch_nor_jupyter(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    notebook(checkout.notebooks, "01_table", [TABLE])
+    assert checkout.call("run").returncode == 0
+    code = (
+        "import sys; from chameleon_lib.kit.cli import main; status = main(['run'])\n"
+        "heavy = {'torch', 'transformers', 'papermill', 'nbformat', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(status or (str(heavy) if heavy else 0))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "1/1 up to date" in result.stderr
+
+
+def test_the_package_exports_lazily_and_knows_no_other_name() -> None:
+    import chameleon_lib
+
+    assert chameleon_lib.__all__ == ["Chameleon", "EditSettings", "UserError", "__version__"]
+    assert not hasattr(chameleon_lib, "chameleon")
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_a_profile_is_consistent_and_only_the_demo_is_offline(name: str) -> None:
+    profile = get_profile(name)
+    assert profile.name == name and profile.tasks == ("LaMP_2", "LaMP_3", "LaMP_7")
+    assert profile.offline == (name == "demo")
+    assert all(model.startswith("demo:") for model in profile.backbones) == profile.offline
+    assert profile.group_size <= profile.n_train and profile.draws >= 3
+
+
+def test_an_unknown_profile_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(UserError, match="'smoke': choose one of demo, laptop, paper"):
+        get_profile("smoke")
+    with pytest.raises(UserError):
+        outputs_dir("../elsewhere")
+
+
+def test_two_notebooks_of_one_number_are_refused(tmp_path: Path) -> None:
+    notebook(tmp_path, "01_a", [])
+    notebook(tmp_path, "01_b", [])
+    with pytest.raises(UserError, match="Two notebooks carry the number 01"):
+        discover(tmp_path)
+
+
+def test_root_is_the_checkout() -> None:
+    assert (root() / "environment.yml").is_file() and (root() / "run_all.sh").is_file()

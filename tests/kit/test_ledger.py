@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.ledger import Ledger, difference, notebook_inputs, snapshot, written_since
+from chameleon_lib.kit.notebooks import Notebook, read_notebook
+from chameleon_lib.kit.sources import SourceTree
+from tests.kit.checkout import notebook
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path / "outputs"))
+    folder = tmp_path / "outputs" / "demo"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "tables").mkdir()
+    return folder
+
+
+def source(tmp_path: Path, name: str = "01_table", prose: str = "Section 4.2.") -> Notebook:
+    return read_notebook(notebook(tmp_path / "notebooks", name, ["x = 1"], prose=prose))
+
+
+def recorded(tmp_path: Path, outputs: Path, name: str = "01_table") -> tuple[Ledger, Notebook]:
+    book = source(tmp_path, name)
+    (outputs / "notebooks" / f"{name}.ipynb").write_text("{}", encoding="utf-8")
+    (outputs / "tables" / "t.csv").write_text("a\n1\n", encoding="utf-8")
+    ledger = Ledger(tmp_path / "ledger.json")
+    ledger.record("demo", book, {"code": {"cells": "c1"}}, ["tables/t.csv"])
+    return ledger, book
+
+
+def test_a_recorded_notebook_is_current_also_for_a_later_process(
+    tmp_path: Path, outputs: Path
+) -> None:
+    _, book = recorded(tmp_path, outputs)
+    later = Ledger(tmp_path / "ledger.json")
+    assert later.is_current("demo", book, {"code": {"cells": "c1"}})
+    assert not later.is_current("laptop", book, {"code": {"cells": "c1"}})
+
+
+def test_a_changed_cause_is_named(tmp_path: Path, outputs: Path) -> None:
+    ledger, book = recorded(tmp_path, outputs)
+    inputs = {"code": {"cells": "c1"}, "library": {"chameleon_lib/core/ccs.py": "new"}}
+    assert ledger.state("demo", book, inputs).why == "library changed: chameleon_lib/core/ccs.py"
+
+
+def test_an_output_that_is_gone_or_edited_makes_the_notebook_stale(
+    tmp_path: Path, outputs: Path
+) -> None:
+    ledger, book = recorded(tmp_path, outputs)
+    inputs = {"code": {"cells": "c1"}}
+    (outputs / "tables" / "t.csv").write_text("a\n2\n", encoding="utf-8")
+    assert ledger.state("demo", book, inputs).why == "output changed: tables/t.csv"
+    (outputs / "tables" / "t.csv").unlink()
+    assert ledger.state("demo", book, inputs).why == "output missing: tables/t.csv"
+
+
+def test_new_prose_leaves_a_notebook_current_but_marks_its_copy(
+    tmp_path: Path, outputs: Path
+) -> None:
+    ledger, book = recorded(tmp_path, outputs)
+    inputs = {"code": {"cells": "c1"}}
+    assert not ledger.state("demo", book, inputs).stale_prose
+    state = ledger.state("demo", source(tmp_path, prose="Section 4.2, better told."), inputs)
+    assert (state.why, state.stale_prose) == ("", True)
+
+
+def test_a_file_that_two_notebooks_write_belongs_to_the_last_writer(
+    tmp_path: Path, outputs: Path
+) -> None:
+    ledger, first = recorded(tmp_path, outputs)
+    (outputs / "tables" / "t.csv").write_text("a\n2\n", encoding="utf-8")
+    second = source(tmp_path, "02_other")
+    (outputs / "notebooks" / "02_other.ipynb").write_text("{}", encoding="utf-8")
+    ledger.record("demo", second, {}, ["tables/t.csv"])
+    assert ledger.is_current("demo", first, {"code": {"cells": "c1"}})
+    assert list(ledger.upstream("demo", [second])) == ["tables/t.csv"]
+    assert ledger.upstream("demo", [first]) == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"demo": {"01_table": {"nope": 1}}}'])
+def test_an_unreadable_ledger_counts_as_empty(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "ledger.json"
+    path.write_text(text, encoding="utf-8")
+    assert Ledger(path).entry("demo", "01_table") is None
+
+
+def test_difference_names_at_most_two_files_per_kind() -> None:
+    new = {"library": {name: "x" for name in "abcd"}}
+    assert difference({}, new) == "library changed: a, b and 2 more"
+    assert difference(new, new) == ""
+
+
+def test_inputs_follow_code_parameters_data_and_environment_but_no_prose(tmp_path: Path) -> None:
+    environment = tmp_path / "environment.yml"
+    environment.write_text("a", encoding="utf-8")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.json").write_text("[]", encoding="utf-8")
+
+    def inputs(book: Notebook, seeds: int = 1) -> dict[str, dict[str, str]]:
+        values = {"seeds": seeds, "data": str(data)}
+        return notebook_inputs(book, values, sources=SourceTree(), environment=environment)
+
+    before = inputs(source(tmp_path))
+    assert inputs(source(tmp_path, prose="Other words.")) == before
+    assert difference(before, inputs(source(tmp_path), seeds=2)) == "parameters changed: seeds"
+    (data / "train.json").write_text("[1]", encoding="utf-8")
+    assert difference(before, inputs(source(tmp_path))) == "data changed: train.json"
+    environment.write_text("b", encoding="utf-8")
+    assert "environment changed: environment.yml" in difference(before, inputs(source(tmp_path)))
+
+
+def test_code_that_is_not_plain_python_is_refused(tmp_path: Path) -> None:
+    book = read_notebook(notebook(tmp_path, "01_table", ["!pip install x"]))
+    with pytest.raises(UserError, match="01_table.ipynb: code cell 2 is not plain Python"):
+        notebook_inputs(book, {}, sources=SourceTree(), environment=Path(__file__))
+
+
+def test_written_files_are_those_new_or_newer_apart_from_measured_ones(
+    tmp_path: Path, outputs: Path
+) -> None:
+    recorded(tmp_path, outputs)
+    before = snapshot("demo")
+    assert list(before) == ["tables/t.csv"]
+    (outputs / "measured").mkdir()
+    (outputs / "measured" / "timings.json").write_text("{}", encoding="utf-8")
+    (outputs / "index.html").write_text("", encoding="utf-8")
+    (outputs / "tables" / "new.csv").write_text("", encoding="utf-8")
+    assert written_since(before, snapshot("demo")) == ["tables/new.csv"]

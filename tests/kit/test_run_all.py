@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from chameleon_lib.kit.environment import environment_hash, requirements
+from chameleon_lib.kit.paths import root
+from chameleon_lib.kit.profiles import PROFILES
+
+SCRIPT = root() / "run_all.sh"
+TOOLS = ("bash", "cat", "dirname", "grep", "head", "id", "mktemp", "mkdir", "rm", "sed", "tr")
+
+# Answers like a Python 3.11 that keeps a log; the wheel index and `venv` behave as told.
+FAKE_PYTHON = """#!/usr/bin/env bash
+echo "$*" >>"$FAKE_LOG"
+case "$*" in
+  -c*) echo 3.11 ;;
+  *--hash) echo "$FAKE_HASH" ;;
+  *--requirements) printf 'torch==2.13.0\\nnumpy==2.4.6\\n-e .\\n' ;;
+  *--check-installed) echo "$FAKE_MISSING"; [ -z "$FAKE_MISSING" ] ;;
+  *--check) exit 0 ;;
+  *--index-url*) exit 1 ;;
+  '-m venv'*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  '-m chameleon_lib'*)
+    echo "threads=$OMP_NUM_THREADS offline=${HF_HUB_OFFLINE:-} ${MPLBACKEND:-}" >>"$FAKE_LOG" ;;
+esac
+"""
+
+
+def call(*words: str, script: Path = SCRIPT, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(script), *words],
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class Bare:
+    """A copied checkout on a machine that has nothing but a shell, and Python if asked for."""
+
+    def __init__(self, base: Path, *, python: bool) -> None:
+        self.base = base / "checkout"
+        (self.base / "chameleon_lib" / "kit").mkdir(parents=True)
+        (self.base / "notebooks").mkdir()
+        (self.base / "notebooks" / "01_table.ipynb").write_text("{}", encoding="utf-8")
+        self.script = self.base / "run_all.sh"
+        shutil.copy(SCRIPT, self.script)
+        self.log = base / "log"
+        self.log.touch()
+        bin_dir = base / "bin"
+        bin_dir.mkdir()
+        for name in (*TOOLS, "cp"):
+            found = shutil.which(name)
+            assert found is not None
+            (bin_dir / name).symlink_to(found)
+        (bin_dir / "uname").write_text("#!/usr/bin/env bash\necho Linux\n", encoding="utf-8")
+        (bin_dir / "uname").chmod(0o755)
+        (bin_dir / "env").symlink_to(str(shutil.which("env")))
+        self.python = base / "fake-python"
+        self.python.write_text(FAKE_PYTHON, encoding="utf-8")
+        self.python.chmod(0o755)
+        if python:
+            (bin_dir / "python3.11").symlink_to(self.python)
+        self.path = str(bin_dir)
+
+    def call(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        fakes = {"FAKE_LOG": str(self.log), "FAKE_HASH": "h1", "FAKE_MISSING": ""}
+        return call(*words, script=self.script, **{"PATH": self.path, **fakes, **env})
+
+    def calls(self, word: str) -> list[str]:
+        lines = self.log.read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if word in line]
+
+
+def test_the_script_is_valid_shell_and_executable() -> None:
+    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
+    assert os.access(SCRIPT, os.X_OK) and os.access(root() / ".ci" / "run", os.X_OK)
+    assert (root() / ".ci" / "run").read_text("utf-8").endswith("exec ./run_all.sh --test\n")
+
+
+def test_help_names_every_option_and_exit_code() -> None:
+    result = call("--help")
+    assert result.returncode == 0
+    for word in ("--profile", "--only", "--data", "--users", "--seeds", "--jobs", "--force"):
+        assert word in result.stdout
+    for word in ("--list", "--plan", "--test", "--lab", "--no-install", "CHAMELEON_PYTHON"):
+        assert word in result.stdout
+    assert "0 ok, 1 a notebook or test failed, 2 usage, 3 environment, 130" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--frobnicate"], "unknown option '--frobnicate'"),
+        (["demo"], "unknown option 'demo'"),
+        (["--profile", "huge"], "unknown profile 'huge'"),
+        (["--profile"], "--profile needs a value"),
+        (["--only", "one"], "--only takes numbers"),
+        (["--only", "88"], "there is no notebook 88"),
+        (["--users", "0"], "--users takes a whole number"),
+        (["--seeds", "three"], "--seeds takes a whole number"),
+        (["--jobs", "-1"], "--jobs takes a whole number"),
+        (["--data", "no/such/folder"], "there is no data folder"),
+        (["--list", "--test"], "--list and --test exclude each other"),
+    ],
+)
+def test_misuse_is_refused_in_one_line_before_any_installation(
+    tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    bare = Bare(tmp_path, python=True)
+    result = bare.call(*words)
+    assert result.returncode == 2 and sentence in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and result.stdout == ""
+    assert bare.calls("") == []
+
+
+def test_without_python_3_11_it_refuses_in_one_sentence(tmp_path: Path) -> None:
+    result = Bare(tmp_path, python=False).call()
+    assert result.returncode == 3 and "Python 3.11 is needed" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_bare_machine_gets_a_venv_with_torch_first_and_a_second_run_installs_nothing(
+    tmp_path: Path,
+) -> None:
+    bare = Bare(tmp_path, python=True)
+    result = bare.call("--only", "01", "--jobs", "2", "--force")
+    assert result.returncode == 0, result.stderr
+    installs = bare.calls("pip install")
+    assert "torch==2.13.0 --retries 0 --timeout 5" in installs[0]
+    assert "--index-url https://download.pytorch.org/whl/cpu" in installs[0]
+    assert installs[1].endswith("torch==2.13.0") and " -r " in installs[2] and len(installs) == 3
+    assert bare.calls("-m chameleon_lib") == [
+        "-m chameleon_lib run --profile demo --only 01 --jobs 2 --force"
+    ]
+    assert bare.calls("threads=") == ["threads=2 offline=1 agg"]
+    assert (bare.base / ".venv" / ".chameleon-stamp").read_text("utf-8") == "h1\n"
+
+    bare.log.write_text("", encoding="utf-8")
+    assert bare.call().returncode == 0
+    assert bare.calls("pip install") == [] and len(bare.calls("-m chameleon_lib")) == 1
+    assert bare.call(FAKE_HASH="h2").returncode == 0
+    assert len(bare.calls("pip install")) == 3 and bare.calls("-m venv") == []
+
+
+def test_a_gpu_machine_takes_torch_from_the_usual_index_with_the_rest(tmp_path: Path) -> None:
+    bare = Bare(tmp_path, python=True)
+    gpu = Path(bare.path) / "nvidia-smi"
+    gpu.symlink_to(bare.python)
+    assert bare.call().returncode == 0
+    (install,) = bare.calls("pip install")
+    assert " -r " in install
+
+
+def test_no_install_refuses_when_nothing_is_ready_and_lists_need_nothing(tmp_path: Path) -> None:
+    bare = Bare(tmp_path, python=True)
+    result = bare.call("--no-install")
+    assert result.returncode == 3 and "--no-install" in result.stderr
+    assert bare.call("--list").returncode == 0
+    assert bare.calls("-m chameleon_lib") == ["-m chameleon_lib list"]
+    assert bare.calls("pip") == []
+
+
+def test_a_named_interpreter_is_used_as_it_is_or_refused_with_the_reason(tmp_path: Path) -> None:
+    bare = Bare(tmp_path, python=False)
+    result = bare.call("--plan", CHAMELEON_PYTHON="/no/such/python")
+    assert result.returncode == 3 and "/no/such/python" in result.stderr
+    named = {"CHAMELEON_PYTHON": str(bare.python)}
+    result = bare.call(**named, FAKE_MISSING="torch is not installed")
+    assert result.returncode == 3 and "torch is not installed" in result.stderr
+    assert bare.call("--profile", "paper", **named).returncode == 0
+    assert bare.calls("pip install") == []
+    assert bare.calls("threads=") == [f"threads={PROFILES['paper'].threads} offline= agg"]
+
+
+def test_an_active_environment_with_the_pins_comes_before_a_new_one(tmp_path: Path) -> None:
+    bare = Bare(tmp_path, python=True)
+    active = tmp_path / "active" / "bin"
+    active.mkdir(parents=True)
+    (active / "python").symlink_to(bare.python)
+    assert bare.call(VIRTUAL_ENV=str(active.parent)).returncode == 0
+    assert bare.calls("pip install") == [] and not (bare.base / ".venv").exists()
+
+
+def test_a_data_folder_is_meant_as_seen_from_where_the_reader_is(tmp_path: Path) -> None:
+    bare = Bare(tmp_path, python=True)
+    (tmp_path / "lamp").mkdir()
+    here = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        assert bare.call("--data", "lamp").returncode == 0
+    finally:
+        os.chdir(here)
+    assert f"--data {tmp_path / 'lamp'}" in bare.calls("-m chameleon_lib")[0]
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_threads_of_the_script_are_those_of_the_profile_table(tmp_path: Path, name: str) -> None:
+    bare = Bare(tmp_path, python=True)
+    bare.call("--profile", name, CHAMELEON_PYTHON=str(bare.python))
+    assert bare.calls("threads=")[0].startswith(f"threads={PROFILES[name].threads} ")
+
+
+def test_the_stamp_is_the_hash_of_the_file_that_lists_the_packages() -> None:
+    assert len(environment_hash()) == 64 and requirements()[0].startswith("torch==")

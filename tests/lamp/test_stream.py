@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.lamp import stream_samples
+from chameleon_lib.lamp.stream import iter_json_records
+from tests.lamp.helpers import raw_item, raw_sample
+
+RECORDS = [
+    {"id": "1", "text": 'quote " and ] and { and \\ \u00e9 \u4f60 \U0001f600'},
+    {"id": "1b", "n": [1, {"x": None}]},
+    {"id": "2", "flag": True, "empty": {}},
+    {},
+    {"id": "4", "long": "abc " * 50},
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 100_000])
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_the_reader_equals_json_load_for_every_chunk_size(
+    tmp_path: Path, chunk: int, ascii_only: bool, indent: int | None
+) -> None:
+    path = tmp_path / "a.json"
+    text = json.dumps(RECORDS, ensure_ascii=ascii_only, indent=indent)
+    path.write_text(f"\n {text} \n", encoding="utf-8")
+    assert list(iter_json_records(path, chunk=chunk)) == RECORDS
+
+
+def test_an_empty_list_holds_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(" [ ] ", encoding="utf-8")
+    assert list(iter_json_records(path)) == []
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 100_000])
+def test_a_file_cut_at_any_character_raises_one_sentence(tmp_path: Path, chunk: int) -> None:
+    path = tmp_path / "a.json"
+    text = json.dumps([{"id": "1", "a": [1, True]}, {"id": "2", "b": "\u00e9\u00e9"}])
+    for end in range(1, len(text)):
+        path.write_text(text[:end], encoding="utf-8")
+        with pytest.raises(UserError, match="cut off") as caught:
+            list(iter_json_records(path, chunk=chunk))
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!DOCTYPE html><html></html>", "HTML page"),
+        ('{"task": "LaMP_2", "golds": []}', "not a JSON list"),
+        ("", "is empty"),
+        (" \n ", "is empty"),
+        ('[{"id": "1"}, 5]', "no object at record number 1"),
+        ('[{"id": "1"},]', "no object at record number 1"),
+        ('[{"id": "1"} {"id": "2"}]', "lacks a comma after record number 0"),
+        ('[{"id": "1"}] x', "text after its JSON list"),
+        ('[{"id": oops, "text": "' + "y" * 100 + '"}]', "record number 0 is not valid JSON"),
+    ],
+)
+def test_a_damaged_file_raises_one_sentence_that_names_it(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "dev_questions.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        list(iter_json_records(path))
+    assert "dev_questions.json" in str(caught.value)
+
+
+def test_a_missing_file_and_a_binary_file_raise(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        list(iter_json_records(tmp_path / "absent.json"))
+    binary = tmp_path / "b.json"
+    binary.write_bytes(b'[{"id": "\xff\xfe"}]')
+    with pytest.raises(UserError, match="not UTF-8"):
+        list(iter_json_records(binary))
+
+
+def test_records_before_the_damage_are_still_yielded(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"id": "1"}, {"id": "2"', encoding="utf-8")
+    reader = iter_json_records(path)
+    assert next(reader) == {"id": "1"}
+    with pytest.raises(UserError, match="cut off inside record number 1"):
+        next(reader)
+
+
+def write_big(path: Path, target_bytes: int, n_items: int = 190) -> tuple[int, int]:
+    """Write a LaMP-3 shaped list of about `target_bytes`; return (records, bytes of one)."""
+    record = raw_sample("LaMP_3", "2")
+    record["profile"] = [
+        raw_item("LaMP_3", str(i), f"review {i} " + "so many words " * 50, str(1 + i % 5))
+        for i in range(n_items)
+    ]
+    count = size = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write("[")
+        while size < target_bytes:
+            record["id"] = f"21{count}"
+            text = json.dumps(record)
+            file.write((", " if count else "") + text)
+            count, size = count + 1, size + len(text)
+        file.write("]")
+    return count, size // count
+
+
+def peak_while_streaming(path: Path) -> tuple[int, int]:
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in stream_samples(path, "LaMP_3"))
+        return count, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_streaming_60_mb_needs_a_few_mb_over_one_record(tmp_path: Path) -> None:
+    path = tmp_path / "dev_questions.json"
+    count, record_bytes = write_big(path, 60_000_000)
+    assert path.stat().st_size >= 60_000_000
+    read, peak = peak_while_streaming(path)
+    assert read == count
+    assert peak < 8_000_000 + 10 * record_bytes
+
+
+@pytest.mark.slow
+def test_streaming_a_file_of_lamp_3_dev_size_stays_below_500_mb(tmp_path: Path) -> None:
+    given = os.environ.get("CHAMELEON_LAMP3_DEV")
+    path = Path(given) if given else tmp_path / "dev_questions.json"
+    count = None if given else write_big(path, 401_034_862)[0]
+    read, peak = peak_while_streaming(path)
+    assert read == (count or 2500)
+    assert peak < 100_000_000
