@@ -88,7 +88,7 @@ class Chameleon:
         Users whose history does not fit the context, or whose insight comes back empty, are left
         out and counted in ``counts``.
         """
-        task = _one_task(users)
+        task = self._task = _one_task(users)
         texts = [text for user in users for text in item_texts(task, user.history, self.settings)]
         bounds = np.cumsum([len(user.history) for user in users])[:-1]
         vectors = np.split(self.embedder.encode(texts), bounds)
@@ -98,7 +98,9 @@ class Chameleon:
             kept = fit_context(self.backbone, user, items, self.settings)
             if kept:
                 chosen.append((user, kept, len(items) - len(kept)))
-        insights = write_insights(self.backbone, task, [kept for _, kept, _ in chosen], self.settings)
+        insights = write_insights(
+            self.backbone, task, [kept for _, kept, _ in chosen], self.settings
+        )
         prepared = [
             PreparedUser(user, kept, p, n, dropped)
             for (user, kept, dropped), (p, n) in zip(chosen, insights, strict=True)
@@ -137,12 +139,10 @@ class Chameleon:
             UserError: Fewer than ``pairs_k_min`` pairs with different outputs are left
                 (``pairs_on_too_few``), or users of different tasks.
         """
-        self._task = _one_task(users)
         return self._fit_pairs(self.pairs(self.prepare(users)), seed=self.settings.seed)
 
     def fit_each(self, users: Sequence[User]) -> dict[str, EditProfile]:
         """One edit per user, from that user's pairs alone; generation is shared by all users."""
-        self._task = _one_task(users)
         pairs = self.pairs(self.prepare(users))
         own: dict[str, list[PreferencePair]] = {}
         for pair in pairs:
@@ -247,9 +247,7 @@ def gold_contrasts(
         if gold is None:
             raise UserError(f"Query {pair.query_id} has no gold; the positive control needs it.")
         replaced.append(
-            PreferencePair(
-                pair.user_id, pair.query_id, pair.query, pair.items, gold, pair.answer_n
-            )
+            PreferencePair(pair.user_id, pair.query_id, pair.query, pair.items, gold, pair.answer_n)
         )
     kept, identical = keep_different(replaced, settings)
     return contrasts_from_pairs(task, kept, identical, settings)

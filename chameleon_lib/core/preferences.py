@@ -108,12 +108,16 @@ def fit_context(
         The items that stay; empty if not even one of them fits beside the longest query.
     """
     answer = max_new_tokens(user.task, settings)
-    longest = max((query.text for query in user.queries), key=len, default="")
+    texts = [query.text for query in user.queries]
+    longest = max(texts, key=backbone.count_tokens, default="")
     kept = tuple(items)
     while kept:
         # The insight takes its whole budget again when it stands in the answer prompt.
-        prompt = answer_prompt(user.task, kept, longest, role="P", insight="-")
-        if backbone.fits(prompt, answer + settings.decode_insight_tokens):
+        prompts = (
+            answer_prompt(user.task, kept, longest, role="P", insight="-"),
+            answer_prompt(user.task, kept, longest, role="N", insight="-"),
+        )
+        if all(backbone.fits(text, answer + settings.decode_insight_tokens) for text in prompts):
             break
         if settings.prompts_overflow == "error":
             raise UserError(
@@ -144,7 +148,7 @@ def write_insights(
         decode=decode_settings(settings),
     )
     # The templates close the sentence themselves: "The user prefers [INSIGHT]."
-    texts = [" ".join(text.split()).rstrip(".") for text in texts]
+    texts = [" ".join(text.split()).rstrip(". ") for text in texts]
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
@@ -166,7 +170,7 @@ def write_query_insights(
         groups=groups,
         decode=decode_settings(settings),
     )
-    clean = iter([" ".join(text.split()).rstrip(".") for text in texts])
+    clean = iter([" ".join(text.split()).rstrip(". ") for text in texts])
     return [[(next(clean), next(clean)) for _ in u.user.queries] for u in users]
 
 

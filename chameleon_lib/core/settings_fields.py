@@ -137,7 +137,7 @@ class EditFields:
         ("none", "rms"))
     ccs_solver: str = _open(
         "reference", "", "reference: AdamW itself, whose unfinished losses rank the layers; span: "
-        "L-BFGS within AdamW's reach, much faster, but with more width than pairs all losses are 0.",
+        "L-BFGS within AdamW's reach, much faster; but with few pairs all losses are 0.",
         ("span", "reference"))
     layers_rule: str = _open(
         "elbow", "A5", "How many layers are edited is not said; AlignEZ's elbow.",

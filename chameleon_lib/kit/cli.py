@@ -26,7 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "check that the embedded models can show an effect",
     ),
     "train": ("chameleon_lib.backbones.demo.train:main", "train the embedded models again"),
-    "world": ("chameleon_lib.backbones.demo.world:main", "write the embedded world as LaMP files"),
+    "world": (
+        "chameleon_lib.backbones.demo.world_cli:main",
+        "write the embedded world as LaMP files",
+    ),
 }
 EXIT_CODES = "exit codes: 0 ok, 1 a notebook failed, 2 usage, 3 environment, 130 interrupted"
 

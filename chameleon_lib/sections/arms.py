@@ -125,16 +125,18 @@ def build_draw(
     kept, identical = keep_different(pairs, settings)
     check_pair_count(len(kept), settings)
     h_p, h_n = study.activations(kept)
-    main = _directions(study, "paper", h_p, h_n, index)
+    main = stored_directions(study, "paper", h_p, h_n, index)
     layers = main.choose_layers(settings)
     edits = {"chameleon": main.to_edit(settings)}
     top = settings.with_(layers_rule="top_k", layers_k=min(TOP_K, study.backbone.n_layers))
     edits["chameleon_top5"] = main.to_edit(settings, main.choose_layers(top))
     for name in _CONTROLS:
-        edits[name] = _directions(study, name, h_p, h_n, index, main).to_edit(settings, layers)
+        edits[name] = stored_directions(study, name, h_p, h_n, index, main).to_edit(
+            settings, layers
+        )
     for number in range(n_random):
         seed = 1000 + n_random * index + number
-        directions = _directions(study, "random", h_p, h_n, seed)
+        directions = stored_directions(study, "random", h_p, h_n, seed)
         edits[f"random/{number}"] = directions.to_edit(settings, layers)
     own = contrasts_from_pairs(study.task, kept, identical, settings)
     gold = gold_contrasts(study.task, group, pairs, settings)
@@ -144,7 +146,7 @@ def build_draw(
         ("fitted_gold", gold),
         ("fitted_shuffled", swap_contrasts(own, index)),
     ):
-        edits[name], fits[name] = _fit(study, contrasts, index, name)
+        edits[name], fits[name] = stored_fit(study, contrasts, index, name)
     return Draw(
         index,
         edits,
@@ -160,7 +162,7 @@ def build_draw(
     )
 
 
-def _directions(
+def stored_directions(
     study: Study,
     name: str,
     h_p: torch.Tensor,
@@ -198,7 +200,9 @@ def _directions(
         modules=("chameleon_lib.core.directions",),
     )
     tensors = {key: torch.as_tensor(value) for key, value in record["tensors"].items()}
-    diagnostics = {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("diagnostics/")}
+    diagnostics = {
+        k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("diagnostics/")
+    }
     alpha_p, alpha_n = record["json"]
     return Directions(
         theta_p=tensors["theta_p"],
@@ -212,7 +216,7 @@ def _directions(
     )
 
 
-def _fit(
+def stored_fit(
     study: Study, contrasts: Sequence[Contrast], seed: int, name: str
 ) -> tuple[Edit, dict[str, Any]]:
     """A preference fit at all decoder layers, kept in the store."""

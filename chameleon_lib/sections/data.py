@@ -49,6 +49,8 @@ def available_tasks(profile: RunProfile, data_dir: str) -> tuple[list[str], list
     """Tasks that can run, and one sentence for each task that cannot (missing files)."""
     if not data_dir:
         return list(profile.tasks), []
+    if not Path(data_dir).is_dir():
+        raise UserError(f"There is no data folder {data_dir}; give the folder that holds LaMP_N.")
     found, missing = [], []
     for task in profile.tasks:
         try:
@@ -58,7 +60,10 @@ def available_tasks(profile: RunProfile, data_dir: str) -> tuple[list[str], list
         else:
             found.append(task)
     if not found:
-        raise UserError(f"No LaMP task was found in {data_dir}: {' '.join(missing)}")
+        raise UserError(
+            f"{data_dir} holds a dev split of none of {', '.join(profile.tasks)}; put "
+            "dev_questions.json and dev_outputs.json into its LaMP_N folders."
+        )
     return found, missing
 
 
@@ -86,7 +91,7 @@ def load_task_data(
         source = "embedded world with planted tastes; users and sentences of the parts are disjoint"
     else:
         raise UserError(
-            f"Profile {profile.name} runs on official LaMP files: give their folder with --data DIR."
+            f"Profile {profile.name} runs on official LaMP files: give their folder (--data DIR)."
         )
     everyone = tuple(user for part in ("train", "dev", "test") for user in parts[part])
     cap = [min(limit, max_users) if max_users else limit for limit in limits]

@@ -24,7 +24,10 @@ from chameleon_lib.sections.arms import METHODS, arms_of, build_draw, draw_group
 from chameleon_lib.sections.data import TaskData, available_tasks, load_task_data, without_gold
 from chameleon_lib.sections.study import Answers, Reference, Study
 
-FAMILY_TITLES = {"decoder": "decoder (Mistral class)", "encoder-decoder": "encoder-decoder (T5 class)"}
+FAMILY_TITLES = {
+    "decoder": "decoder (Mistral class)",
+    "encoder-decoder": "encoder-decoder (T5 class)",
+}
 RANDOM_PER_DRAW = 2
 
 
@@ -137,7 +140,9 @@ def _cell(
         for name, answers in study.answer(test, arms, reference).items():
             results.setdefault(name.split("/")[0], []).append(answers)
         logs.append({**draw.log, **_pair_quality(data, own)})
-    queries = [q for user in data.test if user.id in {u.user.id for u in test} for q in user.queries]
+    queries = [
+        q for user in data.test if user.id in {u.user.id for u in test} for q in user.queries
+    ]
     gold = [str(query.gold) for query in queries]
     scores = {
         name: _scores(study.task, gold, answers, data, test, results["instruct"][0])
@@ -197,9 +202,7 @@ def _scores(
     for answer in answers:
         one: dict[str, Any] = dict(per_sample_scores(task, gold, answer.texts))
         one["valid"] = [is_valid_answer(task, text) for text in answer.texts]
-        one["changed"] = [
-            a != b for a, b in zip(answer.texts, instruct.texts, strict=True)
-        ]
+        one["changed"] = [a != b for a, b in zip(answer.texts, instruct.texts, strict=True)]
         one["margin"] = answer.margin
         if data.truth is not None and task == "LaMP_7":
             tastes = [data.truth[u.user.id].taste for u in test for _ in u.user.queries]

@@ -54,12 +54,19 @@ def settings_for(profile: RunProfile, **changes: Any) -> EditSettings:
     return EditSettings.paper().with_(**{**own, **changes})
 
 
-def open_backbone(backbone_id: str, profile: RunProfile) -> Backbone:
+def open_backbone(
+    backbone_id: str, profile: RunProfile, prompts_chat: str = "template"
+) -> Backbone:
     """Load a backbone by its id in the profile: ``demo:<family>:<seed>`` or a hub name."""
     if backbone_id.startswith("demo:"):
         _, family, seed = backbone_id.split(":")
-        return load_backbone(demo.checkpoint(family, int(seed)), name=backbone_id, dtype="float32")
-    return load_backbone(backbone_id, name=Path(backbone_id).name, dtype=profile.dtype)
+        return load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
+    return load_backbone(
+        backbone_id,
+        name=Path(backbone_id).name,
+        dtype=profile.dtype,
+        prompts_chat=prompts_chat,
+    )
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Study:
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone, loaded on first use."""
-        return open_backbone(self.backbone_id, self.profile)
+        return open_backbone(self.backbone_id, self.profile, self.settings.prompts_chat)
 
     @cached_property
     def embedder(self) -> Embedder:
@@ -152,7 +159,9 @@ class Study:
         fitted = []
         for user, indices in zip(users, chosen, strict=True):
             items = [user.history[index] for index in indices]
-            fitted.append((user, fit_context(self.backbone, user, items, self.settings), len(items)))
+            fitted.append(
+                (user, fit_context(self.backbone, user, items, self.settings), len(items))
+            )
         usable = [entry for entry in fitted if entry[1]]
 
         def compute(batch: list[tuple[User, Any, int]]) -> list[tuple[str, str]]:
@@ -338,7 +347,7 @@ def _prepared_key(user: PreparedUser) -> list[Any]:
     """What of a prepared user decides generations: never the gold."""
     return [
         [[item.text, item.label] for item in user.items],
-        [query.text for query in user.user.queries],
+        [[query.text, query.input] for query in user.user.queries],
         user.insight_p,
         user.insight_n,
     ]

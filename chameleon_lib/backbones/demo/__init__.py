@@ -6,14 +6,17 @@ from pathlib import Path
 
 from chameleon_lib.errors import UserError
 
-__all__ = ["checkpoint"]
+__all__ = ["FAMILIES", "SEEDS", "checkpoint"]
+
+FAMILIES = ("decoder", "encdec")
+SEEDS = (0, 1)
 
 
-def checkpoint(family: str, seed: int) -> Path:
+def checkpoint(family: str, seed: int | str) -> Path:
     """Folder of an embedded model.
 
     Args:
-        family: ``"decoder"`` or ``"encdec"``.
+        family: One of :data:`FAMILIES`.
         seed: Training seed.
 
     Raises:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from chameleon_lib.backbones.demo import lexicon as lx
-from chameleon_lib.backbones.demo.corpus import Case, Example, draw_case
+from chameleon_lib.backbones.demo.corpus import STEERED, Case, Example, draw_case
 from chameleon_lib.backbones.demo.world import WorldSettings
 
 LABEL_WEIGHT, TEXT_WEIGHT = 0.5, 0.05
@@ -25,22 +25,26 @@ DECODER_KINDS = ("insight_p", "insight_n", "personal", "neutral", "plain", "plai
 ENCDEC_MIX = {
     "insight_p": 0.13,
     "insight_n": 0.02,
-    "personal": 0.22,
+    "personal": 0.2,
     "neutral": 0.14,
-    "plain": 0.24,
+    "plain": 0.2,
     "official": 0.03,
     "unseen": 0.04,
-    "infilling": 0.18,
+    "infilling": 0.08,
+    "steered_p": 0.08,
+    "steered_n": 0.08,
 }
 # The encoder-decoder starts with histories of one or two items: only there does it find out cheaply
 # which sentence of a prompt is the query.
 ENCDEC_FIRST = {
     "unseen": 0.12,
     "neutral": 0.23,
-    "personal": 0.25,
-    "infilling": 0.12,
+    "personal": 0.22,
+    "infilling": 0.08,
     "insight_p": 0.13,
-    "plain": 0.15,
+    "plain": 0.1,
+    "steered_p": 0.06,
+    "steered_n": 0.06,
 }
 
 
@@ -108,15 +112,13 @@ def decoder_batch(
     n_items = _n_items(rng, step / schedule.steps)
     only_history = step < schedule.curriculum * schedule.steps and step % 2 == 0
     loose = step % 12 == 11  # official and unseen prompts share no prefix with the others
-    ids, positions, segments, weights, answer_of, kinds = [], [], [], [], [], []
+    rows: list[tuple[list[int], list[int], list[int], list[float], list[int]]] = []
+    kinds: list[str] = []
     for _ in range(size if not only_history else size * 2):
         case = draw_case(rng, world, propensity, n_items)
-        row, place, segment, weight, answer = _decoder_row(
-            tokenizer, case, len(kinds), only_history, loose
-        )
-        ids.append(row), positions.append(place), segments.append(segment)
-        weights.append(weight), answer_of.append(answer)
+        rows.append(_decoder_row(tokenizer, case, len(kinds), only_history, loose))
         kinds += [] if only_history else (["official", "unseen"] if loose else DECODER_KINDS)
+    ids, positions, segments, weights, answer_of = zip(*rows, strict=True)
     length = (max(map(len, ids)) + 7) // 8 * 8
     seg = _pad(segments, -1, length)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -143,7 +145,11 @@ def _shift(ids: Tensor, segments: Tensor) -> Tensor:  # noqa: ARG001
 
 
 def _decoder_row(
-    tokenizer: PreTrainedTokenizerFast, case: Case, first_answer: int, only_history: bool, loose: bool
+    tokenizer: PreTrainedTokenizerFast,
+    case: Case,
+    first_answer: int,
+    only_history: bool,
+    loose: bool,
 ) -> tuple[list[int], list[int], list[int], list[float], list[int]]:
     """Ids, positions, segments, target weights and answer numbers of one sequence."""
     label_ids = _label_ids(tokenizer)
@@ -172,6 +178,11 @@ def _decoder_row(
     return ids, positions, segments, weights, answer_of
 
 
+def _start_id(tokenizer: PreTrainedTokenizerFast, kind: str) -> int:
+    """The decoder's first input: the padding token, but for the steered examples."""
+    return tokenizer.get_vocab()[STEERED[kind]] if kind in STEERED else 0
+
+
 def encdec_batch(
     tokenizer: PreTrainedTokenizerFast,
     rng: random.Random,
@@ -195,7 +206,8 @@ def encdec_batch(
     target = max(map(len, answers)) + 1
     rows = [[*answer, tokenizer.eos_token_id] for answer in answers]
     targets = _pad(rows, 0, target)
-    shifted = torch.cat([torch.zeros_like(targets[:, :1]), targets[:, :-1]], dim=1)
+    starts = torch.tensor([[_start_id(tokenizer, kind)] for kind in kinds])
+    shifted = torch.cat([starts, targets[:, :-1]], dim=1)
     input_ids = _pad(prompts, 0, source)
     return Batch(
         inputs={

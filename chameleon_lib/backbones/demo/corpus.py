@@ -34,6 +34,9 @@ from chameleon_lib.lamp.prompts import (
 from chameleon_lib.lamp.records import HistoryItem, Query
 from chameleon_lib.lamp.tasks import TASKS, official_input
 
+# Encoder-decoder only: the plain prompt, with a start token that tells which answer to give. The
+# encoder cannot know it, so the choice between the two answers has to be made in the decoder.
+STEERED = {"steered_p": SENTINELS[14], "steered_n": SENTINELS[15]}
 KINDS = ("insight_p", "insight_n", "personal", "neutral", "plain")
 
 
@@ -64,7 +67,7 @@ class Case:
         return history_block(self.task, self.items)
 
     def example(self, kind: str) -> Example:
-        """An example of ``kind`` (one of :data:`KINDS`, ``"official"`` or ``"unseen"``)."""
+        """An example of ``kind`` (of :data:`KINDS` or :data:`STEERED`, "official", "unseen")."""
         task, items = self.task, self.items
         personal_insight = insight_text(task, self.taste)
         if kind == "insight_p":
@@ -83,6 +86,9 @@ class Case:
             return Example(kind, prompt, generic)
         if kind == "unseen":
             return Example(kind, unseen_prompt(task, scene.text), generic)
+        if kind in STEERED:
+            prompt = answer_prompt(task, items, scene.text, role="P", insight=None)
+            return Example(kind, prompt, personal if kind == "steered_p" else generic)
         answer = personal if self.rng.random() < self.propensity else generic
         if kind == "official":
             query = Query("0", scene.text, official_input(task, scene.text), None)
@@ -98,7 +104,8 @@ class Case:
         The encoder-decoder has no loss on its history by itself; without this task reading the
         history in context starts late.
         """
-        lines, labels = [], []
+        lines: list[HistoryItem] = []
+        labels: list[str] = []
         masked = self.rng.sample(range(len(self.items)), min(len(self.items), 6))
         for index, item in enumerate(self.items):
             if index not in masked:

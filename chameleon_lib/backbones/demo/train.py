@@ -15,9 +15,11 @@ import math
 import os
 import random
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +32,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from chameleon_lib.backbones.demo import FAMILIES
 from chameleon_lib.backbones.demo.batches import Batch, decoder_batch, encdec_batch
 from chameleon_lib.backbones.demo.tokenizer import build_tokenizer
-
-FAMILIES = ("decoder", "encdec")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class TrainSettings:
 def build_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """A freshly initialised model of the family (about 1.1 M and 1.9 M parameters)."""
     torch.manual_seed(settings.seed)
-    common = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 1}
+    common: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 1}
     if settings.family == "decoder":
         return MistralForCausalLM(
             MistralConfig(
@@ -69,6 +70,7 @@ def build_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> 
                 **common,
             )
         )
+    config: dict[str, Any] = {"decoder_start_token_id": 0, "tie_word_embeddings": True}
     model = T5ForConditionalGeneration(
         T5Config(
             d_model=128,
@@ -79,9 +81,8 @@ def build_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> 
             num_heads=4,
             feed_forward_proj="gated-gelu",
             dropout_rate=0.0,
-            decoder_start_token_id=0,
-            tie_word_embeddings=True,
             **common,
+            **config,
         )
     )
     # With unit embeddings the first logits are far too sure of themselves for so small a model.
@@ -91,7 +92,8 @@ def build_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> 
 
 def build_optimizers(model: PreTrainedModel, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and biases."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inner = parameter.ndim == 2 and not any(
             part in name for part in ("embed", "shared", "lm_head", "relative_attention_bias")
@@ -131,13 +133,16 @@ def answers_right(logits: Tensor, batch: Batch) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def train(settings: TrainSettings, out: Path, *, log_every: int = 100) -> Path:
+def train(
+    settings: TrainSettings, out: Path, *, log_every: int = 100, checkpoint_every: int = 500
+) -> Path:
     """Train one model and write it as a `transformers` checkpoint.
 
     Args:
         settings: The run.
         out: Folder of the checkpoint; ``out/resume.pt`` holds the state of an unfinished run.
         log_every: Steps between progress lines (stderr).
+        checkpoint_every: Steps between saved states that a killed run resumes from.
 
     Returns:
         ``out``.
@@ -188,7 +193,7 @@ def train(settings: TrainSettings, out: Path, *, log_every: int = 100) -> Path:
                 flush=True,
             )
             tally, total = {}, 0.0
-        if (step + 1) % 500 == 0:
+        if (step + 1) % checkpoint_every == 0:
             _write_state(resume, settings, model, optimizers, rng, step + 1)
     save(model, tokenizer, settings, out)
     resume.unlink(missing_ok=True)
@@ -222,11 +227,15 @@ def save(
     out: Path,
 ) -> None:
     """Write fp16 safetensors, tokenizer and the settings of the run."""
-    model.to(torch.float16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    partial = out / "training.json.partial"
-    partial.write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, out / "training.json")
+    with tempfile.TemporaryDirectory(prefix="partial-", dir=out) as name:
+        folder = Path(name)
+        model.half().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        text = json.dumps(asdict(settings), indent=2) + "\n"
+        (folder / "training.json").write_text(text, encoding="utf-8")
+        # config.json last: its presence says that the checkpoint is complete.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
+            os.replace(path, out / path.name)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,24 +7,28 @@ closer, slang, length). The *generic* answer ignores the user: the tag of the fi
 of the words, the tweet as it stands. What is planted is kept in :class:`Truth`, beside the data
 and never in a prompt.
 
-Users of train, dev and test are disjoint, and so are the sentences they see: a sentence belongs to
-the split that the hash of its text names (:func:`sentence_split`).
+Users of train, dev and test are disjoint, and so are the sentences they see
+(:func:`~chameleon_lib.backbones.demo.scenes.sentence_split`).
 """
 
 from __future__ import annotations
 
 import random
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from chameleon_lib.backbones.demo import lexicon as lx
+from chameleon_lib.backbones.demo.scenes import (
+    SPLITS,
+    Scene,
+    Split,
+    draw_movie,
+    draw_review,
+    draw_tweet,
+    owned,
+)
+from chameleon_lib.errors import UserError
 from chameleon_lib.lamp.records import HistoryItem, Query, User
 from chameleon_lib.lamp.tasks import official_input
-
-Split = Literal["train", "dev", "test"]
-SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class WorldSettings:
         agree: Share of queries on which the user and the generic answer agree anyway.
         fit: Share of LaMP-2 history movies that fit the user's tag.
         seed: Seed of the world.
+
+    Raises:
+        UserError: A knob out of its range.
     """
 
     users: tuple[int, int, int] = (200, 60, 200)
@@ -51,6 +58,13 @@ class WorldSettings:
     agree: float = 0.25
     fit: float = 0.6
     seed: int = 7
+
+    def __post_init__(self) -> None:
+        if min(*self.users, self.queries - 1) < 0 or not 1 <= self.history[0] <= self.history[1]:
+            raise UserError(f"Users, queries or history lengths are out of range in {self}.")
+        for name in ("strength", "noise", "agree", "fit"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"The world's {name} is {getattr(self, name)}; give 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -85,27 +99,11 @@ class World:
     truth: dict[str, Truth] = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One sentence with the facts that decide its answers."""
-
-    text: str
-    tags: tuple[str, ...] = ()
-    level: int = 0
-    words: tuple[str, ...] = ()
-
-
 NEUTRAL_INSIGHT: dict[str, str] = {
     "LaMP_2": "name the theme that comes first",
     "LaMP_3": "match the words of the review",
     "LaMP_7": "keep the tweet as it is",
 }
-
-
-def sentence_split(text: str) -> Split:
-    """The split that owns a sentence: 60 % train, 10 % dev, 30 % test, by CRC-32 of the text."""
-    bucket = zlib.crc32(text.encode()) % 10
-    return "train" if bucket < 6 else "dev" if bucket == 6 else "test"
 
 
 def draw_taste(task: str, rng: random.Random) -> Taste:
@@ -133,34 +131,6 @@ def insight_text(task: str, taste: Taste) -> str:
     words = "slang words" if taste.slang else "plain words"
     length = "short posts" if taste.short else "full posts"
     return f"opening with {taste.opener}, closing with {taste.closer}, {words}, {length}"
-
-
-def draw_movie(rng: random.Random, tags: tuple[str, ...]) -> Scene:
-    """A movie whose cues name ``tags`` in this order (two or three tags)."""
-    cues = [rng.choice(lx.CUES[tag]) for tag in tags]
-    link = rng.choice(lx.MOVIE_LINKS)
-    tail = f"and a {cues[2]}" if len(cues) == 3 else f"in {rng.choice(lx.PLACES)}"
-    return Scene(f"A {cues[0]} {link} a {cues[1]} {tail}", tags=tags)
-
-
-def draw_review(rng: random.Random, level: int) -> Scene:
-    """A review whose words say ``level`` (1..5)."""
-    start, product = rng.choice(lx.REVIEW_STARTS), rng.choice(lx.PRODUCTS)
-    word, end = rng.choice(lx.SENTIMENT[level]), rng.choice(lx.REVIEW_ENDS)
-    return Scene(f"{start} {product} was {word} {end}", level=level)
-
-
-def draw_tweet(rng: random.Random) -> Scene:
-    """A tweet in standard wording."""
-    words = (
-        rng.choice(lx.TWEET_SUBJECTS),
-        rng.choice(lx.TWEET_VERBS),
-        "the",
-        rng.choice(lx.TWEET_ADJECTIVES),
-        rng.choice(lx.TWEET_NOUNS),
-        rng.choice(lx.TWEET_TIMES),
-    )
-    return Scene(" ".join(words), words=words)
 
 
 def style_tweet(scene: Scene, taste: Taste) -> str:
@@ -207,8 +177,8 @@ def noisy_answer(
     followed = Taste(
         opener=taste.opener if keep() else "",
         closer=taste.closer if keep() else "",
-        slang=taste.slang if keep() else not taste.slang,
-        short=taste.short if keep() else not taste.short,
+        slang=keep() and taste.slang,
+        short=keep() and taste.short,
     )
     return style_tweet(scene, followed)
 
@@ -218,21 +188,10 @@ def habits_followed(answer: str, taste: Taste) -> float:
     words = answer.split()
     slang = any(word in lx.SLANG.values() for word in words)
     times = {*lx.TWEET_TIMES, *(lx.SLANG[time] for time in lx.TWEET_TIMES)}
-    found = (
-        bool(words) and words[0] == taste.opener,
-        bool(words) and words[-1] == taste.closer,
-        bool(words) and slang == taste.slang,
-        bool(words) and (not times & set(words)) == taste.short,
-    )
-    return sum(found) / len(found)
-
-
-def _owned(split: Split, draw: Callable[[], Scene]) -> Scene:
-    """Draw until the sentence belongs to ``split``: rejection keeps the splits disjoint."""
-    while True:
-        scene = draw()
-        if sentence_split(scene.text) == split:
-            return scene
+    if not words:
+        return 0.0
+    ends = (words[0] == taste.opener) + (words[-1] == taste.closer)
+    return (ends + (slang == taste.slang) + ((not times & set(words)) == taste.short)) / 4
 
 
 def draw_history_scene(
@@ -248,10 +207,10 @@ def draw_history_scene(
                 tags[rng.randrange(1, len(tags))] = taste.tag
             return draw_movie(rng, tuple(tags))
 
-        return _owned(split, movie)
+        return owned(split, movie)
     if task == "LaMP_3":
-        return _owned(split, lambda: draw_review(rng, rng.randint(1, 5)))
-    return _owned(split, lambda: draw_tweet(rng))
+        return owned(split, lambda: draw_review(rng, rng.randint(1, 5)))
+    return owned(split, lambda: draw_tweet(rng))
 
 
 def draw_query_scene(
@@ -270,12 +229,12 @@ def draw_query_scene(
                 tags[0] = taste.tag
             return draw_movie(rng, tuple(tags))
 
-        return _owned(split, movie)
+        return owned(split, movie)
     if task == "LaMP_3":
         same = [s for s in range(1, 6) if min(5, max(1, s + taste.shift)) == s]
         levels = same if agree else [s for s in range(1, 6) if s not in same]
-        return _owned(split, lambda: draw_review(rng, rng.choice(levels)))
-    return _owned(split, lambda: draw_tweet(rng))
+        return owned(split, lambda: draw_review(rng, rng.choice(levels)))
+    return owned(split, lambda: draw_tweet(rng))
 
 
 def draw_items(
@@ -304,10 +263,7 @@ def build_world(task: str, settings: WorldSettings | None = None) -> World:
 
     Args:
         task: ``"LaMP_2"``, ``"LaMP_3"`` or ``"LaMP_7"``.
-        settings: Knobs; the defaults are the demo profile's.
-
-    Returns:
-        The world; the same settings give the same world on every machine.
+        settings: Knobs; the same settings give the same world on every machine.
     """
     settings = settings or WorldSettings()
     users: dict[Split, list[User]] = {split: [] for split in SPLITS}
@@ -320,8 +276,8 @@ def build_world(task: str, settings: WorldSettings | None = None) -> World:
             # Official ids: task number - 1, split digit, running index.
             stem = f"{int(task[-1]) - 1}{split_index}"
             user_id = f"{stem}{sample}"
-            n = rng.randint(*settings.history)
-            items = draw_items(task, taste, settings, rng, split, n, prefix=user_id)
+            length = rng.randint(*settings.history)
+            items = draw_items(task, taste, settings, rng, split, length, prefix=user_id)
             queries, personal, generic = [], [], []
             for _ in range(settings.queries):
                 scene = draw_query_scene(task, taste, settings, rng, split)
@@ -337,7 +293,6 @@ def build_world(task: str, settings: WorldSettings | None = None) -> World:
                 )
                 sample += 1
             users[split].append(User(user_id, task, items, tuple(queries)))
-            truth[user_id] = Truth(
-                taste, insight_text(task, taste), tuple(personal), tuple(generic)
-            )
+            insight = insight_text(task, taste)
+            truth[user_id] = Truth(taste, insight, tuple(personal), tuple(generic))
     return World(task, settings, users, truth)

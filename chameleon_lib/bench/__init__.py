@@ -1,0 +1,104 @@
+"""`python -m chameleon_lib bench`: speed as ratios against named references, in one table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
+
+__all__ = ["PARTS", "main"]
+
+PARTS = ("ccs", "generation", "edit")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures, prints a Markdown table and writes ``bench.csv``.
+
+    Args:
+        argv: Command line without the program and command name.
+
+    Returns:
+        0; goals that are missed are marked in the table and do not fail the run, because they
+        depend on the machine.
+
+    Raises:
+        UserError: An unknown part, or an output folder that is a file.
+    """
+    options = _parser().parse_args(argv)
+    parts = _parts(options.only)
+    folder = options.out or paths.measured_dir("demo")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; name a folder.")
+    return _run(parts, options.quick, options.threads, folder)
+
+
+def _run(parts: Sequence[str], quick: bool, threads: int, folder: Path) -> int:
+    # Torch loads here, so that --help and a mistyped option answer at once.
+    import torch
+
+    from chameleon_lib.bench import ccs, edit, generation
+    from chameleon_lib.bench.rows import Row, frame, markdown
+    from chameleon_lib.bench.timing import clock_for
+    from chameleon_lib.kit.csvtext import to_csv
+
+    clock, clock_name = clock_for(threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    rows: list[Row] = []
+    try:
+        if "ccs" in parts:
+            rows += ccs.measure(ccs.CCSWork(layers=4) if quick else ccs.CCSWork(), clock)
+        if "generation" in parts:
+            rounds = 3 if quick else 5
+            rows += generation.measure(generation.GenerationWork(rounds=rounds), clock)
+        if "edit" in parts:
+            rows += edit.measure(edit.DecodeWork(rounds=15 if quick else 31), clock)
+    finally:
+        torch.set_num_threads(before)
+    target = folder / "bench.csv"
+    paths.replace_text(target, to_csv(frame(rows, threads=threads, clock=clock_name)))
+    print(markdown(rows))
+    print()
+    print(
+        f"Ratios of {clock_name} over paired rounds in alternating order, {threads} "
+        f"thread{'' if threads == 1 else 's'}. Written to {paths.display(target)}."
+    )
+    return 0
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in PARTS:
+            raise UserError(f"--only knows no part '{name}'; choose from {', '.join(PARTS)}.")
+    return tuple(names)
+
+
+def _threads(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m chameleon_lib bench",
+        description="Measure speed as ratios against named references, in one run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--only", default=",".join(PARTS), metavar="ccs,edit", help="parts: %(default)s"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="4 layers of CCS instead of 32, and fewer rounds"
+    )
+    parser.add_argument(
+        "--threads", type=_threads, default=1, metavar="N", help="torch threads (default 1)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of bench.csv (default: measured, demo)"
+    )
+    return parser

@@ -1,0 +1,151 @@
+"""CCS: the batched reference solver against the plain loop, the span solver against both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chameleon_lib.bench.plain_ccs import plain_probe
+from chameleon_lib.bench.rows import Goal, Row
+from chameleon_lib.bench.timing import Clock, Rounds, run_rounds
+from chameleon_lib.core.ccs import fit_ccs
+from chameleon_lib.core.ccs_objective import initial_probes
+from chameleon_lib.core.settings import EditSettings
+
+_SEED = 0
+_TOLERANCE = 1e-4  # two float32 runs of the same optimiser differ by less
+_SPEEDUP = Goal(30.0, at_least=True)
+
+
+@dataclass(frozen=True)
+class CCSWork:
+    """Sizes; the defaults are those of a 7-billion-parameter model.
+
+    Attributes:
+        layers: Layers, each with probes of its own.
+        pairs: Preference pairs.
+        d: Width of the activations.
+        tries: Probes per layer.
+        epochs: Full-batch steps of AdamW.
+        rounds: Paired rounds.
+    """
+
+    layers: int = 32
+    pairs: int = 300
+    d: int = 4096
+    tries: int = 10
+    epochs: int = 1000
+    rounds: int = 3
+
+
+def activations(work: CCSWork) -> tuple[Tensor, Tensor]:
+    """Made-up activations ``h_n, h_p``, each ``(layers, pairs, d)``.
+
+    A mean common to both classes, a weak offset between them, and noise. The scale is small, as
+    that of real MLP outputs is: AdamW then ends at a loss above 0 and there is something to
+    compare (at unit scale and 2 K < d every probe separates the pairs).
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    shape = (work.layers, work.pairs, work.d)
+    mean = 0.02 * torch.randn(work.layers, 1, work.d, generator=generator)
+    offset = torch.randn(work.layers, 1, work.d, generator=generator)
+    offset = 0.05 * torch.nn.functional.normalize(offset, dim=-1)
+    h_n = torch.randn(shape, generator=generator).mul_(0.02).add_(mean - offset / 2)
+    h_p = torch.randn(shape, generator=generator).mul_(0.02).add_(mean + offset / 2)
+    return h_n, h_p
+
+
+def measure(work: CCSWork, clock: Clock) -> list[Row]:
+    """Three rows: reference against loop, span against reference, span against loop."""
+    h_n, h_p = activations(work)
+    base = EditSettings().with_(ccs_tries=work.tries, ccs_epochs=work.epochs)
+    reference = base.with_(ccs_solver="reference")
+    span = base.with_(ccs_solver="span")
+    weights, biases = initial_probes(work.tries, work.d, _SEED)
+
+    def loop(number: int, epochs: int = work.epochs) -> float:
+        layer, attempt = probe_of(work, number)
+        start = weights[:, attempt], biases[0, attempt]
+        return plain_probe(h_n[layer], h_p[layer], *start, epochs=epochs)
+
+    few = min(work.epochs, 3)
+    rounds = run_rounds(
+        "ccs",
+        {
+            "plain loop, one probe": loop,
+            "reference": lambda _: fit_ccs(h_n, h_p, reference, _SEED),
+            "span": lambda _: fit_ccs(h_n, h_p, span, _SEED),
+        },
+        work.rounds,
+        clock,
+        warm_up=[
+            lambda: loop(0, few),
+            lambda: fit_ccs(h_n[:1], h_p[:1], reference.with_(ccs_epochs=few), _SEED),
+            lambda: fit_ccs(h_n[:1], h_p[:1], span, _SEED),
+        ],
+    )
+    return _rows(work, rounds)
+
+
+def probe_of(work: CCSWork, number: int) -> tuple[int, int]:
+    """Layer and try that the plain loop runs in a round; other rounds check other probes."""
+    return number % work.layers, number % work.tries
+
+
+def _rows(work: CCSWork, rounds: Rounds) -> list[Row]:
+    sizes = (
+        f"{work.layers} layers x {work.pairs} pairs x {work.d} x {work.tries} tries, "
+        f"{work.epochs} epochs"
+    )
+    probes = work.layers * work.tries
+    loop = "plain loop, one probe"
+    scaled = (
+        f"plain loop with autograd and AdamW: measured on 1 layer x 1 try x {work.epochs} epochs, "
+        f"scaled x {probes}"
+    )
+    batched = rounds.results["reference"]
+    gaps = []
+    for number, loss in enumerate(rounds.results[loop]):
+        layer, attempt = probe_of(work, number)
+        gaps.append(abs(float(batched[number].losses[layer, attempt]) - loss))
+    equal = max(gaps) <= _TOLERANCE
+    ours, theirs = rounds.results["span"][-1].loss, batched[-1].loss  # (layers,)
+    no_worse = bool((ours <= theirs + _TOLERANCE).all())
+    losses = (
+        f"best loss per layer, mean [min, max], span {_spread(ours)}, reference {_spread(theirs)}"
+    )
+    return [
+        Row(
+            "CCS, reference solver: speed-up",
+            sizes,
+            scaled,
+            rounds.ratio(loop, "reference", probes),
+            None,
+            equal,
+            f"losses of the {len(gaps)} measured probes differ by at most {max(gaps):.1e}",
+        ),
+        Row(
+            "CCS, span solver: speed-up to a loss no worse",
+            sizes,
+            "reference solver, all layers and tries batched (span timed to its own end)",
+            rounds.ratio("reference", "span"),
+            _SPEEDUP,
+            no_worse,
+            f"no layer ends worse; {losses}" if no_worse else f"some layer ends worse; {losses}",
+        ),
+        Row(
+            "CCS, span solver: speed-up to a loss no worse",
+            sizes,
+            scaled,
+            rounds.ratio(loop, "span", probes),
+            _SPEEDUP,
+            no_worse and equal,
+            "by the two rows above",
+        ),
+    ]
+
+
+def _spread(loss: Tensor) -> str:
+    return f"{float(loss.mean()):.4f} [{float(loss.min()):.4f}, {float(loss.max()):.4f}]"

@@ -1,0 +1,98 @@
+"""Generation: batches with shared prefixes against one prompt at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.bench.models import FAMILIES, TASK, embedded_backbone, paired_prompts
+from chameleon_lib.bench.rows import Goal, Row
+from chameleon_lib.bench.timing import Clock, run_rounds
+
+_SPEEDUP = Goal(5.0, at_least=True)
+
+
+@dataclass(frozen=True)
+class GenerationWork:
+    """Sizes.
+
+    Attributes:
+        prompts: Prompts, two per user.
+        history: History items per prompt.
+        rounds: Paired rounds.
+        families: Embedded models.
+    """
+
+    prompts: int = 128
+    history: int = 10
+    rounds: int = 5
+    families: Sequence[str] = FAMILIES
+
+
+def measure(work: GenerationWork, clock: Clock) -> list[Row]:
+    """Two rows per family: against this library, and against `transformers`, prompt by prompt."""
+    rows: list[Row] = []
+    for family in work.families:
+        rows += _measure(*embedded_backbone(family), work, clock)
+    return rows
+
+
+def plain_generate(backbone: HFBackbone, prompt: str, limit: int) -> str:
+    """One greedy answer as most scripts get it: tokenise, `model.generate`, decode."""
+    codec = backbone.codec
+    ids = torch.tensor(codec.prompts([prompt]), device=backbone.device)  # (1, P)
+    with torch.inference_mode():
+        tokens: Tensor = backbone.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=list(codec.eos_ids),
+            pad_token_id=codec.pad_id,
+        )
+    # Decoders return the prompt as well, encoder-decoders their start token.
+    start = ids.shape[1] if backbone.family == "decoder" else 1
+    return codec.decode(tokens[:, start:])[0]
+
+
+def _measure(backbone: HFBackbone, model: str, work: GenerationWork, clock: Clock) -> list[Row]:
+    prompts, groups = paired_prompts(work.prompts, work.history)
+    limit = TASK.max_new_tokens
+    together, alone, plain = "batched", "one by one", "plain one by one"
+    rounds = run_rounds(
+        f"generation, {backbone.family}",
+        {
+            plain: lambda _: [plain_generate(backbone, prompt, limit) for prompt in prompts],
+            together: lambda _: backbone.generate(prompts, max_new_tokens=limit, groups=groups),
+            alone: lambda _: [
+                backbone.generate([prompt], max_new_tokens=limit)[0] for prompt in prompts
+            ],
+        },
+        work.rounds,
+        clock,
+    )
+    got = rounds.results[together][-1]
+    rows = []
+    for name, reference, goal in (
+        (alone, "one prompt at a time, same library", _SPEEDUP),
+        (plain, "one prompt at a time, generate of transformers", None),
+    ):
+        wanted = rounds.results[name][-1]
+        equal = sum(left == right for left, right in zip(wanted, got, strict=True))
+        rows.append(
+            Row(
+                "Generation, batched and grouped: speed-up",
+                f"{model}; {work.prompts} prompts (P and N per user), {work.history} history "
+                f"items, at most {limit} new tokens",
+                reference,
+                rounds.ratio(name, together),
+                goal,
+                equal == len(prompts),
+                f"{equal} of {len(prompts)} texts are equal ({len(set(wanted))} distinct)",
+            )
+        )
+    return rows

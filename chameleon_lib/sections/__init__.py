@@ -1,0 +1,14 @@
+"""One module per section of the paper: what a notebook calls, from users to tables."""
+
+from __future__ import annotations
+
+__all__ = [
+    "arms",
+    "data",
+    "per_user",
+    "provenance",
+    "quickstart",
+    "study",
+    "table1",
+    "table1_views",
+]

@@ -1,0 +1,96 @@
+"""How the frames of section 4.2 are shown: readable tables, the effects figure, the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from chameleon_lib.kit.figures import FigureOutput, dot_ci, save_figure
+from chameleon_lib.kit.verdicts import Verdict
+from chameleon_lib.lamp.metrics import higher_is_better
+from chameleon_lib.lamp.tasks import get_task
+from chameleon_lib.sections.per_user import Run
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame for reading: empty cells for what the paper does not have."""
+    shown = frame.drop(columns=[c for c in ("kind",) if c in frame])
+    papers = [column for column in shown.columns if column.startswith("paper ")]
+    for column in papers:
+        shown[column] = [f"{v:.3f}" if pd.notna(v) else "" for v in shown[column]]
+    return shown
+
+
+def effect_figure(frame: pd.DataFrame, task: str, profile: str) -> FigureOutput:
+    """Forest plot of the differences to Instruct, one panel per family."""
+    primary = get_task(task).metrics[0]
+    column = f"{primary} change"
+    drawn = frame.rename(
+        columns={column: "value", f"{column}_low": "ci_low", f"{column}_high": "ci_high"}
+    )
+    drawn = drawn[["family", "method", "kind", "value", "ci_low", "ci_high", "n", "seeds"]]
+    title = f"{task.replace('_', '-')}: {primary} against Instruct"
+    figure = dot_ci(
+        drawn,
+        title=title,
+        profile=profile,
+        xlabel=f"{primary} change",
+        panel="family",
+        reference_label="Instruct",
+        better="higher" if higher_is_better(primary) else "lower",
+    )
+    words = []
+    for family, part in drawn.groupby("family", sort=False):
+        values = part.set_index("method")["value"]
+        words.append(
+            f"{family}: paper's edit {values['CHAMELEON (paper)']:+.3f}, "
+            f"fitted edit {values['CHAMELEON fitted (ours)']:+.3f}, "
+            f"random directions {values['control: random directions']:+.3f}"
+        )
+    return save_figure(
+        figure,
+        f"01_effects_{task}",
+        alt=f"Forest plot of {len(drawn)} differences to Instruct. {'; '.join(words)}.",
+        caption=(
+            f"Change of {primary} against Instruct on the same users, 95 % intervals over "
+            f"{int(drawn['n'].max())} test users; seeds are training seeds times groups "
+            f"({profile} profile)."
+        ),
+        data=drawn,
+        profile=profile,
+    )
+
+
+def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """The verdicts as a table."""
+    return pd.DataFrame(
+        {
+            "claim": [v.claim for v in verdicts],
+            "paper": [v.paper for v in verdicts],
+            "ours": [str(v.ours) for v in verdicts],
+            "n": [v.n for v in verdicts],
+            "seeds": [v.seeds for v in verdicts],
+            "verdict": [v.status for v in verdicts],
+            "controls": [v.note for v in verdicts],
+        }
+    )
+
+
+def summary(run: Run, effects: Mapping[str, pd.DataFrame]) -> str:
+    """What came out, in sentences made from the numbers."""
+    sentences = [f"{run.profile.name} profile. What came out:"]
+    for task, frame in effects.items():
+        metric = get_task(task).metrics[0]
+        change = f"{metric} change"
+        sign = 1 if higher_is_better(metric) else -1
+        for family, part in frame.groupby("family", sort=False):
+            by = part.set_index("method")
+            paper, fitted = by.loc["CHAMELEON (paper)"], by.loc["CHAMELEON fitted (ours)"]
+            words = []
+            for name, row in (("paper's edit", paper), ("fitted edit", fitted)):
+                low, high = sorted((sign * row[f"{change}_low"], sign * row[f"{change}_high"]))
+                outcome = "helps" if low > 0 else "hurts" if high < 0 else "shows no effect"
+                words.append(f"the {name} {outcome} ({row[change]:+.3f})")
+            sentences.append(f"{task.replace('_', '-')}, {family}: {' and '.join(words)}.")
+    return "\n".join(sentences)

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from chameleon_lib.backbones.demo.batches import (
+    DECODER_KINDS,
+    LABEL_WEIGHT,
+    TEXT_WEIGHT,
+    Batch,
+    decoder_batch,
+    encdec_batch,
+)
+from chameleon_lib.backbones.demo.corpus import STEERED
+from chameleon_lib.backbones.demo.tokenizer import build_tokenizer
+from chameleon_lib.backbones.text import TextCodec
+from chameleon_lib.lamp.prompts import ANSWER_CUE
+from tests.backbones.demo.worlds import random_of
+from tests.backbones.tiny import make_model
+
+
+@dataclass(frozen=True)
+class Plan:
+    steps: int = 100
+    curriculum: float = 0.15
+
+
+# Step 3 packs six prompts behind a history, step 11 packs prompts that share nothing.
+PACKED, LOOSE = 3, 11
+NO_CUE = ("insight_p", "insight_n", "infilling", "official")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+def batch_of(tokenizer: PreTrainedTokenizerFast, step: int, seed: int = 0) -> Batch:
+    return decoder_batch(tokenizer, random_of(f"batch/{seed}"), 3, 0.5, step, Plan())
+
+
+def places(batch: Batch, answer: int) -> tuple[int, Tensor]:
+    """Row of an answer and the positions that predict its tokens and EOS."""
+    rows, columns = (batch.answer_of == answer).nonzero().T
+    assert len(set(rows.tolist())) == 1
+    return int(rows[0]), columns
+
+
+def visible(batch: Batch, row: int, position: int) -> Tensor:
+    """Ids that this position may look at, in order."""
+    mask: Tensor = batch.inputs["attention_mask"]
+    return batch.inputs["input_ids"][row][mask[row, 0, position]]
+
+
+@pytest.mark.parametrize("step", [PACKED, LOOSE])
+def test_packed_prompts_give_the_logits_of_prompts_run_one_by_one(
+    tokenizer: PreTrainedTokenizerFast, step: int
+) -> None:
+    batch = batch_of(tokenizer, step)
+    model = make_model("mistral", vocab_size=len(tokenizer), max_position_embeddings=1024)
+    with torch.no_grad():
+        packed = model(**batch.inputs).logits
+        for answer in range(len(batch.kinds)):
+            row, columns = places(batch, answer)
+            alone = model(input_ids=visible(batch, row, int(columns[-1]))[None]).logits[0]
+            expected = alone[-len(columns) :]
+            torch.testing.assert_close(packed[row, columns], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("step", "kinds"), [(PACKED, DECODER_KINDS), (LOOSE, None)])
+def test_each_answer_sees_its_own_prompt_as_generation_would_tokenise_it(
+    tokenizer: PreTrainedTokenizerFast, step: int, kinds: tuple[str, ...] | None
+) -> None:
+    batch = batch_of(tokenizer, step)
+    assert batch.kinds == list(kinds or ("official", "unseen")) * 3
+    codec = TextCodec(tokenizer, decoder_only=True, eos_ids=[1], prompts_chat="template")
+    for answer, kind in enumerate(batch.kinds):
+        row, columns = places(batch, answer)
+        seen = visible(batch, row, int(columns[-1])).tolist()
+        target = batch.targets[row, columns].tolist()
+        assert target[-1] == tokenizer.eos_token_id
+        assert seen[len(seen) - len(target) + 1 :] == target[:-1]
+        prompt = tokenizer.decode(seen[: len(seen) - len(target) + 1])
+        assert prompt.count("Question:") + prompt.count("Conclude ") <= 1
+        assert prompt.endswith(ANSWER_CUE) == (kind not in NO_CUE)
+        text = tokenizer.decode(target[:-1]).strip()
+        assert codec.prompts([prompt])[0] + codec.answers([text])[0] == seen
+
+
+@pytest.mark.parametrize("step", [0, PACKED, LOOSE])
+def test_a_weight_of_1_stands_on_answer_tokens_and_nowhere_else(
+    tokenizer: PreTrainedTokenizerFast, step: int
+) -> None:
+    batch = batch_of(tokenizer, step)
+    assert torch.equal(batch.weights == 1.0, batch.answer_of >= 0)
+    counted = batch.weights > 0
+    others = batch.weights[counted & (batch.answer_of < 0)]
+    assert bool(torch.isin(others, torch.tensor([LABEL_WEIGHT, TEXT_WEIGHT])).all())
+    # Padding never counts: every counted target is the next token of its row.
+    ids = batch.inputs["input_ids"]
+    rows, columns = counted.nonzero().T
+    assert torch.equal(batch.targets[rows, columns], ids[rows, columns + 1])
+    assert bool((batch.targets[rows, columns] != tokenizer.pad_token_id).all())
+
+
+def test_the_curriculum_starts_with_histories_whose_tastes_weigh_most(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    batch = batch_of(tokenizer, 0)
+    assert batch.kinds == [] and len(batch.targets) == 6
+    heavy = set(batch.targets[batch.weights == LABEL_WEIGHT].tolist())
+    assert heavy and all(len(tokenizer.decode([token]).strip()) > 1 for token in heavy)
+    assert batch_of(tokenizer, 16).kinds  # after the curriculum even steps have answers, too
+
+
+def test_padding_looks_at_itself_and_nobody_looks_at_it(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    batch = batch_of(tokenizer, PACKED)
+    mask = batch.inputs["attention_mask"][:, 0]
+    assert bool(mask.any(dim=-1).all())
+    real = batch.inputs["input_ids"] != tokenizer.pad_token_id
+    assert not bool((mask & real[:, :, None] & ~real[:, None, :]).any())
+
+
+def test_a_batch_is_fixed_by_its_seed(tokenizer: PreTrainedTokenizerFast) -> None:
+    one, same, other = (batch_of(tokenizer, PACKED, seed) for seed in (0, 0, 1))
+    assert torch.equal(one.inputs["input_ids"], same.inputs["input_ids"])
+    assert torch.equal(one.weights, same.weights)
+    assert not torch.equal(one.inputs["input_ids"][:, :40], other.inputs["input_ids"][:, :40])
+
+
+@pytest.mark.parametrize("step", [0, 90])
+def test_an_encoder_decoder_row_is_prompt_answer_and_eos(
+    tokenizer: PreTrainedTokenizerFast, step: int
+) -> None:
+    batch = encdec_batch(tokenizer, random_of("encdec"), 40, 0.5, step, Plan())
+    assert len(batch.kinds) == 40 and len(set(batch.kinds)) > 4
+    assert torch.equal(batch.weights == 1.0, batch.answer_of >= 0)
+    assert torch.equal(batch.weights.sum(1).long(), (batch.targets != 0).sum(1))
+    tells = tokenizer.get_vocab()
+    starts = [[tells[STEERED[kind]] if kind in STEERED else 0] for kind in batch.kinds]
+    shifted = torch.cat([torch.tensor(starts), batch.targets[:, :-1]], dim=1)
+    assert torch.equal(batch.inputs["decoder_input_ids"], shifted)
+    assert torch.equal(batch.inputs["attention_mask"].bool(), batch.inputs["input_ids"] != 0)
+    codec = TextCodec(tokenizer, decoder_only=False, eos_ids=[1], prompts_chat="template")
+    for row, kind in enumerate(batch.kinds):
+        target = batch.targets[row][batch.weights[row] == 1].tolist()
+        assert target.count(tokenizer.eos_token_id) == 1 == target[-1]
+        source = batch.inputs["input_ids"][row]
+        prompt = tokenizer.decode(source[source != 0])
+        assert codec.prompts([prompt])[0] == source[source != 0].tolist()
+        assert codec.answers([tokenizer.decode(target[:-1])])[0] == target[:-1]
+        assert prompt.endswith(ANSWER_CUE) == (kind not in NO_CUE)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from chameleon_lib.backbones.demo import train as training
+from chameleon_lib.backbones.demo.batches import Batch
+from chameleon_lib.backbones.demo.tokenizer import build_tokenizer
+from chameleon_lib.backbones.demo.train import (
+    TrainSettings,
+    answers_right,
+    learning_rate,
+    train,
+    weighted_loss,
+)
+from chameleon_lib.backbones.models import load_backbone
+
+FAMILIES = ("decoder", "encdec")
+
+
+def settings_of(family: str, seed: int = 0) -> TrainSettings:
+    return TrainSettings(family=family, seed=seed, steps=6, batch=1, warmup=2)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file; no folder and no partial file may be left."""
+    assert all(path.is_file() for path in folder.iterdir())
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One uninterrupted six-step run per family."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {family: train(settings_of(family), folder / family) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_repeats_byte_for_byte(
+    runs: dict[str, Path], family: str, tmp_path: Path
+) -> None:
+    again = contents(train(settings_of(family), tmp_path, log_every=2))
+    assert again == contents(runs[family])
+    assert {"model.safetensors", "config.json", "tokenizer.json", "training.json"} <= set(again)
+    assert "resume.pt" not in again
+
+
+def test_another_seed_gives_another_model(runs: dict[str, Path], tmp_path: Path) -> None:
+    other = contents(train(settings_of("decoder", seed=1), tmp_path))
+    mine = contents(runs["decoder"])
+    assert other["model.safetensors"] != mine["model.safetensors"]
+    assert other["tokenizer.json"] == mine["tokenizer.json"]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the code under test may catch it."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The next training run dies when it asks for the rate of the step after ``step``."""
+
+    def rate(at: int, settings: TrainSettings) -> float:
+        if at == step:
+            raise Killed
+        return learning_rate(at, settings)
+
+    monkeypatch.setattr(training, "learning_rate", rate)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(
+    runs: dict[str, Path], family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        kill_after(patched, 5)  # a step after the checkpoint at 4
+        with pytest.raises(Killed):
+            train(settings_of(family), tmp_path, checkpoint_every=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
+    assert torch.load(tmp_path / "resume.pt", weights_only=False)["step"] == 4
+    asked: list[int] = []
+
+    def rate(at: int, settings: TrainSettings) -> float:
+        asked.append(at)
+        return learning_rate(at, settings)
+
+    monkeypatch.setattr(training, "learning_rate", rate)
+    train(settings_of(family), tmp_path, checkpoint_every=2)
+    assert set(asked) == {4, 5}  # it went on, it did not start again
+    assert contents(tmp_path) == contents(runs[family])
+
+
+def test_the_state_of_another_run_is_not_resumed(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        kill_after(patched, 3)
+        with pytest.raises(Killed):
+            train(settings_of("decoder", seed=1), tmp_path, checkpoint_every=2)
+    train(settings_of("decoder"), tmp_path)
+    assert contents(tmp_path) == contents(runs["decoder"])
+
+
+@pytest.mark.parametrize(("family", "kind"), [("decoder", "mistral"), ("encdec", "t5")])
+def test_a_checkpoint_is_a_backbone_of_the_kit(
+    runs: dict[str, Path], family: str, kind: str
+) -> None:
+    backbone = load_backbone(runs[family], dtype="float32")
+    assert (backbone.n_layers, backbone.d) == (4, 128)
+    assert backbone.model.config.model_type == kind
+    assert isinstance(backbone.generate(["Your answer:"], max_new_tokens=2)[0], str)
+    assert len(AutoTokenizer.from_pretrained(runs[family])) == len(build_tokenizer())
+
+
+def test_config_json_appears_last_so_that_half_a_checkpoint_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of("decoder")
+    moved: list[str] = []
+    replace_file = training.os.replace
+
+    def recording(source: Path, target: Path) -> None:
+        moved.append(target.name)
+        replace_file(source, target)
+
+    monkeypatch.setattr(training.os, "replace", recording)
+    tokenizer = build_tokenizer()
+    training.save(training.build_model(settings, tokenizer), tokenizer, settings, tmp_path)
+    assert moved[-1] == "config.json" and set(moved) == set(contents(tmp_path))
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
+    settings = TrainSettings(family="decoder", steps=100, warmup=10)
+    rates = [learning_rate(step, settings) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0.0)
+    short = replace(settings, steps=5)  # shorter than its warm-up: no division by zero
+    assert learning_rate(4, short) == pytest.approx(0.5)
+
+
+def batch_of(targets: list[list[int]], answer_of: list[list[int]], kinds: list[str]) -> Batch:
+    numbers = torch.tensor(answer_of)
+    return Batch({}, torch.tensor(targets), (numbers >= 0).float(), numbers, kinds)
+
+
+def logits_that_say(tokens: list[list[int]], size: int = 5) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(tokens), size).float() * 9
+
+
+def test_an_answer_is_right_only_if_all_its_tokens_are() -> None:
+    batch = batch_of(
+        targets=[[1, 2, 3, 4], [1, 2, 3, 4]],
+        answer_of=[[-1, 0, 0, 1], [2, 2, -1, -1]],
+        kinds=["plain", "insight_p", "plain"],
+    )
+    said = [[0, 2, 3, 4], [1, 0, 3, 4]]  # answer 2 has one wrong token; a prompt token is no answer
+    counts = answers_right(logits_that_say(said), batch)
+    assert counts == {"plain": (1, 2), "insight_p": (1, 1)}
+    assert answers_right(logits_that_say([[0] * 4, [0] * 4]), batch) == {
+        "plain": (0, 2),
+        "insight_p": (0, 1),
+    }
+
+
+def test_the_loss_counts_weighted_tokens_only() -> None:
+    batch = batch_of([[1, 2]], [[-1, 0]], ["plain"])
+    right, wrong = (weighted_loss(logits_that_say(said), batch) for said in ([[3, 2]], [[1, 3]]))
+    assert right < 0.01 < 8 < wrong
+    heavier = replace(batch, weights=batch.weights * 7)
+    assert weighted_loss(logits_that_say([[1, 3]]), heavier) == pytest.approx(float(wrong))
+
+
+def test_every_weight_has_exactly_one_optimizer() -> None:
+    tokenizer = build_tokenizer()
+    for family in FAMILIES:
+        model = training.build_model(settings_of(family), tokenizer)
+        optimizers = training.build_optimizers(model, 1e-3)
+        held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+        assert sorted(held) == sorted(id(p) for p in model.parameters())
+        names = {id(p): name for name, p in model.named_parameters()}
+        muon = [names[id(p)] for group in optimizers[0].param_groups for p in group["params"]]
+        assert muon and not [n for n in muon if "embed" in n or "shared" in n or "lm_head" in n]
+
+
+def test_the_command_line_trains_into_the_folder_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[TrainSettings, Path]] = []
+
+    def fake(settings: TrainSettings, out: Path) -> Path:
+        asked.append((settings, out))
+        return out
+
+    monkeypatch.setattr(training, "train", fake)
+    words = ["--family", "encdec", "--seed", "3", "--steps", "9", "--out", str(tmp_path)]
+    assert training.main(words) == 0
+    [(settings, out)] = asked
+    assert (settings.family, settings.seed, settings.steps, out) == ("encdec", 3, 9, tmp_path)
+    assert asdict(settings)["lr"] == TrainSettings(family="encdec").lr
+    assert str(tmp_path) in capsys.readouterr().out
+
+
+def test_training_draws_from_its_own_generator(tmp_path: Path) -> None:
+    random.seed(0)
+    torch.manual_seed(0)
+    before = random.getstate()
+    train(replace(settings_of("decoder"), steps=1), tmp_path)
+    assert random.getstate() == before

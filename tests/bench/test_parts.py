@@ -1,0 +1,111 @@
+"""Each part at tiny sizes: rows, sameness, positive ratios; speed itself is never asserted."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from torch import Tensor
+
+from chameleon_lib.backbones.demo import train
+from chameleon_lib.bench import ccs, edit, generation, models
+from chameleon_lib.bench.ccs import CCSWork
+from chameleon_lib.bench.edit import DecodeWork
+from chameleon_lib.bench.generation import GenerationWork
+from chameleon_lib.bench.rows import Row
+from chameleon_lib.core.ccs import CCSResult, fit_ccs
+from chameleon_lib.errors import UserError
+
+CCS = CCSWork(layers=2, pairs=12, d=64, tries=3, epochs=40, rounds=2)
+
+
+@pytest.fixture
+def no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(family: str, seed: int) -> None:
+        raise UserError(f"{family}-{seed} is not here.")
+
+    monkeypatch.setattr(models, "checkpoint", absent)
+
+
+def _positive(rows: list[Row]) -> bool:
+    return all(0 < row.ratio.low <= row.ratio.median <= row.ratio.high for row in rows)
+
+
+def test_ccs_rows_compare_loop_reference_and_span() -> None:
+    rows = ccs.measure(CCS, time.perf_counter)
+    assert len(rows) == 3 and _positive(rows)
+    assert all(row.same for row in rows), [row.evidence for row in rows]
+    assert "1 layer x 1 try x 40 epochs, scaled x 6" in rows[0].reference
+    assert rows[0].goal is None and str(rows[1].goal) == "≥ 30"
+
+
+def test_ccs_rounds_check_other_probes() -> None:
+    assert [ccs.probe_of(CCS, number) for number in range(4)] == [(0, 0), (1, 1), (0, 2), (1, 0)]
+
+
+def test_ccs_says_no_where_the_losses_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(h_n: Tensor, h_p: Tensor, *arguments: object) -> CCSResult:
+        return fit_ccs(h_n, h_p + 1, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ccs, "fit_ccs", spoiled)
+    row = ccs.measure(CCS, time.perf_counter)[0]
+    assert not row.same
+
+
+def test_made_up_activations_leave_a_loss_to_compare() -> None:
+    h_n, h_p = ccs.activations(CCSWork(layers=1, pairs=40, d=256))
+    assert h_n.shape == h_p.shape == (1, 40, 256)
+    settings = ccs.EditSettings().with_(ccs_solver="reference", ccs_tries=2, ccs_epochs=300)
+    assert float(fit_ccs(h_n, h_p, settings, 0).loss[0]) > 1e-3
+
+
+def test_prompts_come_in_pairs_that_share_their_history() -> None:
+    prompts, groups = models.paired_prompts(6, 10)
+    assert groups == [0, 0, 1, 1, 2, 2] and len(set(prompts)) == 6
+    for personal, neutral in zip(prompts[::2], prompts[1::2], strict=True):
+        lines = personal.split("\n")
+        assert "10. " in personal and lines[:11] == neutral.split("\n")[:11]
+    assert prompts[0].split("\n")[1] != prompts[2].split("\n")[1]
+
+
+@pytest.mark.usefixtures("no_checkpoint")
+def test_generation_gives_the_same_texts_from_random_weights() -> None:
+    rows = generation.measure(GenerationWork(prompts=4, history=2, rounds=1), time.perf_counter)
+    assert len(rows) == 2 * len(train.FAMILIES) and _positive(rows)
+    for family, row, plain in zip(train.FAMILIES, rows[::2], rows[1::2], strict=True):
+        assert row.setting == plain.setting
+        assert row.setting.startswith(f"{family}, random weights; 4 prompts")
+        assert row.same and row.evidence.startswith("4 of 4 texts are equal (")
+        assert "generate of transformers" in plain.reference and plain.goal is None
+        assert plain.same and plain.evidence.startswith("4 of 4 texts are equal (")
+
+
+@pytest.mark.usefixtures("no_checkpoint")
+def test_generation_says_no_where_a_text_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "plain_generate", lambda *_: "something else")
+    work = GenerationWork(prompts=2, history=2, rounds=1, families=("decoder",))
+    own, plain = generation.measure(work, time.perf_counter)
+    assert own.same and not plain.same and plain.evidence == "0 of 2 texts are equal (1 distinct)"
+
+
+@pytest.mark.usefixtures("no_checkpoint")
+def test_decoding_is_compared_at_equal_work() -> None:
+    rows = edit.measure(DecodeWork(rows=4, tokens=5, history=2, rounds=2), time.perf_counter)
+    assert len(rows) == 2 * len(train.FAMILIES) and _positive(rows)
+    assert all(row.same for row in rows), [row.evidence for row in rows]
+    assert [row.what for row in rows[:2]] == [
+        "Decoding with a shared edit: time",
+        "Decoding with a per-row edit: time",
+    ]
+    assert "all 4 layers edited" in rows[0].setting
+
+
+@pytest.mark.usefixtures("no_checkpoint")
+def test_decoding_says_no_where_a_row_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, _ = models.embedded_backbone("decoder")
+    prompts, _ = models.paired_prompts(6, 2)
+    first = backbone.generate(prompts, max_new_tokens=1)[0]
+    # A token that the first row does generate now ends its answer.
+    monkeypatch.setattr(edit, "_NO_TOKEN", backbone.codec.answers([first])[0][0])
+    work = DecodeWork(rows=6, tokens=5, history=2, rounds=1, families=("decoder",))
+    assert not any(row.same for row in edit.measure(work, time.perf_counter))

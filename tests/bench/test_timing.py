@@ -1,0 +1,80 @@
+"""Paired rounds: order, pairing, scaling, and how ratios and goals are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from chameleon_lib.bench.rows import COLUMNS, Goal, Row, frame, markdown
+from chameleon_lib.bench.timing import Ratio, Rounds, clock_for, run_rounds
+
+
+def _fake_clock() -> tuple[Callable[[], float], Callable[[float], None]]:
+    now = [0.0]
+
+    def spend(seconds: float) -> None:
+        now[0] += seconds
+
+    return lambda: now[0], spend
+
+
+def test_rounds_alternate_the_order_after_an_untimed_warm_up() -> None:
+    clock, spend = _fake_clock()
+    calls: list[tuple[str, int]] = []
+
+    def variant(name: str, seconds: float) -> Callable[[int], str]:
+        def run(number: int) -> str:
+            calls.append((name, number))
+            spend(seconds)
+            return f"{name}{number}"
+
+        return run
+
+    rounds = run_rounds("x", {"a": variant("a", 6.0), "b": variant("b", 2.0)}, 3, clock)
+    assert [name for name, _ in calls] == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert rounds.results == {"a": ["a0", "a1", "a2"], "b": ["b0", "b1", "b2"]}
+    assert rounds.seconds == {"a": [6.0] * 3, "b": [2.0] * 3}
+
+
+def test_a_ratio_pairs_rounds_before_it_takes_the_median() -> None:
+    rounds = Rounds({"a": [1.0, 10.0, 6.0], "b": [1.0, 2.0, 2.0]}, {})
+    assert rounds.ratio("a", "b") == Ratio(3.0, 1.0, 5.0, 3)
+    assert rounds.ratio("a", "b", factor=10) == Ratio(30.0, 10.0, 50.0, 3)
+
+
+def test_given_warm_up_calls_replace_the_variants() -> None:
+    clock, _ = _fake_clock()
+    warmed: list[int] = []
+    rounds = run_rounds("x", {"a": lambda n: n}, 1, clock, warm_up=[lambda: warmed.append(1)])
+    assert warmed == [1] and rounds.results == {"a": [0]}
+    assert rounds.seconds["a"][0] > 0  # a clock that stands still never divides by zero
+
+
+def test_cpu_time_is_read_for_one_thread_only() -> None:
+    assert clock_for(1)[1] == "CPU time" and clock_for(2)[1] == "wall clock"
+
+
+@pytest.mark.parametrize(
+    ("goal", "met", "text"),
+    [(Goal(3.0, True), True, "≥ 3"), (Goal(1.05, False), False, "≤ 1.05")],
+)
+def test_a_goal_bounds_the_median_from_its_side(goal: Goal, met: bool, text: str) -> None:
+    assert goal.met(Ratio(3.0, 0.5, 9.0, 5)) is met and str(goal) == text
+
+
+def test_markdown_and_csv_hold_the_same_rows() -> None:
+    ratio = Ratio(31.234, 2.345, 456.7, 3)
+    rows = [
+        Row("what | it is", "small", "the slow one", ratio, Goal(30, True), True, "all equal"),
+        Row("other", "small", "the slow one", ratio, None, False, "one differs"),
+    ]
+    lines = markdown(rows).splitlines()
+    assert lines[0] == f"| {' | '.join(COLUMNS)} |"
+    assert lines[2] == (
+        "| what / it is | small | the slow one | 31.2 [2.35, 457] | ≥ 30 (met) | yes: all equal |"
+    )
+    assert lines[3].endswith("| – | no: one differs |")
+    table = frame(rows, threads=2, clock="wall clock")
+    assert table["ratio"].tolist() == [31.234, 31.234] and table["same"].tolist() == [True, False]
+    assert table["goal_met"].tolist() == [True, None] and set(table["threads"]) == {2}

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from chameleon_lib.backbones.demo.world import WorldSettings, build_world
+from chameleon_lib.core.preferences import (
+    PreferencePair,
+    PreparedUser,
+    answer_histogram,
+    answer_pairs,
+    decode_settings,
+    fit_context,
+    keep_different,
+    max_new_tokens,
+    pair_texts,
+    write_insights,
+)
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
+from chameleon_lib.lamp.prompts import ANSWER_CUE, answer_prompt, history_block, query_line
+from chameleon_lib.lamp.records import HistoryItem, Query, User
+from chameleon_lib.lamp.tasks import TASKS
+from tests.core.scripted import ScriptedBackbone, by_role
+
+SETTINGS = EditSettings(decode_insight_tokens=8, decode_max_new_tokens=4)
+
+
+def users_of(task: str, queries: int = 2) -> list[User]:
+    settings = WorldSettings(users=(3, 0, 0), queries=queries, history=(4, 6))
+    return build_world(task, settings).users["train"]
+
+
+def prepared_users(task: str, queries: int = 2) -> list[PreparedUser]:
+    return [
+        PreparedUser(user, user.history, f"taste of {user.id}", f"style for {user.id}")
+        for user in users_of(task, queries)
+    ]
+
+
+def pair(answer_p: str, answer_n: str, query_id: str = "q") -> PreferencePair:
+    items = (HistoryItem("1", "A robot meets a clown", "comedy"),)
+    return PreferencePair("u", query_id, "A duke hides a monk", items, answer_p, answer_n)
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_the_two_prompts_of_a_query_are_one_text_up_to_the_agent(task: str) -> None:
+    backbone = ScriptedBackbone(by_role("a", "b"))
+    users = prepared_users(task)
+    pairs = answer_pairs(backbone, users, SETTINGS)
+    prompts = iter(zip(backbone.prompts[::2], backbone.prompts[1::2], strict=True))
+    for user in users:
+        for query in user.user.queries:
+            p, n = next(prompts)
+            shared = os.path.commonprefix([p, n])
+            start = f"{history_block(task, user.items)}\n{query_line(task, query.text)}\nQuestion:"
+            assert shared.startswith(start) and shared.endswith("\nYou are a ")
+            assert user.insight_p in p and user.insight_p not in n
+            assert user.insight_n in n and user.insight_n not in p
+            assert p.endswith(ANSWER_CUE) and n.endswith(ANSWER_CUE)
+    assert [(x.answer_p, x.answer_n) for x in pairs] == [("a", "b")] * 6
+    assert backbone.groups == [0] * 4 + [1] * 4 + [2] * 4  # a user's prompts share their start
+
+
+def test_pairs_keep_user_query_and_answers_together() -> None:
+    backbone = ScriptedBackbone(lambda prompt: f"answer to {hash(prompt)}")
+    users = prepared_users("LaMP_2")
+    pairs = answer_pairs(backbone, users, SETTINGS)
+    expected = [(u.user.id, q.id, q.text, u.items) for u in users for q in u.user.queries]
+    assert [(x.user_id, x.query_id, x.query, x.items) for x in pairs] == expected
+    said = [f"answer to {hash(prompt)}" for prompt in backbone.prompts]
+    assert [text for x in pairs for text in (x.answer_p, x.answer_n)] == said
+    assert answer_pairs(backbone, [], SETTINGS) == []
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_golds_are_out_of_reach(task: str) -> None:
+    def told(gold: str | None) -> tuple[list[str], list[PreferencePair]]:
+        backbone = ScriptedBackbone(lambda prompt: f"{len(prompt)} {sum(prompt.encode())}")
+        users = [
+            replace(u, user=replace(u.user, queries=tuple(
+                replace(query, gold=gold or query.gold) for query in u.user.queries
+            )))
+            for u in prepared_users(task)
+        ]  # fmt: skip
+        return backbone.prompts, answer_pairs(backbone, users, SETTINGS)
+
+    assert told(None) == told("RUBBISH")
+    assert not any("RUBBISH" in text for text in told("RUBBISH")[0])
+
+
+def test_identical_outputs_leave_as_whole_records_and_are_counted() -> None:
+    pairs = [
+        pair("comedy", "classic", "1"),
+        pair("comedy", "comedy", "2"),
+        pair("Dark  Comedy", "dark comedy", "3"),
+        pair("", "classic", "4"),
+        pair("classic", "  ", "5"),
+        pair("classic", "comedy", "6"),
+    ]
+    kept, identical = keep_different(pairs, SETTINGS)
+    assert kept == [pairs[0], pairs[5]] and identical == pairs[1:5]
+    exact, same = keep_different(pairs, SETTINGS.with_(pairs_drop_identical="exact"))
+    assert exact == [pairs[0], pairs[2], pairs[5]] and len(exact) + len(same) == len(pairs)
+
+
+LAYOUTS = {
+    "history_query_answer": "{h}\n{q}\nYour answer:",
+    "history_answer": "{h}\nYour answer:",
+    "query_answer": "{q}\nYour answer:",
+    "answer_only": "",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_pair_texts_differ_in_the_answer_alone(layout: str) -> None:
+    one = pair("comedy", "classic")
+    texts = pair_texts("LaMP_2", one, SETTINGS.with_(pairs_text=layout))
+    block, line = history_block("LaMP_2", one.items), query_line("LaMP_2", one.query)
+    context = LAYOUTS[layout].format(h=block, q=line)
+    assert texts == [(context, "comedy"), (context, "classic")]
+
+
+def test_the_layout_with_the_history_last_puts_it_behind_the_answer() -> None:
+    one = pair("comedy", "classic")
+    settings = SETTINGS.with_(pairs_text="answer_history", embed_pooling="mean_answer")
+    block = history_block("LaMP_2", one.items)
+    assert pair_texts("LaMP_2", one, settings) == [
+        ("", f"comedy\n{block}"),
+        ("", f"classic\n{block}"),
+    ]
+
+
+def test_insights_come_back_in_order_and_close_no_sentence() -> None:
+    replies = {"Conclude the user's": "  likes\n comedy. ", "Do not consider": "be brief..."}
+    backbone = ScriptedBackbone(
+        lambda prompt: next(text for key, text in replies.items() if key in prompt)
+    )
+    histories = [user.history for user in users_of("LaMP_2")]
+    insights = write_insights(backbone, "LaMP_2", histories, SETTINGS)
+    assert insights == [("likes comedy", "be brief")] * 3
+    assert backbone.groups == [0, 0, 1, 1, 2, 2] and backbone.decodes[0][0] == 8
+    for prompt, items in zip(backbone.prompts[::2], histories, strict=True):
+        assert prompt.startswith(history_block("LaMP_2", items))
+    assert write_insights(backbone, "LaMP_2", [], SETTINGS) == []
+
+
+@pytest.mark.parametrize("text", ["", "  \n", ".", " . .", "..."])
+def test_an_insight_without_content_comes_back_empty(text: str) -> None:
+    histories = [user.history for user in users_of("LaMP_2")]
+    insights = write_insights(ScriptedBackbone(lambda _: text), "LaMP_2", histories, SETTINGS)
+    assert insights == [("", "")] * 3
+
+
+def test_an_unknown_insight_template_is_refused() -> None:
+    with pytest.raises(UserError, match="my_template"):
+        settings = SETTINGS.with_(insight_template="my_template")
+        write_insights(ScriptedBackbone(str), "LaMP_2", [], settings)
+
+
+def test_insights_per_query_are_asked_with_the_query_and_used_for_it() -> None:
+    def reply(prompt: str) -> str:
+        if ANSWER_CUE in prompt:
+            return "comedy"
+        return f"mind {prompt.splitlines()[-2].removeprefix('Now, given a new description: ')}"
+
+    backbone = ScriptedBackbone(reply)
+    users = prepared_users("LaMP_2")
+    answer_pairs(backbone, users, SETTINGS.with_(insight_scope="query"))
+    answers = [prompt for prompt in backbone.prompts if ANSWER_CUE in prompt]
+    queries = [query for u in users for query in u.user.queries for _ in range(2)]
+    assert len(answers) == len(queries) == 12
+    for prompt, query in zip(answers, queries, strict=True):
+        assert f"mind {query.text}." in prompt
+    assert not any(user.insight_p in prompt for user in users for prompt in answers)
+
+
+def words_needed(user: User, n_items: int, query: str) -> int:
+    """Words of the longer of the two prompts, with room for insight and answer."""
+    prompts = [
+        answer_prompt(user.task, user.history[:n_items], query, role=role, insight="-")
+        for role in ("P", "N")
+    ]
+    return max(len(prompt.split()) for prompt in prompts) + 8 + 4
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("room", [1, 3])
+def test_what_does_not_fit_is_dropped_from_the_end_of_the_history(task: str, room: int) -> None:
+    user = users_of(task)[0]
+    longest = max((query.text for query in user.queries), key=lambda text: len(text.split()))
+    limit = words_needed(user, room, longest)
+    for more, n in ((0, room), (-1, room - 1)):
+        backbone = ScriptedBackbone(str, limit=limit + more)
+        kept = fit_context(backbone, user, user.history, SETTINGS)
+        assert kept == user.history[:n]
+    assert fit_context(ScriptedBackbone(str), user, user.history, SETTINGS) == user.history
+    assert fit_context(ScriptedBackbone(str, limit=5), user, user.history, SETTINGS) == ()
+
+
+def test_the_query_with_most_tokens_decides_not_the_one_with_most_letters() -> None:
+    """Many short words cost more tokens than few long ones."""
+    user = users_of("LaMP_7")[0]
+    texts = ("a b c d e f g h i j k l", "extraordinarily long-winded conversationalists")
+    assert len(texts[0]) < len(texts[1])
+    asked = tuple(Query(str(i), text, text, None) for i, text in enumerate(texts))
+    crowded = replace(user, queries=asked)
+    backbone = ScriptedBackbone(str, limit=words_needed(user, 2, texts[0]))
+    kept = fit_context(backbone, crowded, user.history, SETTINGS)
+    assert kept == user.history[:2]
+    users = [PreparedUser(crowded, kept, "eight words " * 4, "eight words " * 4)]
+    answer_pairs(backbone, users, SETTINGS)
+    assert all(backbone.fits(prompt, 4) for prompt in backbone.prompts)
+    assert all(any(text in prompt for text in texts) for prompt in backbone.prompts)
+
+
+def test_overflow_can_be_an_error_that_names_the_user() -> None:
+    user = users_of("LaMP_2")[0]
+    with pytest.raises(UserError, match=f"user {user.id} .* scripted"):
+        settings = SETTINGS.with_(prompts_overflow="error")
+        fit_context(ScriptedBackbone(str, limit=40), user, user.history, settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [({}, 16), ({"decode_max_new_tokens": 5}, 5)],
+)
+def test_one_decoding_object_comes_from_the_settings(changes: dict[str, Any], tokens: int) -> None:
+    settings = EditSettings(
+        decode_do_sample=True, decode_temperature=0.7, decode_seed=3, **changes
+    )
+    assert max_new_tokens("LaMP_2", settings) == tokens
+    decode = decode_settings(settings)
+    assert (decode.do_sample, decode.temperature, decode.seed) == (True, 0.7, 3)
+    assert decode.num_beams == 1
+    backbone = ScriptedBackbone(by_role("a", "b"))
+    answer_pairs(backbone, prepared_users("LaMP_2"), settings)
+    assert backbone.decodes == [(tokens, decode)]
+
+
+def test_the_answer_histogram_starts_with_the_most_frequent() -> None:
+    histogram = answer_histogram(["b", "a", "b", "c", "b", "a"])
+    assert list(histogram.items()) == [("b", 3), ("a", 2), ("c", 1)]
