@@ -13,7 +13,7 @@ Runs every notebook that is not up to date and writes outputs/<profile>/index.ht
 
   --profile NAME   demo (default: offline, embedded models), laptop, paper
   --only 01,03     these notebooks only
-  --data DIR       folder with LaMP files (laptop, paper)
+  --data DIR       folder with LaMP files; with demo, outputs go to outputs/demo-data
   --users N        users per task
   --seeds N        seeds
   --jobs N         notebooks at a time (default 1)
@@ -208,7 +208,7 @@ find_python
 # --- action ---------------------------------------------------------------------------------------
 
 case "$profile" in
-  demo) threads=2; export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 ;;
+  demo) threads=1; export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 ;;
   laptop) threads=2 ;;
   paper) threads=8 ;;
 esac

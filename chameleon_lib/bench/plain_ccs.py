@@ -28,7 +28,7 @@ def plain_loop(
     losses = torch.empty(len(h_n), tries)
     for group in range(len(h_n)):
         for attempt in range(tries):
-            start = weights[:, attempt], biases[0, attempt]
+            start = weights[attempt], biases[attempt, 0]
             losses[group, attempt] = plain_probe(
                 h_n[group], h_p[group], *start, epochs=epochs, squared=squared
             )

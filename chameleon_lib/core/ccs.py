@@ -7,6 +7,7 @@ evidence when K is small against d: read it beside ``floor`` and the loss of ``s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 
 _CHUNK = 20_000_000  # activations per batch of groups: 80 MB of float32
+_CHUNK_REFERENCE = 3_000_000  # 12 MB: every epoch reads all rows twice, so they stay in cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +45,15 @@ class CCSResult:
     floor: float
 
 
+@torch.no_grad()
 def fit_ccs(
     h_n: Tensor,
     h_p: Tensor,
     settings: EditSettings,
     seed: int,
     mask: Tensor | None = None,
+    *,
+    stop_at: Tensor | None = None,
 ) -> CCSResult:
     """Fits one probe per group; a group gives the same result alone and in a batch.
 
@@ -58,14 +63,23 @@ def fit_ccs(
         settings: The ``ccs_*`` fields.
         seed: Seed of the starting points.
         mask: Bool ``(G, K)``, True for real pairs, where groups have different K.
+        stop_at: Losses ``(G,)``, span solver only: a group stops as soon as its best try is no
+            worse. Without it every try runs to its own end.
     """
     mask = check_pairs(h_n, h_p, mask)
     groups, pairs, d = h_n.shape
-    size = max(1, _CHUNK // (2 * pairs * d))
-    parts = [
-        _fit_chunk(h_n[at : at + size], h_p[at : at + size], mask[at : at + size], settings, seed)
-        for at in range(0, groups, size)
-    ]
+    if stop_at is not None and (settings.ccs_solver != "span" or stop_at.shape != (groups,)):
+        raise UserError(
+            f"stop_at needs ccs_solver 'span' and one loss for each of {groups} groups; "
+            f"it has shape {tuple(stop_at.shape)} and the solver is {settings.ccs_solver!r}."
+        )
+    chunk = _CHUNK if settings.ccs_solver == "span" else _CHUNK_REFERENCE
+    size = max(1, chunk // (2 * pairs * d))
+    parts = []
+    for at in range(0, groups, size):
+        some = slice(at, at + size)
+        stop = None if stop_at is None else stop_at[some]
+        parts.append(_fit_chunk(h_n[some], h_p[some], mask[some], settings, seed, stop))
     names = ("theta", "bias", "loss", "losses", "accuracy", "polarity")
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     return CCSResult(**joined, floor=loss_floor(settings.ccs_confidence == "squared"))
@@ -84,9 +98,15 @@ def check_pairs(h_n: Tensor, h_p: Tensor, mask: Tensor | None) -> Tensor:
     mask = mask.bool()
     if not bool(mask.any(dim=1).all()):
         raise UserError("A group has no preference pair; leave it out or make pairs for it.")
-    if not bool(torch.isfinite(h_n[mask]).all() and torch.isfinite(h_p[mask]).all()):
+    if not _finite(h_n, mask) or not _finite(h_p, mask):
         raise UserError("Activations hold NaN or infinity; use bfloat16 or float32 weights.")
     return mask
+
+
+def _finite(rows: Tensor, mask: Tensor) -> bool:
+    """Whether the real rows hold numbers only; both extremes carry a NaN or an infinity."""
+    extremes = torch.aminmax(rows if bool(mask.all()) else rows[mask])
+    return bool(torch.isfinite(extremes.min) and torch.isfinite(extremes.max))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +114,7 @@ class Prepared:
     """Rows ready for a probe: ``x (G, 2K, d)``, pair weights, and how to undo the preparation."""
 
     x: Tensor
-    weights: Tensor  # (G, K, 1)
+    weights: Tensor  # (G, 1, K)
     middle: Tensor  # (G, 1, d)
     scale: Tensor  # (G, 1, 1)
 
@@ -108,29 +128,40 @@ def prepare(h_n: Tensor, h_p: Tensor, mask: Tensor, settings: EditSettings) -> P
     """Float32 rows after ``ccs_normalize`` (A6) and ``ccs_scale`` (B10); padding becomes zero."""
     real = mask.unsqueeze(-1)  # (G, K, 1)
     count = real.sum(1, keepdim=True).float()
-    n = torch.where(real, h_n.float(), 0.0)
-    p = torch.where(real, h_p.float(), 0.0)
-    mean_n, mean_p = n.sum(1, keepdim=True) / count, p.sum(1, keepdim=True) / count
-    middle = (mean_n + mean_p) / 2  # (G, 1, d)
-    if settings.ccs_normalize == "none":
-        mean_n = mean_p = middle = torch.zeros_like(middle)
-    elif settings.ccs_normalize == "joint":
-        mean_n = mean_p = middle
-    x = torch.cat([(n - mean_n) * real, (p - mean_p) * real], dim=1)
+    n, p = h_n.float(), h_p.float()
+    padded = not bool(mask.all())
+    if padded:
+        n, p = torch.where(real, n, 0.0), torch.where(real, p, 0.0)
+    middle = n.new_zeros(len(n), 1, n.shape[2])
+    if settings.ccs_normalize != "none":
+        mean_n, mean_p = n.sum(1, keepdim=True) / count, p.sum(1, keepdim=True) / count
+        middle = (mean_n + mean_p) / 2  # (G, 1, d)
+        if settings.ccs_normalize == "joint":
+            mean_n = mean_p = middle
+        n, p = n - mean_n, p - mean_p
+        if padded:
+            n, p = n * real, p * real
+    x = torch.cat([n, p], dim=1)
     scale = torch.ones_like(count)
     if settings.ccs_scale == "rms":
         total = x.square().sum((1, 2), keepdim=True)
         scale = (total / (2 * count * x.shape[2])).sqrt().clamp_min(1e-30)
         x = x / scale
-    return Prepared(x, real / count, middle, scale)
+    return Prepared(x, (real / count).mT, middle, scale)
 
 
 def _fit_chunk(
-    h_n: Tensor, h_p: Tensor, mask: Tensor, settings: EditSettings, seed: int
+    h_n: Tensor,
+    h_p: Tensor,
+    mask: Tensor,
+    settings: EditSettings,
+    seed: int,
+    stop_at: Tensor | None,
 ) -> CCSResult:
     ready = prepare(h_n, h_p, mask, settings)
     objective = CCSObjective(ready.weights, settings.ccs_confidence == "squared")
-    solve = solve_span if settings.ccs_solver == "span" else solve_reference
+    reference = settings.ccs_solver == "reference"
+    solve = solve_reference if reference else partial(solve_span, stop_at=stop_at)
     weight, bias = solve(
         ready.x,
         objective,
@@ -140,12 +171,12 @@ def _fit_chunk(
         tries=settings.ccs_tries,
         seed=seed,
     )
-    z = torch.baddbmm(bias, ready.x, weight)  # (G, 2K, T)
+    z = torch.baddbmm(bias, weight, ready.x.mT)  # (G, T, 2K)
     losses = objective.loss(z)
     best = losses.argmin(dim=1)  # (G,)
     group = torch.arange(len(best), device=best.device)
-    accuracy, polarity = pair_accuracy(z[group, :, best], mask)
-    theta, offset = ready.original_units(weight[group, :, best], bias[group, 0, best])
+    accuracy, polarity = pair_accuracy(z[group, best], mask)
+    theta, offset = ready.original_units(weight[group, best], bias[group, best, 0])
     return CCSResult(
         theta, offset, losses[group, best], losses, accuracy, polarity, floor=float("nan")
     )

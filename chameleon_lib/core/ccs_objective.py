@@ -6,11 +6,14 @@ Section 3.2 of the paper (method reference, section 3.7). With ``s = sigmoid(the
 
 The loss touches theta through ``X theta`` alone, so its gradient is ``X^T R`` with R = dL/dlogit:
 one matrix product serves every group and every try, and no automatic differentiation is needed.
+Tries are rows, ``(G, T, d)`` and ``(G, T, 2K)``: with ten tries the products of this layout, whose
+long side is contiguous, take a third to a sixth of the time that tries as columns take.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -19,13 +22,13 @@ from torch.nn.functional import softplus
 
 
 class Objective(Protocol):
-    """A loss of logits ``(G, 2K, T)``; rows 0..K-1 are neutral, rows K..2K-1 personalised."""
+    """A loss of logits ``(G, T, 2K)``; columns 0..K-1 are neutral, columns K..2K-1 personalised."""
 
     def loss(self, z: Tensor) -> Tensor:
         """Losses ``(G, T)``."""
 
-    def residual(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses ``(G, T)`` and ``dL/dz (G, 2K, T)``."""
+    def residual(self, z: Tensor) -> Tensor:
+        """The residual ``dL/dz (G, T, 2K)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +36,7 @@ class CCSObjective:
     """The CCS loss of G groups.
 
     Attributes:
-        weights: ``(G, K, 1)``, 1 / number of pairs of the group, 0 for padding.
+        weights: ``(G, 1, K)``, 1 / number of pairs of the group, 0 for padding.
         squared: Whether the confidence term is squared (A8).
     """
 
@@ -41,24 +44,35 @@ class CCSObjective:
     squared: bool
 
     def loss(self, z: Tensor) -> Tensor:
-        """Logits ``(G, 2K, T)`` to losses ``(G, T)``."""
-        s_n, s_p = torch.sigmoid(z).chunk(2, dim=1)
+        """Logits ``(G, T, 2K)`` to losses ``(G, T)``."""
+        s_n, s_p = torch.sigmoid(z).chunk(2, dim=2)
         least = torch.minimum(s_n, s_p)
         each = (s_n + s_p - 1).square() + (least.square() if self.squared else least)
-        return (each * self.weights).sum(1)
+        return (each * self.weights).sum(2)
 
-    def residual(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses ``(G, T)`` and ``dL/dz (G, 2K, T)``."""
+    def residual(self, z: Tensor) -> Tensor:
+        """The residual ``dL/dz (G, T, 2K)``.
+
+        With ``min = (s_N + s_P - |s_N - s_P|) / 2`` both members of a pair have the slope
+        ``common -+ side``. Equal members share the slope of the minimum, as autograd does. A small
+        problem pays for the number of operations, so they are few and work in place.
+        """
         s = torch.sigmoid(z)
-        s_n, s_p = s.chunk(2, dim=1)
-        least, gap = torch.minimum(s_n, s_p), s_n + s_p - 1
-        each = gap.square() + (least.square() if self.squared else least)
-        slope = 2 * least if self.squared else torch.ones_like(least)
-        # Equal members share the slope, as torch.minimum does.
-        share_n = (s_n < s_p).to(s) + 0.5 * (s_n == s_p).to(s)
-        ds = torch.cat([2 * gap + slope * share_n, 2 * gap + slope * (1 - share_n)], dim=1)
-        weights = torch.cat([self.weights, self.weights], dim=1)
-        return (each * self.weights).sum(1), ds * s * (1 - s) * weights
+        s_n, s_p = s.chunk(2, dim=2)
+        total, side = s_n + s_p, torch.sub(s_n, s_p).sign_()
+        if self.squared:
+            least = torch.minimum(s_n, s_p)
+            common = torch.add(least, total, alpha=2).sub_(2)
+            side.mul_(least)
+        else:
+            common = total.mul_(2).sub_(1.5)
+            side.mul_(0.5)
+        slope = torch.cat([common - side, common.add_(side)], dim=2)
+        return slope.mul_(torch.addcmul(s, s, s, value=-1)).mul_(self._twice)
+
+    @cached_property
+    def _twice(self) -> Tensor:
+        return torch.cat([self.weights, self.weights], dim=2)  # (G, 1, 2K)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,30 +80,30 @@ class LogisticObjective:
     """Logistic loss with the known classes, neutral = 1: the honest comparator of CCS (C14).
 
     Attributes:
-        weights: ``(G, K, 1)``, as in ``CCSObjective``.
+        weights: ``(G, 1, K)``, as in ``CCSObjective``.
     """
 
     weights: Tensor
 
     def loss(self, z: Tensor) -> Tensor:
         """Losses ``(G, T)``, the sum of both classes' means."""
-        z_n, z_p = z.chunk(2, dim=1)
-        return ((softplus(-z_n) + softplus(z_p)) * self.weights).sum(1)
+        z_n, z_p = z.chunk(2, dim=2)
+        return ((softplus(-z_n) + softplus(z_p)) * self.weights).sum(2)
 
-    def residual(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses ``(G, T)`` and ``dL/dz (G, 2K, T)``."""
-        s_n, s_p = torch.sigmoid(z).chunk(2, dim=1)
-        return self.loss(z), torch.cat([(s_n - 1) * self.weights, s_p * self.weights], dim=1)
+    def residual(self, z: Tensor) -> Tensor:
+        """The residual ``dL/dz (G, T, 2K)``."""
+        s_n, s_p = torch.sigmoid(z).chunk(2, dim=2)
+        return torch.cat([(s_n - 1) * self.weights, s_p * self.weights], dim=2)
 
 
 def initial_probes(tries: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Starting weights ``(d, T)`` and biases ``(1, T)``, distributed as those of ``nn.Linear``.
+    """Starting weights ``(T, d)`` and biases ``(T, 1)``, distributed as those of ``nn.Linear``.
 
     Every group starts from the same draws: a group then gives the same result alone and in a batch.
     """
     generator = torch.Generator().manual_seed(seed)
     draws = (2 * torch.rand(tries, d + 1, generator=generator) - 1) / d**0.5
-    return draws[:, :d].T.contiguous(), draws[:, d:].T.contiguous()
+    return draws[:, :d], draws[:, d:]
 
 
 def loss_floor(squared: bool) -> float:

@@ -78,10 +78,11 @@ class _Chunk:
     def loss(self, backbone: Backbone, edit: Edit, leash: float) -> Tensor:
         """Mean preference loss, or mean leash penalty for agreed queries. Scalar, nats."""
         chosen = backbone.score(self.prepared, self.chosen, edit=edit)  # (B,)
+        strain = leash * (self.base - chosen).clamp_min(0).mean()
         if self.rejected is None:
-            return leash * (self.base - chosen).clamp_min(0).mean()
+            return strain
         rejected = backbone.score(self.prepared, self.rejected, edit=edit)  # (B,)
-        return -logsigmoid(chosen - rejected).mean()
+        return strain - logsigmoid(chosen - rejected).mean()
 
 
 def _chunks(backbone: Backbone, contrasts: Sequence[Contrast], size: int) -> list[_Chunk]:

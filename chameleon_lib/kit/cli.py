@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.profiles import PROFILES
+from chameleon_lib.kit.profiles import PUBLIC, for_data
 
 # name -> (module:function of (argv) -> exit code, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("chameleon_lib.kit.cli:show_list", "list notebooks, titles and parameters"),
     "plan": ("chameleon_lib.kit.cli:show_plan", "say what would run, and why"),
     "verify": ("chameleon_lib.kit.verify:main", "compare a fresh run with the committed tables"),
+    "readme": ("chameleon_lib.kit.readme:main", "write the verdict table of README.md"),
     "bench": ("chameleon_lib.bench:main", "measure speed and memory"),
     "acceptance": (
         "chameleon_lib.backbones.demo.acceptance:main",
@@ -87,7 +88,7 @@ def _parser(command: str) -> _Parser:
     )
     if command != "list":
         parser.add_argument(
-            "--profile", choices=list(PROFILES), default="demo", help="size of the run"
+            "--profile", choices=PUBLIC, default="demo", help="size of the run"
         )
     parser.add_argument("--only", default="", metavar="01,03", help="notebook numbers")
     if command != "list":
@@ -131,7 +132,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(options.data).absolute()
         if not folder.exists():
             raise UserError(f"There is no data folder {options.data}.")
-        values["data"] = str(folder)
+        values["data_dir"] = str(folder)
     for text in options.set:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
@@ -159,7 +160,7 @@ def run(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
     return run_notebooks(
-        options.profile,
+        for_data(options.profile, options.data is not None),
         _numbers(options.only),
         _overrides(options),
         force=options.force,

@@ -80,12 +80,12 @@ def notebook_inputs(
 
     Args:
         notebook: the source notebook.
-        parameters: values to inject; a `data` folder is hashed file by file.
+        parameters: values to inject; a `data_dir` folder is hashed file by file.
         sources: library code.
         environment: environment.yml.
         profile: the run profile's table entry, whose numbers decide the results too.
     """
-    data = parameters.get("data")
+    data = parameters.get("data_dir")
     data_files: dict[str, str] = {}
     if isinstance(data, str) and data:
         folder = Path(data)

@@ -6,7 +6,7 @@ a small run and the paper's run are the same notebooks and the same code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chameleon_lib.errors import UserError
 
@@ -31,7 +31,8 @@ class RunProfile:
         group_size: users per group edit (section 4.3; the paper uses 100).
         seeds: default number of repetitions of whatever is random.
         offline: if true, the hub libraries are told to stay off the network.
-        threads: OpenMP threads per kernel; fixed, since sums depend on their order.
+        threads: OpenMP threads per process; fixed, since sums depend on their order.
+        workers: processes that share the cells of a study; their number changes no digit.
         dtype: precision in which the models are loaded; "auto" keeps what the checkpoint stores.
         timeout_minutes: watchdog for one notebook.
     """
@@ -50,6 +51,7 @@ class RunProfile:
     seeds: int
     offline: bool
     threads: int
+    workers: int
     dtype: str
     timeout_minutes: float
 
@@ -64,14 +66,15 @@ PROFILES: dict[str, RunProfile] = {
         embedder="all-MiniLM-L6-v2",
         data="demo",
         tasks=TASKS,
-        n_train=200,
+        n_train=150,
         n_dev=60,
         n_test=200,
         draws=3,
         group_size=100,
         seeds=3,
         offline=True,
-        threads=2,
+        threads=1,
+        workers=2,
         dtype="float32",
         timeout_minutes=120,
     ),
@@ -90,6 +93,7 @@ PROFILES: dict[str, RunProfile] = {
         seeds=3,
         offline=False,
         threads=2,
+        workers=1,
         dtype="auto",
         timeout_minutes=24 * 60,
     ),
@@ -108,10 +112,27 @@ PROFILES: dict[str, RunProfile] = {
         seeds=5,
         offline=False,
         threads=8,
+        workers=1,
         dtype="bfloat16",
         timeout_minutes=7 * 24 * 60,
     ),
 }
+PUBLIC = tuple(PROFILES)
+
+# Real files through the embedded models: the whole chain is tested, nothing is reproduced. Such a
+# run has a name of its own, so that it can neither overwrite the demo nor pass for it (R19).
+PROFILES["demo-data"] = replace(
+    PROFILES["demo"],
+    name="demo-data",
+    banner="Pipeline test: small embedded models on LaMP files they were never trained for. "
+    "Not the paper's numbers.",
+    data="lamp",
+)
+
+
+def for_data(name: str, has_data: bool) -> str:
+    """The profile that a run really has: the demo on a data folder is ``demo-data``."""
+    return "demo-data" if name == "demo" and has_data else name
 
 
 def get_profile(name: str) -> RunProfile:

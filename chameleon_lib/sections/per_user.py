@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from chameleon_lib.lamp.metrics import per_sample_scores
 from chameleon_lib.lamp.tasks import is_valid_answer
 from chameleon_lib.sections.arms import METHODS, arms_of, build_draw, draw_group, plain_arms
 from chameleon_lib.sections.data import TaskData, available_tasks, load_task_data, without_gold
+from chameleon_lib.sections.parallel import warm
 from chameleon_lib.sections.study import Answers, Reference, Study
 
 FAMILY_TITLES = {
@@ -83,6 +85,7 @@ def run(
     max_users: int = 0,
     draws: int = 0,
     store: ArtifactStore | None = None,
+    workers: int | None = None,
 ) -> Run:
     """Compute Table 1.
 
@@ -93,25 +96,85 @@ def run(
         max_users: Cap on train and on test users; 0 for the profile's numbers.
         draws: Random groups; 0 for the profile's number.
         store: Artifact store; the default one if None.
+        workers: Processes; the profile's number if None.
     """
     store = store or ArtifactStore()
-    n_draws = draws or profile.draws
     tasks, notes = available_tasks(profile, data_dir)
-    data = {task: load_task_data(profile, task, data_dir, max_users) for task in tasks}
     if data_dir:
         # Real users are few in some files: a small group is then said, not refused (A20).
         settings = settings.with_(pairs_on_too_few="warn")
-    cells, test_users = [], {}
-    for task in tasks:
-        studies = [Study(profile, name, task, settings, store) for name in profile.backbones]
-        prepared = [study.prepare(without_gold(data[task].test)) for study in studies]
-        # One set of test users for all backbones, or rows would not be comparable.
-        common = set.intersection(*({u.user.id for u in users} for users, _ in prepared))
-        test_users[task] = [user.id for user in data[task].test if user.id in common]
-        for study, (users, counts) in zip(studies, prepared, strict=True):
-            chosen = [user for user in users if user.user.id in common]
-            cells.append(_cell(study, data[task], chosen, counts, n_draws))
-    return Run(profile, settings, data, test_users, cells, notes)
+    plans = [
+        Plan(profile, settings, task, data_dir, max_users, draws or profile.draws, store.root)
+        for task in tasks
+    ]
+    pool = {"workers": profile.workers if workers is None else workers, "threads": profile.threads}
+    for step, label in (
+        (_select, "history selection"),
+        (_prepare, "insights"),
+        (_compute, "cells"),
+    ):
+        per_task = step is _select
+        names = (profile.backbones[0],) if per_task else profile.backbones
+        # The longest answers first, so that no worker is left alone with them at the end.
+        units = [(plan, name) for plan in reversed(plans) for name in names]
+        if pool["workers"] > 1:
+            warm(step, units, label=label, **pool)
+    data = {plan.task: plan.data() for plan in plans}
+    cells = [_compute(plan, name) for plan in plans for name in profile.backbones]
+    users = {plan.task: sorted_ids(data[plan.task], plan.common_users()) for plan in plans}
+    return Run(profile, settings, data, users, cells, notes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a worker needs to know to compute its share of one task; picklable."""
+
+    profile: RunProfile
+    settings: EditSettings
+    task: str
+    data_dir: str
+    max_users: int
+    draws: int
+    root: Path
+
+    def data(self) -> TaskData:
+        """The users of the task."""
+        return load_task_data(self.profile, self.task, self.data_dir, self.max_users)
+
+    def study(self, backbone: str) -> Study:
+        """The stages of one backbone."""
+        return Study(self.profile, backbone, self.task, self.settings, ArtifactStore(self.root))
+
+    def common_users(self) -> set[str]:
+        """Test users that every backbone can read: rows must be comparable."""
+        test = without_gold(self.data().test)
+        usable = [self.study(name).prepare(test)[0] for name in self.profile.backbones]
+        return set.intersection(*({user.user.id for user in users} for users in usable))
+
+
+def _select(plan: Plan, backbone: str) -> None:
+    data = plan.data()
+    for part in (data.train, data.test):
+        plan.study(backbone).select(part)
+
+
+def _prepare(plan: Plan, backbone: str) -> None:
+    data = plan.data()
+    for part in (data.train, data.test):
+        plan.study(backbone).prepare(without_gold(part))
+
+
+def _compute(plan: Plan, backbone: str) -> Cell:
+    study, data = plan.study(backbone), plan.data()
+    common = plan.common_users()
+    users, counts = study.prepare(without_gold(data.test))
+    chosen = [user for user in users if user.user.id in common]
+    return _cell(study, data, chosen, counts, plan.draws)
+
+
+def sorted_ids(data: TaskData, chosen: set[str]) -> list[str]:
+    """Ids of the chosen test users in the order of the data."""
+    return [user.id for user in data.test if user.id in chosen]
 
 
 def _cell(

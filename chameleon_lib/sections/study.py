@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,17 @@ from chameleon_lib.lamp.records import User
 PROMPTS = ("instruct", "insight", "neutral", "official", "official_history", "unseen")
 _UNIT = 64
 
-# Demo answers and insights are short; the limits only matter when a model rambles.
-DEMO_SETTINGS: dict[str, Any] = {"decode_insight_tokens": 48, "decode_max_new_tokens": 48}
+# Answers of the embedded world are short; real tweets cost the embedded tokenizer more tokens.
+SIZES: dict[str, dict[str, Any]] = {
+    "demo": {"decode_insight_tokens": 48, "decode_max_new_tokens": 48},
+    "demo-data": {"decode_insight_tokens": 48, "decode_max_new_tokens": 96},
+}
 
 
 def settings_for(profile: RunProfile, **changes: Any) -> EditSettings:
     """The paper's settings at the size of a profile."""
-    own = DEMO_SETTINGS if profile.name == "demo" else {}
-    return EditSettings.paper().with_(**{**own, **changes})
+    own = SIZES.get(profile.name, {})
+    return EditSettings.paper().with_(**{"group_size": profile.group_size, **own, **changes})
 
 
 def open_backbone(
@@ -59,14 +62,25 @@ def open_backbone(
 ) -> Backbone:
     """Load a backbone by its id in the profile: ``demo:<family>:<seed>`` or a hub name."""
     if backbone_id.startswith("demo:"):
-        _, family, seed = backbone_id.split(":")
-        return load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
+        return _embedded(backbone_id)
     return load_backbone(
         backbone_id,
         name=Path(backbone_id).name,
         dtype=profile.dtype,
         prompts_chat=prompts_chat,
     )
+
+
+@lru_cache(maxsize=8)
+def _embedded(backbone_id: str) -> Backbone:
+    """An embedded model; they are small enough to keep."""
+    _, family, seed = backbone_id.split(":")
+    return load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
+
+
+@lru_cache(maxsize=1)
+def _embedder(name: str, offline: bool) -> Embedder:
+    return load_embedder(name, offline=offline)
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ class Study:
     @cached_property
     def embedder(self) -> Embedder:
         """The sentence embedder, loaded on first use."""
-        return load_embedder(self.settings.selection_embedder, offline=self.profile.offline)
+        return _embedder(self.settings.selection_embedder, self.profile.offline)
 
     def _inputs(self, *fields: str) -> dict[str, Any]:
         """Backbone and the settings whose names start with one of ``fields``."""

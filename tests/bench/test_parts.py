@@ -33,10 +33,32 @@ def _positive(rows: list[Row]) -> bool:
 
 def test_ccs_rows_compare_loop_reference_and_span() -> None:
     rows = ccs.measure(CCS, time.perf_counter)
-    assert len(rows) == 3 and _positive(rows)
+    assert len(rows) == 5 and _positive(rows)
     assert all(row.same for row in rows), [row.evidence for row in rows]
     assert "1 layer x 1 try x 40 epochs, scaled x 6" in rows[0].reference
-    assert rows[0].goal is None and str(rows[1].goal) == "≥ 30"
+    goals = ["≥ 30" if row.what.endswith("to a loss no worse") else None for row in rows]
+    assert goals == [None, "≥ 30", "≥ 30", None, None]
+    assert [None if row.goal is None else str(row.goal) for row in rows] == goals
+
+
+def test_ccs_stops_the_span_solver_at_the_losses_of_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stops: list[Tensor] = []
+    losses: list[Tensor] = []
+
+    def watched(h_n: Tensor, h_p: Tensor, *arguments: object, **named: Tensor) -> CCSResult:
+        fit = fit_ccs(h_n, h_p, *arguments, **named)  # type: ignore[arg-type]
+        if "stop_at" in named:
+            stops.append(named["stop_at"])
+        elif len(h_n) == CCS.layers:
+            losses.append(fit.loss)
+        return fit
+
+    monkeypatch.setattr(ccs, "fit_ccs", watched)
+    ccs.measure(CCS, time.perf_counter)
+    assert len(stops) == CCS.rounds  # the first full fit of the first round is the reference
+    assert all(bool((stop == losses[0]).all()) for stop in stops)
 
 
 def test_ccs_rounds_check_other_probes() -> None:
@@ -44,8 +66,8 @@ def test_ccs_rounds_check_other_probes() -> None:
 
 
 def test_ccs_says_no_where_the_losses_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoiled(h_n: Tensor, h_p: Tensor, *arguments: object) -> CCSResult:
-        return fit_ccs(h_n, h_p + 1, *arguments)  # type: ignore[arg-type]
+    def spoiled(h_n: Tensor, h_p: Tensor, *arguments: object, **named: object) -> CCSResult:
+        return fit_ccs(h_n, h_p + 1, *arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ccs, "fit_ccs", spoiled)
     row = ccs.measure(CCS, time.perf_counter)[0]

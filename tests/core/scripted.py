@@ -46,6 +46,11 @@ class ScriptedBackbone:
         return [self.reply(prompt) for prompt in prompts]
 
 
+def scripted(reply: Callable[[str], str], limit: int = 1_000_000) -> Any:
+    """The backbone, untyped: it plays only the part of the protocol that text stages use."""
+    return ScriptedBackbone(reply, limit)
+
+
 def by_role(personal: str, neutral: str) -> Callable[[str], str]:
     """A reply that depends on the agent that the prompt names."""
     return lambda prompt: personal if "helpfully personalized" in prompt else neutral

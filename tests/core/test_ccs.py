@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from chameleon_lib.core import ccs
 from chameleon_lib.core.ccs import accuracy, fit_ccs, shuffle_pairs
 from chameleon_lib.core.ccs_objective import CCSObjective, LogisticObjective, loss_floor
 from chameleon_lib.core.ccs_span import minimise_in_ball
@@ -44,15 +45,68 @@ def test_span_is_no_worse_than_the_reference(
     pairs: int, d: int, scale: float, offset: float
 ) -> None:
     h_n, h_p = (scale * rows for rows in _pairs(2, pairs, d, offset))
-    span = fit_ccs(h_n, h_p, _settings(), 0)
+    span = fit_ccs(h_n, h_p, _settings(ccs_solver="span"), 0)
     reference = fit_ccs(h_n, h_p, _settings(ccs_solver="reference"), 0)
     assert bool((span.loss <= reference.loss + 1e-5).all())
+
+
+@pytest.mark.parametrize(("pairs", "d"), [(20, 64), (30, 48)])
+def test_span_stops_as_soon_as_the_best_try_of_a_group_is_no_worse(pairs: int, d: int) -> None:
+    h_n, h_p = (0.1 * rows for rows in _pairs(2, pairs, d))
+    stop = fit_ccs(h_n, h_p, _settings(ccs_solver="reference"), 0).loss
+    settings = _settings(ccs_solver="span")
+    stopped = fit_ccs(h_n, h_p, settings, 0, stop_at=stop)
+    end = fit_ccs(h_n, h_p, settings, 0)
+    assert bool((stopped.loss <= stop + 1e-5).all())
+    assert bool((stopped.loss > end.loss + 1e-3).all())  # it did stop before its own end
+    stop[0] = 0.0  # a loss that no try reaches leaves that group alone, not the other
+    mixed = fit_ccs(h_n, h_p, settings, 0, stop_at=stop)
+    torch.testing.assert_close(mixed.loss[0], end.loss[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixed.loss[1], stopped.loss[1], atol=1e-5, rtol=0)
+
+
+def test_stopping_needs_the_span_solver_and_one_loss_per_group() -> None:
+    h_n, h_p = _pairs(2)
+    for solver, groups in (("reference", 2), ("span", 3)):
+        with pytest.raises(UserError, match="stop_at needs ccs_solver 'span'"):
+            settings = _settings(ccs_solver=solver)
+            fit_ccs(h_n, h_p, settings, 0, stop_at=torch.zeros(groups))
+
+
+@pytest.mark.parametrize("solver", ["span", "reference"])
+def test_groups_fitted_in_several_batches_keep_their_own_results(
+    solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h_n, h_p = _pairs()
+    settings = _settings(ccs_solver=solver)
+    together = fit_ccs(h_n, h_p, settings, 1)
+    monkeypatch.setattr(ccs, "_CHUNK", 1)
+    monkeypatch.setattr(ccs, "_CHUNK_REFERENCE", 1)
+    torch.testing.assert_close(
+        fit_ccs(h_n, h_p, settings, 1).losses, together.losses, atol=1e-4, rtol=0
+    )
+
+
+def test_equal_members_of_a_pair_share_the_slope_as_autograd_does() -> None:
+    z = torch.randn(1, 2, 3, dtype=torch.float64).repeat(1, 1, 2).requires_grad_()
+    for squared in (True, False):
+        objective = CCSObjective(torch.ones(1, 1, 3, dtype=torch.float64), squared)
+        (gradient,) = torch.autograd.grad(objective.loss(z).sum(), z)
+        torch.testing.assert_close(objective.residual(z.detach()), gradient)
+
+
+@pytest.mark.parametrize("solver", ["span", "reference"])
+def test_one_pair_of_activations_that_carry_gradients_can_be_fitted(solver: str) -> None:
+    h_n, h_p = (rows.requires_grad_() for rows in _pairs(2, 1, 8))
+    fit = fit_ccs(h_n, h_p, _settings(ccs_solver=solver), 0)
+    assert fit.theta.shape == (2, 8) and not fit.theta.requires_grad
+    assert bool((fit.loss < loss_floor(True)).all())
 
 
 def test_span_coordinates_agree_whichever_matrix_is_smaller() -> None:
     x = torch.cat(_pairs(2, 12, 23), dim=1)  # 24 rows > 23 columns: theta itself
     padded = torch.cat([x, torch.zeros(2, 24, 9)], dim=2)  # 24 < 32: the Gram matrix
-    objective = LogisticObjective(torch.full((2, 12, 1), 1 / 12))  # convex: one minimum
+    objective = LogisticObjective(torch.full((2, 1, 12), 1 / 12))  # convex: one minimum
     solutions = []
     for rows in (x, padded):
         weight, bias = rows.new_zeros(2, rows.shape[2], 1), rows.new_zeros(2, 1, 1)
@@ -95,8 +149,8 @@ def test_ragged_groups_equal_separate_fits(normalize: str, scale: str) -> None:
 def test_theta_and_bias_act_on_the_activations_that_came_in(normalize: str) -> None:
     h_n, h_p = _pairs(2)
     fit = fit_ccs(h_n, h_p, _settings(ccs_normalize=normalize, ccs_scale="rms"), 0)
-    z = torch.cat([h_n, h_p], dim=1) @ fit.theta.unsqueeze(-1) + fit.bias[:, None, None]
-    loss = CCSObjective(torch.full((2, 20, 1), 1 / 20), True).loss(z)
+    z = fit.theta[:, None] @ torch.cat([h_n, h_p], dim=1).mT + fit.bias[:, None, None]
+    loss = CCSObjective(torch.full((2, 1, 20), 1 / 20), True).loss(z)
     torch.testing.assert_close(loss[:, 0], fit.loss, atol=1e-4, rtol=1e-3)
 
 
@@ -105,7 +159,8 @@ def test_floor_is_the_lowest_loss_of_a_constant_probe(
     squared: bool, p: float, floor: float
 ) -> None:
     grid = torch.logit(torch.linspace(0.01, 0.99, 197))
-    losses = CCSObjective(torch.ones(1, 1, 1), squared).loss(grid.expand(1, 2, -1))[0]
+    z = grid[None, :, None].expand(1, -1, 2)
+    losses = CCSObjective(torch.ones(1, 1, 1), squared).loss(z)[0]
     assert losses.min().item() == pytest.approx(floor, abs=1e-5)
     assert torch.sigmoid(grid[losses.argmin()]).item() == pytest.approx(p, abs=1e-4)
     assert loss_floor(squared) == pytest.approx(floor)
@@ -114,11 +169,10 @@ def test_floor_is_the_lowest_loss_of_a_constant_probe(
 @pytest.mark.parametrize("objective", [CCSObjective, LogisticObjective])
 @pytest.mark.parametrize("squared", [True, False])
 def test_hand_written_gradient_equals_autograd(objective: type, squared: bool) -> None:
-    weights = torch.full((2, 5, 1), 0.2, dtype=torch.float64)
+    weights = torch.full((2, 1, 5), 0.2, dtype=torch.float64)
     loss = objective(weights, squared) if objective is CCSObjective else objective(weights)
-    z = torch.randn(2, 10, 3, dtype=torch.float64, requires_grad=True)
-    value, residual = loss.residual(z)
-    torch.testing.assert_close(value, loss.loss(z))
+    z = torch.randn(2, 3, 10, dtype=torch.float64, requires_grad=True)
+    residual = loss.residual(z)
     (gradient,) = torch.autograd.grad(loss.loss(z).sum(), z)
     torch.testing.assert_close(residual, gradient)
 

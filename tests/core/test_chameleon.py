@@ -24,7 +24,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.lamp.prompts import answer_prompt
 from chameleon_lib.lamp.records import User
 from tests.backbones.demo.small import HashEmbedder, small_backbone
-from tests.core.scripted import ScriptedBackbone
+from tests.core.scripted import scripted
 
 SETTINGS = EditSettings(
     selection_k=4,
@@ -172,15 +172,15 @@ def test_users_without_insight_or_without_room_are_left_out_and_counted(
         return "" if silent in prompt else "an insight"
 
     settings = SETTINGS.with_(selection_k=20)
-    model = Chameleon(ScriptedBackbone(reply), HashEmbedder(), settings)  # type: ignore[arg-type]
+    model = Chameleon(scripted(reply), HashEmbedder(), settings)
     with caplog.at_level(logging.WARNING):
         prepared = model.prepare(users)
     assert [user.user.id for user in prepared] == [u.id for u in users if u.id != users[1].id]
     assert model.counts == {"users": 6, "too_long": 0, "empty_insight": 1, "dropped_items": 0}
     assert "empty_insight" in caplog.text
 
-    tight = ScriptedBackbone(lambda _: "an insight", limit=20)
-    model = Chameleon(tight, HashEmbedder(), settings)  # type: ignore[arg-type]
+    tight = scripted(lambda _: "an insight", limit=20)
+    model = Chameleon(tight, HashEmbedder(), settings)
     assert model.prepare(users) == [] and model.counts["too_long"] == 6
     with pytest.raises(UserError, match="0 pairs"):
         model.fit(users)

@@ -24,7 +24,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.lamp.prompts import ANSWER_CUE, answer_prompt, history_block, query_line
 from chameleon_lib.lamp.records import HistoryItem, Query, User
 from chameleon_lib.lamp.tasks import TASKS
-from tests.core.scripted import ScriptedBackbone, by_role
+from tests.core.scripted import by_role, scripted
 
 SETTINGS = EditSettings(decode_insight_tokens=8, decode_max_new_tokens=4)
 
@@ -48,7 +48,7 @@ def pair(answer_p: str, answer_n: str, query_id: str = "q") -> PreferencePair:
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_the_two_prompts_of_a_query_are_one_text_up_to_the_agent(task: str) -> None:
-    backbone = ScriptedBackbone(by_role("a", "b"))
+    backbone = scripted(by_role("a", "b"))
     users = prepared_users(task)
     pairs = answer_pairs(backbone, users, SETTINGS)
     prompts = iter(zip(backbone.prompts[::2], backbone.prompts[1::2], strict=True))
@@ -66,7 +66,7 @@ def test_the_two_prompts_of_a_query_are_one_text_up_to_the_agent(task: str) -> N
 
 
 def test_pairs_keep_user_query_and_answers_together() -> None:
-    backbone = ScriptedBackbone(lambda prompt: f"answer to {hash(prompt)}")
+    backbone = scripted(lambda prompt: f"answer to {hash(prompt)}")
     users = prepared_users("LaMP_2")
     pairs = answer_pairs(backbone, users, SETTINGS)
     expected = [(u.user.id, q.id, q.text, u.items) for u in users for q in u.user.queries]
@@ -79,7 +79,7 @@ def test_pairs_keep_user_query_and_answers_together() -> None:
 @pytest.mark.parametrize("task", list(TASKS))
 def test_golds_are_out_of_reach(task: str) -> None:
     def told(gold: str | None) -> tuple[list[str], list[PreferencePair]]:
-        backbone = ScriptedBackbone(lambda prompt: f"{len(prompt)} {sum(prompt.encode())}")
+        backbone = scripted(lambda prompt: f"{len(prompt)} {sum(prompt.encode())}")
         users = [
             replace(u, user=replace(u.user, queries=tuple(
                 replace(query, gold=gold or query.gold) for query in u.user.queries
@@ -136,7 +136,7 @@ def test_the_layout_with_the_history_last_puts_it_behind_the_answer() -> None:
 
 def test_insights_come_back_in_order_and_close_no_sentence() -> None:
     replies = {"Conclude the user's": "  likes\n comedy. ", "Do not consider": "be brief..."}
-    backbone = ScriptedBackbone(
+    backbone = scripted(
         lambda prompt: next(text for key, text in replies.items() if key in prompt)
     )
     histories = [user.history for user in users_of("LaMP_2")]
@@ -151,14 +151,14 @@ def test_insights_come_back_in_order_and_close_no_sentence() -> None:
 @pytest.mark.parametrize("text", ["", "  \n", ".", " . .", "..."])
 def test_an_insight_without_content_comes_back_empty(text: str) -> None:
     histories = [user.history for user in users_of("LaMP_2")]
-    insights = write_insights(ScriptedBackbone(lambda _: text), "LaMP_2", histories, SETTINGS)
+    insights = write_insights(scripted(lambda _: text), "LaMP_2", histories, SETTINGS)
     assert insights == [("", "")] * 3
 
 
 def test_an_unknown_insight_template_is_refused() -> None:
     with pytest.raises(UserError, match="my_template"):
         settings = SETTINGS.with_(insight_template="my_template")
-        write_insights(ScriptedBackbone(str), "LaMP_2", [], settings)
+        write_insights(scripted(str), "LaMP_2", [], settings)
 
 
 def test_insights_per_query_are_asked_with_the_query_and_used_for_it() -> None:
@@ -167,7 +167,7 @@ def test_insights_per_query_are_asked_with_the_query_and_used_for_it() -> None:
             return "comedy"
         return f"mind {prompt.splitlines()[-2].removeprefix('Now, given a new description: ')}"
 
-    backbone = ScriptedBackbone(reply)
+    backbone = scripted(reply)
     users = prepared_users("LaMP_2")
     answer_pairs(backbone, users, SETTINGS.with_(insight_scope="query"))
     answers = [prompt for prompt in backbone.prompts if ANSWER_CUE in prompt]
@@ -194,11 +194,11 @@ def test_what_does_not_fit_is_dropped_from_the_end_of_the_history(task: str, roo
     longest = max((query.text for query in user.queries), key=lambda text: len(text.split()))
     limit = words_needed(user, room, longest)
     for more, n in ((0, room), (-1, room - 1)):
-        backbone = ScriptedBackbone(str, limit=limit + more)
+        backbone = scripted(str, limit=limit + more)
         kept = fit_context(backbone, user, user.history, SETTINGS)
         assert kept == user.history[:n]
-    assert fit_context(ScriptedBackbone(str), user, user.history, SETTINGS) == user.history
-    assert fit_context(ScriptedBackbone(str, limit=5), user, user.history, SETTINGS) == ()
+    assert fit_context(scripted(str), user, user.history, SETTINGS) == user.history
+    assert fit_context(scripted(str, limit=5), user, user.history, SETTINGS) == ()
 
 
 def test_the_query_with_most_tokens_decides_not_the_one_with_most_letters() -> None:
@@ -208,7 +208,7 @@ def test_the_query_with_most_tokens_decides_not_the_one_with_most_letters() -> N
     assert len(texts[0]) < len(texts[1])
     asked = tuple(Query(str(i), text, text, None) for i, text in enumerate(texts))
     crowded = replace(user, queries=asked)
-    backbone = ScriptedBackbone(str, limit=words_needed(user, 2, texts[0]))
+    backbone = scripted(str, limit=words_needed(user, 2, texts[0]))
     kept = fit_context(backbone, crowded, user.history, SETTINGS)
     assert kept == user.history[:2]
     users = [PreparedUser(crowded, kept, "eight words " * 4, "eight words " * 4)]
@@ -221,7 +221,7 @@ def test_overflow_can_be_an_error_that_names_the_user() -> None:
     user = users_of("LaMP_2")[0]
     with pytest.raises(UserError, match=f"user {user.id} .* scripted"):
         settings = SETTINGS.with_(prompts_overflow="error")
-        fit_context(ScriptedBackbone(str, limit=40), user, user.history, settings)
+        fit_context(scripted(str, limit=40), user, user.history, settings)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_one_decoding_object_comes_from_the_settings(changes: dict[str, Any], to
     decode = decode_settings(settings)
     assert (decode.do_sample, decode.temperature, decode.seed) == (True, 0.7, 3)
     assert decode.num_beams == 1
-    backbone = ScriptedBackbone(by_role("a", "b"))
+    backbone = scripted(by_role("a", "b"))
     answer_pairs(backbone, prepared_users("LaMP_2"), settings)
     assert backbone.decodes == [(tokens, decode)]
 

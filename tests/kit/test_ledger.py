@@ -103,7 +103,7 @@ def test_inputs_follow_code_parameters_data_and_environment_but_no_prose(tmp_pat
     (data / "train.json").write_text("[]", encoding="utf-8")
 
     def inputs(book: Notebook, seeds: int = 1) -> dict[str, dict[str, str]]:
-        values = {"seeds": seeds, "data": str(data)}
+        values = {"seeds": seeds, "data_dir": str(data)}
         return notebook_inputs(book, values, sources=SourceTree(), environment=environment)
 
     before = inputs(source(tmp_path))

@@ -140,7 +140,7 @@ def test_a_bare_machine_gets_a_venv_with_torch_first_and_a_second_run_installs_n
     assert bare.calls("-m chameleon_lib") == [
         "-m chameleon_lib run --profile demo --only 01 --jobs 2 --force"
     ]
-    assert bare.calls("threads=") == ["threads=2 offline=1 agg"]
+    assert bare.calls("threads=") == ["threads=1 offline=1 agg"]
     assert (bare.base / ".venv" / ".chameleon-stamp").read_text("utf-8") == "h1\n"
 
     bare.log.write_text("", encoding="utf-8")

@@ -19,6 +19,7 @@ import torch
 
 from chameleon_lib.backbones.backbone import HFBackbone
 from chameleon_lib.backbones.demo import FAMILIES, SEEDS, checkpoint
+from chameleon_lib.backbones.demo.cards import write_cards
 from chameleon_lib.backbones.demo.world import (
     NEUTRAL_INSIGHT,
     Truth,
@@ -210,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append(row)
     if args.save:
         replace_text(TABLE, table_text(rows))
+        write_cards()
     return 1 if any(row.passed is False for row in rows) else 0
 
 

@@ -49,12 +49,16 @@ ENCDEC_FIRST = {
 
 
 class Schedule(Protocol):
-    """The two numbers of a run that the curriculum needs."""
+    """The numbers of a run that the curriculum needs."""
 
     @property
     def steps(self) -> int: ...
     @property
     def curriculum(self) -> float: ...
+    @property
+    def refine_task(self) -> str: ...
+    @property
+    def refine_share(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -192,13 +196,14 @@ def encdec_batch(
     schedule: Schedule,
 ) -> Batch:
     """One prompt per row in the encoder, its answer in the decoder."""
-    progress = step / schedule.steps
+    progress, refine = step / schedule.steps, step >= schedule.steps
     mix = ENCDEC_FIRST if progress < schedule.curriculum else ENCDEC_MIX
     n_items = _n_items_encdec(rng, progress)
     kinds = rng.choices(list(mix), weights=list(mix.values()), k=size)
     examples: list[Example] = []
     for kind in kinds:
-        case = draw_case(rng, WorldSettings(), propensity, n_items)
+        task = schedule.refine_task if refine and rng.random() < schedule.refine_share else None
+        case = draw_case(rng, WorldSettings(), propensity, n_items, task)
         examples.append(case.infilling() if kind == "infilling" else case.example(kind))
     prompts = tokenizer([example.prompt for example in examples]).input_ids
     answers = tokenizer([example.answer for example in examples]).input_ids

@@ -49,6 +49,23 @@ class TrainSettings:
     propensity: float = 0.5
     warmup: int = 200
     curriculum: float = 0.15
+    refine_steps: int = 0
+    refine_lr: float = 1e-3
+    refine_task: str = "LaMP_2"
+    refine_share: float = 0.6
+
+    @property
+    def total(self) -> int:
+        """Steps of both stages."""
+        return self.steps + self.refine_steps
+
+
+# The encoder-decoder is slow on LaMP-2 alone (which cue of the query fits the insight), hence a
+# second stage in which that task takes the larger share.
+RECIPES: dict[str, dict[str, Any]] = {
+    "decoder": {"steps": 3000},
+    "encdec": {"steps": 6000, "refine_steps": 3000},
+}
 
 
 def build_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -106,11 +123,14 @@ def build_optimizers(model: PreTrainedModel, lr: float) -> list[torch.optim.Opti
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then cosine to zero; a factor on the peak rate."""
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    """Per stage: linear warm-up, then cosine to zero; a factor on the peak rate ``lr``."""
+    peak, start, steps = 1.0, 0, settings.steps
+    if step >= settings.steps:
+        peak, start, steps = settings.refine_lr / settings.lr, settings.steps, settings.refine_steps
+    if step - start < settings.warmup:
+        return peak * (step - start + 1) / settings.warmup
+    done = (step - start - settings.warmup) / max(1, steps - settings.warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def weighted_loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -166,7 +186,7 @@ def train(
             first = state["step"]
     model.train()
     started, tally, total = time.monotonic(), dict[str, tuple[int, int]](), 0.0
-    for step in range(first, settings.steps):
+    for step in range(first, settings.total):
         batch = make_batch(tokenizer, rng, settings.batch, settings.propensity, step, settings)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(**batch.inputs).logits
@@ -184,10 +204,10 @@ def train(
             tally[kind] = (old[0] + right, old[1] + count)
         if (step + 1) % log_every == 0:
             seconds = time.monotonic() - started
-            left = seconds / (step + 1 - first) * (settings.steps - step - 1)
+            left = seconds / (step + 1 - first) * (settings.total - step - 1)
             shares = " ".join(f"{k} {r / n:.2f}" for k, (r, n) in sorted(tally.items()))
             print(
-                f"{settings.family}/{settings.seed} step {step + 1}/{settings.steps} "
+                f"{settings.family}/{settings.seed} step {step + 1}/{settings.total} "
                 f"loss {total / log_every:.3f} {shares} ({left / 60:.0f} min left)",
                 file=sys.stderr,
                 flush=True,
@@ -243,10 +263,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m chameleon_lib train", description=__doc__)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=TrainSettings.steps)
+    parser.add_argument("--steps", type=int, help="steps of the first stage; default: the recipe")
     parser.add_argument("--out", type=Path, help="default: the package's own folder")
     args = parser.parse_args(argv)
-    settings = TrainSettings(family=args.family, seed=args.seed, steps=args.steps)
+    recipe = {**RECIPES[args.family], **({"steps": args.steps} if args.steps else {})}
+    settings = TrainSettings(family=args.family, seed=args.seed, **recipe)
     out = args.out or Path(__file__).parent / f"{args.family}-{args.seed}"
     print(f"wrote {train(settings, out)}")
     return 0

@@ -50,7 +50,7 @@ class WorldSettings:
         UserError: A knob out of its range.
     """
 
-    users: tuple[int, int, int] = (200, 60, 200)
+    users: tuple[int, int, int] = (150, 60, 200)
     queries: int = 1
     history: tuple[int, int] = (12, 16)
     strength: float = 0.95

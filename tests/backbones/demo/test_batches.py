@@ -84,10 +84,10 @@ def test_each_answer_sees_its_own_prompt_as_generation_would_tokenise_it(
         target = batch.targets[row, columns].tolist()
         assert target[-1] == tokenizer.eos_token_id
         assert seen[len(seen) - len(target) + 1 :] == target[:-1]
-        prompt = tokenizer.decode(seen[: len(seen) - len(target) + 1])
+        prompt = str(tokenizer.decode(seen[: len(seen) - len(target) + 1]))
         assert prompt.count("Question:") + prompt.count("Conclude ") <= 1
         assert prompt.endswith(ANSWER_CUE) == (kind not in NO_CUE)
-        text = tokenizer.decode(target[:-1]).strip()
+        text = str(tokenizer.decode(target[:-1])).strip()
         assert codec.prompts([prompt])[0] + codec.answers([text])[0] == seen
 
 
@@ -113,7 +113,7 @@ def test_the_curriculum_starts_with_histories_whose_tastes_weigh_most(
     batch = batch_of(tokenizer, 0)
     assert batch.kinds == [] and len(batch.targets) == 6
     heavy = set(batch.targets[batch.weights == LABEL_WEIGHT].tolist())
-    assert heavy and all(len(tokenizer.decode([token]).strip()) > 1 for token in heavy)
+    assert heavy and all(len(str(tokenizer.decode([token])).strip()) > 1 for token in heavy)
     assert batch_of(tokenizer, 16).kinds  # after the curriculum even steps have answers, too
 
 
@@ -152,7 +152,7 @@ def test_an_encoder_decoder_row_is_prompt_answer_and_eos(
         target = batch.targets[row][batch.weights[row] == 1].tolist()
         assert target.count(tokenizer.eos_token_id) == 1 == target[-1]
         source = batch.inputs["input_ids"][row]
-        prompt = tokenizer.decode(source[source != 0])
+        prompt = str(tokenizer.decode(source[source != 0]))
         assert codec.prompts([prompt])[0] == source[source != 0].tolist()
-        assert codec.answers([tokenizer.decode(target[:-1])])[0] == target[:-1]
+        assert codec.answers([str(tokenizer.decode(target[:-1]))])[0] == target[:-1]
         assert prompt.endswith(ANSWER_CUE) == (kind not in NO_CUE)

@@ -1,0 +1,103 @@
+"""`python -m chameleon_lib readme`: the README's verdict table, written from the committed run.
+
+Nobody types a result into the README: the block between two markers is generated from
+outputs/demo/verdicts, and `--check` says whether both still agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.verdicts import Verdict, load_verdicts
+
+__all__ = ["BEGIN", "END", "main", "rewritten", "table"]
+
+BEGIN = "<!-- verdicts:begin -->"
+END = "<!-- verdicts:end -->"
+PROFILE = "demo"
+_HEAD = ("claim", "paper", "ours [95 % CI]", "n", "seeds", "verdict")
+_NONE_YET = "No demo run has been recorded yet."
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as a Markdown table; one sentence if there are none."""
+    if not verdicts:
+        return _NONE_YET
+    lines = [_line(_HEAD), "|---|---|---|--:|--:|---|"]
+    for found in verdicts:
+        ours = "not run" if found.ours is None else str(found.ours).replace("-", "−")
+        counts = [str(number) if number else "–" for number in (found.n, found.seeds)]
+        lines.append(_line((found.claim, found.paper, ours, *counts, found.status)))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    """One table row; a bar or a line break inside a cell would end it."""
+    return "| " + " | ".join(" ".join(c.replace("|", "\\|").split()) for c in cells) + " |"
+
+
+def rewritten(text: str, verdicts: Sequence[Verdict], name: str = "README.md") -> str:
+    """A document with the block between the markers replaced.
+
+    Args:
+        text: the whole document.
+        verdicts: rows of the table, in order.
+        name: file name for the error sentence.
+
+    Raises:
+        UserError: if the two markers do not stand there once each, in order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(f"{name} must hold '{BEGIN}' and then '{END}', once each.")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{table(verdicts)}\n{END}{after}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Rewrite the README's verdict table, or compare it with the outputs.
+
+    Args:
+        argv: command line without the program and command name.
+
+    Returns:
+        0; with `--check` 1 and one sentence on stderr if README and outputs differ.
+
+    Raises:
+        UserError: README or verdicts unreadable, or a marker missing.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m chameleon_lib readme",
+        description="Write the verdict table of the demo run into README.md.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if they differ")
+    options = parser.parse_args(argv)
+    readme = paths.root() / "README.md"
+    old = _read(readme)
+    new = rewritten(old, load_verdicts(PROFILE))
+    folder = paths.display(paths.verdicts_dir(PROFILE))
+    if options.check:
+        if new == old:
+            return 0
+        print(
+            f"README.md and {folder} differ; run 'python -m chameleon_lib readme'.",
+            file=sys.stderr,
+        )
+        return 1
+    if new != old:
+        paths.replace_text(readme, new)
+    print(f"README.md {'holds' if new == old else 'now holds'} the verdicts of {folder}")
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")  # bytes: line ends stay as they are
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{paths.display(path)} cannot be read: {error}.") from error

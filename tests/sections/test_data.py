@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chameleon_lib.backbones.demo.scenes import SPLITS
+from chameleon_lib.backbones.demo.world import WorldSettings, build_world
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.profiles import PROFILES
+from chameleon_lib.lamp.data import write_lamp
+from chameleon_lib.lamp.records import User
+from chameleon_lib.sections.data import available_tasks, load_task_data, without_gold
+from tests.sections.small import small_profile
+
+LAPTOP = replace(PROFILES["laptop"], n_train=1000, n_dev=1000, n_test=1000)
+
+
+def ids(users: tuple[User, ...]) -> list[str]:
+    return [user.id for user in users]
+
+
+def official(folder: Path, task: str, *splits: str, golds: bool = True) -> dict[str, list[User]]:
+    """Write splits of a world as official files and return their users."""
+    world = build_world(task, WorldSettings(users=(30, 40, 1), history=(4, 6)))
+    users: dict[str, list[User]] = {s: world.users[s] for s in SPLITS if s in splits}
+    for split, some in users.items():
+        write_lamp(some if golds else without_gold(some), folder / task, split)
+    return users
+
+
+def test_the_demo_profile_gets_the_embedded_world_with_its_truth() -> None:
+    data = load_task_data(small_profile(), "LaMP_2")
+    assert [len(part) for part in (data.train, data.dev, data.test)] == [12, 4, 8]
+    assert data.truth is not None and set(ids(data.everyone)) == set(data.truth)
+    assert len(data.everyone) == 24 and "embedded world" in data.source
+    assert not set(ids(data.train)) & set(ids(data.test))
+    again = load_task_data(small_profile(), "LaMP_2")
+    assert again == data and again.digest != load_task_data(small_profile(), "LaMP_3").digest
+
+
+@pytest.mark.parametrize("name", ["laptop", "paper"])
+def test_a_profile_for_official_data_needs_a_folder(name: str) -> None:
+    with pytest.raises(UserError, match=f"Profile {name} .*--data DIR"):
+        load_task_data(PROFILES[name], "LaMP_2")
+
+
+def test_a_cap_on_users_holds_for_every_part_and_moves_the_digest() -> None:
+    whole, capped = (load_task_data(small_profile(), "LaMP_3", max_users=n) for n in (0, 3))
+    assert [len(part) for part in (capped.train, capped.dev, capped.test)] == [3, 3, 3]
+    assert capped.train == whole.train[:3] and capped.test == whole.test[:3]
+    assert capped.digest != whole.digest
+    larger = load_task_data(small_profile(), "LaMP_3", max_users=10)
+    assert [len(part) for part in (larger.train, larger.dev, larger.test)] == [10, 4, 8]
+
+
+def test_a_folder_with_dev_alone_is_divided_by_user(tmp_path: Path) -> None:
+    users = official(tmp_path, "LaMP_3", "dev")["dev"]
+    data = load_task_data(LAPTOP, "LaMP_3", str(tmp_path))
+    parts = [ids(part) for part in (data.train, data.dev, data.test)]
+    assert all(parts) and sorted(sum(parts, [])) == sorted(ids(tuple(users)))
+    assert data.truth is None and "own split" in data.source
+    assert load_task_data(LAPTOP, "LaMP_3", str(tmp_path)) == data
+    small = load_task_data(LAPTOP, "LaMP_3", str(tmp_path), max_users=2)
+    assert [len(part) for part in (small.train, small.dev, small.test)] == [2, 2, 2]
+    assert small.everyone == data.everyone
+
+
+def test_with_a_train_file_its_users_fit_and_the_dev_users_are_scored(tmp_path: Path) -> None:
+    users = official(tmp_path, "LaMP_7", "train", "dev")
+    data = load_task_data(LAPTOP, "LaMP_7", str(tmp_path))
+    assert ids(data.test) == ids(tuple(users["dev"]))
+    assert sorted(ids(data.train) + ids(data.dev)) == sorted(ids(tuple(users["train"])))
+    assert "own split" not in data.source
+
+
+def test_a_user_of_both_files_is_refused(tmp_path: Path) -> None:
+    users = build_world("LaMP_3", WorldSettings(users=(6, 1, 1))).users["train"]
+    write_lamp(users, tmp_path / "LaMP_3", "train")
+    write_lamp(users, tmp_path / "LaMP_3", "dev")
+    with pytest.raises(UserError, match="histories match"):
+        load_task_data(LAPTOP, "LaMP_3", str(tmp_path))
+
+
+def test_a_dev_file_without_golds_is_refused(tmp_path: Path) -> None:
+    official(tmp_path, "LaMP_3", "dev", golds=False)
+    with pytest.raises(UserError, match="nothing can be scored"):
+        load_task_data(LAPTOP, "LaMP_3", str(tmp_path))
+
+
+def test_tasks_without_files_are_left_out_and_named(tmp_path: Path) -> None:
+    official(tmp_path, "LaMP_3", "dev")
+    found, missing = available_tasks(LAPTOP, str(tmp_path))
+    assert found == ["LaMP_3"] and len(missing) == 2
+    assert "LaMP-2" in missing[0] and "LaMP-7" in missing[1]
+    assert available_tasks(small_profile(), "") == (["LaMP_2", "LaMP_3", "LaMP_7"], [])
+
+
+def test_an_unknown_or_empty_folder_is_answered_with_one_sentence(tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    for folder, expected in ((absent, "There is no data folder"), (str(tmp_path), "none of")):
+        with pytest.raises(UserError, match=expected) as caught:
+            available_tasks(LAPTOP, folder)
+        message = str(caught.value)
+        assert folder in message and message.count(". ") == 0 and message.endswith(".")
+    with pytest.raises(UserError, match="does not exist"):
+        load_task_data(LAPTOP, "LaMP_3", absent)
+
+
+def test_users_without_gold_are_the_same_users_otherwise() -> None:
+    data = load_task_data(small_profile(), "LaMP_2")
+    blind = without_gold(data.train)
+    assert all(query.gold is None for user in blind for query in user.queries)
+    for user, original in zip(blind, data.train, strict=True):
+        golds = [query.gold for query in original.queries]
+        queries = zip(user.queries, golds, strict=True)
+        restored = tuple(replace(query, gold=gold) for query, gold in queries)
+        assert replace(user, queries=restored) == original and all(golds)
