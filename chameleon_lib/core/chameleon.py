@@ -24,15 +24,17 @@ from chameleon_lib.core.preferences import (
     PreferencePair,
     PreparedUser,
     answer_pairs,
+    decode_settings,
     fit_context,
     keep_different,
+    max_new_tokens,
     pair_texts,
     write_insights,
 )
 from chameleon_lib.core.protocols import Backbone, Embedder
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.prompts import answer_prompt
+from chameleon_lib.lamp.prompts import answer_prompt, unseen_prompt
 from chameleon_lib.lamp.records import User
 
 log = logging.getLogger(__name__)
@@ -151,6 +153,59 @@ class Chameleon:
             user_id: self._fit_pairs(group, seed=self.settings.seed)
             for user_id, group in own.items()
         }
+
+    def answer(self, users: Sequence[User], profile: EditProfile | None = None) -> list[str]:
+        """Answer every query of ``users``, in order (sections 3.2 and 4.3; A13, A19).
+
+        ``infer_edit`` and ``infer_insight_in_prompt`` choose a cell of the 2 x 2 of insight and
+        edit; ``eval_user_mode`` "unseen" with ``unseen_prompt`` "no_history" asks the plain
+        question without any history.
+
+        Args:
+            users: Users of one task; with a history unless they are unseen.
+            profile: The edit to run; needed while ``infer_edit`` is on.
+
+        Raises:
+            UserError: No profile, a profile of another task or backbone, or a user that
+                :meth:`prepare` has to leave out.
+        """
+        task, s = _one_task(users), self.settings
+        if s.infer_edit:
+            self._check_profile(profile, task)
+        if s.eval_user_mode == "unseen" and s.unseen_prompt == "no_history":
+            prompts = [unseen_prompt(task, q.text) for user in users for q in user.queries]
+        else:
+            prepared = self.prepare(users)
+            if len(prepared) < len(users):
+                raise UserError(f"Some users cannot be asked ({self.counts}); leave them out.")
+            prompts = [
+                answer_prompt(
+                    task,
+                    user.items,
+                    query.text,
+                    role="P",
+                    insight=user.insight_p if s.infer_insight_in_prompt else None,
+                    baseline=s.prompts_baseline,  # type: ignore[arg-type]
+                )
+                for user in prepared
+                for query in user.user.queries
+            ]
+        return self.backbone.generate(
+            prompts,
+            max_new_tokens=max_new_tokens(task, s),
+            edit=profile.edit if profile is not None and s.infer_edit else None,
+            decode=decode_settings(s),
+        )
+
+    def _check_profile(self, profile: EditProfile | None, task: str) -> None:
+        if profile is None:
+            raise UserError("answer needs the profile of a fit, or settings with infer_edit=False.")
+        own = (self.backbone.name, self.backbone.fingerprint)
+        if profile.task != task or profile.backbone != own:
+            raise UserError(
+                f"The profile belongs to {profile.task} and {profile.backbone[0]}, not to {task} "
+                f"and {own[0]}; fit one for them."
+            )
 
     def _fit_pairs(self, pairs: Sequence[PreferencePair], seed: int) -> EditProfile:
         kept, identical = keep_different(pairs, self.settings)

@@ -122,9 +122,10 @@ def fit_by_preference(
     """Fit one shared pair of directions per layer on preference contrasts.
 
     Two things keep the fit sound. A share of the *users* is held out and the directions of the
-    best held-out loss are returned. And the leash: on agreed queries the edited model must not
-    find the common answer less likely than the unedited one does,
-    ``fit_leash · mean(max(0, log p_0(y) − log p_edit(y)))``.
+    best held-out loss are returned. And the leash: the edited model must not find the preferred
+    answer, nor the common answer of an agreed query, less likely than the unedited one does,
+    ``fit_leash · mean(max(0, log p_0(y) − log p_edit(y)))``; a preference loss alone is content
+    when both answers become unlikely, as long as the rejected one falls faster.
 
     Args:
         backbone: Frozen model.

@@ -11,6 +11,14 @@ from typing import Any
 from chameleon_lib.core.settings_fields import EditFields, TextFields
 from chameleon_lib.errors import UserError
 
+# Readings that the ledger lists and the kit refuses: silence about a setting would be worse.
+NOT_OFFERED = (
+    ("t5_stack", "encoder", "decoder"),
+    ("t5_pair_layout", "enc_all", "enc_ctx_dec_answer"),
+    ("pairs_history", "full", "selected"),
+    ("pairs_query_source", "history_loo", "task"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EditSettings(EditFields, TextFields):
@@ -44,6 +52,13 @@ class EditSettings(EditFields, TextFields):
                 self.decode_temperature is not None and not self.decode_do_sample,
                 "decode_temperature needs decode_do_sample=True.",
             ),
+            *(
+                (
+                    getattr(self, name) == value,
+                    f"{name} {value!r} is a known reading that is not offered; use {use!r}.",
+                )
+                for name, value, use in NOT_OFFERED
+            ),
             (
                 len(self.group_seeds) != self.group_draws,
                 f"group_seeds has {len(self.group_seeds)} seeds for {self.group_draws} draws.",
@@ -55,16 +70,6 @@ class EditSettings(EditFields, TextFields):
             (
                 self.fit_holdout >= 1,
                 "fit_holdout is a share of the pairs; give a number below 1.",
-            ),
-            (
-                self.t5_stack == "encoder" and self.t5_pair_layout != "enc_all",
-                "With t5_stack encoder the answer must be read by the encoder: set t5_pair_layout "
-                "to enc_all.",
-            ),
-            (
-                self.t5_stack == "encoder" and self.edit_positions != "all",
-                "An encoder reads the prompt in one call and generates nothing: with t5_stack "
-                "encoder set edit_positions to all.",
             ),
             (
                 self.eval_user_mode == "unseen"

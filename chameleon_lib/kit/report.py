@@ -31,6 +31,8 @@ _MARKS = {
     "direction only": ("◐", "half"),
     "not reproduced": ("✗", "bad"),
     "opposite": ("⇄", "bad"),
+    "holds": ("✓", "good"),
+    "does not hold": ("✗", "bad"),
     "too few users": ("–", "none"),
     "not run at this scale": ("–", "none"),
 }

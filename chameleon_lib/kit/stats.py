@@ -26,6 +26,8 @@ from chameleon_lib.kit.bootstrap import (
 
 __all__ = [
     "DIRECTION_ONLY",
+    "DOES_NOT_HOLD",
+    "HOLDS",
     "LEVEL",
     "METRICS",
     "MIN_QUERIES_FOR_SIGNIFICANCE",
@@ -44,6 +46,7 @@ __all__ = [
     "confusion_by_user",
     "judge",
     "mcnemar",
+    "own_claim",
     "paired_bootstrap",
     "seed_sd",
     "sums_by_user",
@@ -61,7 +64,24 @@ NOT_REPRODUCED = "not reproduced"
 OPPOSITE = "opposite"
 TOO_FEW_USERS = "too few users"
 NOT_RUN = "not run at this scale"
-STATUSES = (REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, OPPOSITE, TOO_FEW_USERS, NOT_RUN)
+# Nothing can be reproduced that the paper does not claim: the kit's own claims get their own words.
+HOLDS = "holds"
+DOES_NOT_HOLD = "does not hold"
+STATUSES = (
+    REPRODUCED,
+    DIRECTION_ONLY,
+    NOT_REPRODUCED,
+    OPPOSITE,
+    TOO_FEW_USERS,
+    NOT_RUN,
+    HOLDS,
+    DOES_NOT_HOLD,
+)
+
+
+def own_claim(status: str) -> str:
+    """The word for a claim of the kit that the paper does not make; the rule stays `verdict`'s."""
+    return {REPRODUCED: HOLDS, NOT_REPRODUCED: DOES_NOT_HOLD}.get(status, status)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from chameleon_lib.kit import paths
 from chameleon_lib.kit.csvtext import round_sig
 from chameleon_lib.kit.stats import (
     DIRECTION_ONLY,
+    HOLDS,
     MIN_USERS,
     NOT_RUN,
     OPPOSITE,
@@ -72,7 +73,7 @@ class Verdict:
         if self.n < MIN_USERS and self.status != TOO_FEW_USERS:
             refuse(f"{self.n} users allow no verdict but {TOO_FEW_USERS!r}")
         # A typed verdict that its own interval contradicts never reaches the page.
-        if self.status in (REPRODUCED, DIRECTION_ONLY, OPPOSITE) and (
+        if self.status in (REPRODUCED, HOLDS, DIRECTION_ONLY, OPPOSITE) and (
             self.ours.low <= 0 <= self.ours.high
         ):
             refuse(f"status {self.status!r}, but the interval {self.ours} includes 0")

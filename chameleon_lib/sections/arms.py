@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from chameleon_lib.core.directions import Directions, control_directions, fit_di
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import Contrast, fit_by_preference
 from chameleon_lib.core.preferences import PreferencePair, PreparedUser, keep_different
+from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.kit.progress import tell
 from chameleon_lib.sections.study import Study
 
@@ -66,6 +67,8 @@ METHODS: tuple[Method, ...] = (
     Method("n_only", "control: N only", "control"),
     Method("svd_diff", "control: SVD of differences", "control"),
     Method("logistic", "control: logistic regression for θN", "control"),
+    Method("permute_answers", "control: answers of other users", "control"),
+    Method("answer_only", "control: directions from answers alone", "control"),
     Method("fitted_shuffled", "control: fitted on shuffled pairs", "control"),
     Method("neutral", "A.3 neutral prompt, no edit", "control"),
     Method("fitted_gold", "positive control: fitted on gold pairs", "ceiling", labels="train"),
@@ -134,6 +137,10 @@ def build_draw(
         edits[name] = stored_directions(study, name, h_p, h_n, index, main).to_edit(
             settings, layers
         )
+    for name, texts, label_settings in label_controls(kept, settings, index):
+        other = Study(study.profile, study.backbone_id, study.task, label_settings, study.store)
+        found = stored_directions(other, "paper", *other.activations(texts), index)
+        edits[name] = found.to_edit(settings, layers)
     for number in range(n_random):
         seed = 1000 + n_random * index + number
         directions = stored_directions(study, "random", h_p, h_n, seed)
@@ -160,6 +167,28 @@ def build_draw(
             "fits": fits,
         },
     )
+
+
+def label_controls(
+    kept: Sequence[PreferencePair], settings: EditSettings, seed: int
+) -> list[tuple[str, list[PreferencePair], EditSettings]]:
+    """Pairs and settings of the label controls (A4): does a direction hold more than a label?
+
+    ``permute_answers`` gives every history the answers of another user; ``answer_only`` reads the
+    answers without any history. ``shuffle_pairs`` is the control ``shuffled_pairs``, always run.
+    """
+    found = []
+    if "permute_answers" in settings.controls_label_token:
+        order = list(range(len(kept)))
+        random.Random(f"permute/{seed}").shuffle(order)
+        moved = [
+            replace(pair, answer_p=kept[at].answer_p, answer_n=kept[at].answer_n)
+            for pair, at in zip(kept, order, strict=True)
+        ]
+        found.append(("permute_answers", moved, settings))
+    if "answer_only" in settings.controls_label_token:
+        found.append(("answer_only", list(kept), settings.with_(pairs_text="answer_only")))
+    return found
 
 
 def stored_directions(

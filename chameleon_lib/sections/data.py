@@ -45,8 +45,11 @@ class TaskData:
     digest: str
 
 
-def available_tasks(profile: RunProfile, data_dir: str) -> tuple[list[str], list[str]]:
+def available_tasks(
+    profile: RunProfile, data_dir: str, eval_split: str = "dev"
+) -> tuple[list[str], list[str]]:
     """Tasks that can run, and one sentence for each task that cannot (missing files)."""
+    scored = _file_of(eval_split)
     if not data_dir:
         return list(profile.tasks), []
     if not Path(data_dir).is_dir():
@@ -54,21 +57,25 @@ def available_tasks(profile: RunProfile, data_dir: str) -> tuple[list[str], list
     found, missing = [], []
     for task in profile.tasks:
         try:
-            find_split(Path(data_dir), task, "dev")
+            find_split(Path(data_dir), task, scored)
         except UserError as problem:
             missing.append(f"{get_task(task).title} is left out: {problem}")
         else:
             found.append(task)
     if not found:
         raise UserError(
-            f"{data_dir} holds a dev split of none of {', '.join(profile.tasks)}; put "
-            "dev_questions.json and dev_outputs.json into its LaMP_N folders."
+            f"{data_dir} holds a {scored} split of none of {', '.join(profile.tasks)}; put "
+            f"{scored}_questions.json and {scored}_outputs.json into its LaMP_N folders."
         )
     return found, missing
 
 
 def load_task_data(
-    profile: RunProfile, task: str, data_dir: str = "", max_users: int = 0
+    profile: RunProfile,
+    task: str,
+    data_dir: str = "",
+    max_users: int = 0,
+    eval_split: str = "dev",
 ) -> TaskData:
     """Load the users of one task.
 
@@ -77,18 +84,20 @@ def load_task_data(
         task: Task name.
         data_dir: Folder of official LaMP files; empty means the embedded world (demo profile).
         max_users: Cap on the users of each part; 0 means the profile's numbers.
+        eval_split: Official split that is scored (A18); ``custom`` divides the dev users by hash
+            even where a train file exists. The embedded world always scores its test users.
 
     Raises:
         UserError: A profile that needs official files got no folder, or a file is not valid.
     """
     limits = (profile.n_train, profile.n_dev, profile.n_test)
     if data_dir:
-        parts, source = _official(Path(data_dir), task)
+        parts, source = _official(Path(data_dir), task, eval_split)
         truth: Mapping[str, Truth] | None = None
     elif profile.data == "demo":
         world = build_world(task, WorldSettings(users=limits))
         parts, truth = {split: users for split, users in world.users.items()}, world.truth
-        source = "embedded world with planted tastes; users and sentences of the parts are disjoint"
+        source = "embedded world with planted tastes; the parts share no user and no query"
     else:
         raise UserError(
             f"Profile {profile.name} runs on official LaMP files: give their folder (--data DIR)."
@@ -102,26 +111,38 @@ def load_task_data(
     return TaskData(task, train, dev, test, everyone, truth, source, digest([train, dev, test]))
 
 
-def _official(folder: Path, task: str) -> tuple[dict[str, list[User]], str]:
-    """Official users by part: train file + dev file, or the dev file alone, divided by hash."""
-    questions, outputs = find_split(folder, task, "dev")
+def _file_of(eval_split: str) -> str:
+    return "dev" if eval_split == "custom" else eval_split
+
+
+def _official(folder: Path, task: str, eval_split: str) -> tuple[dict[str, list[User]], str]:
+    """Official users by part: train file + scored file, or one file alone, divided by hash."""
+    scored = _file_of(eval_split)
+    questions, outputs = find_split(folder, task, scored)
     if outputs is None:
         raise UserError(f"{questions} has no outputs file beside it, so nothing can be scored.")
-    dev_users = load_users(questions, outputs, task)
-    try:
-        train_questions, train_outputs = find_split(folder, task, "train")
-    except UserError:
-        parts = split_users_by_hash(dev_users, OWN_SPLIT, SALT)
-        return parts, (
-            "official LaMP dev users, divided 40/10/50 by a hash of the user (own split: the train "
-            "file is absent and official test labels are withheld)"
+    users = load_users(questions, outputs, task)
+    train_files = None if eval_split == "custom" else _train_files(folder, task)
+    if train_files is None:
+        return split_users_by_hash(users, OWN_SPLIT, SALT), (
+            f"official LaMP {scored} users, divided 40/10/50 by a hash of the user (own split: no "
+            "train file is used, and official test labels are withheld)"
         )
+    train_questions, train_outputs = train_files
     fitting = split_users_by_hash(
         load_users(train_questions, train_outputs, task), {"train": 0.9, "dev": 0.1}, SALT
     )
-    return {**fitting, "test": dev_users}, (
-        "official LaMP: train users fit, dev users are scored (test labels are withheld)"
+    return {**fitting, "test": users}, (
+        f"official LaMP: train users fit, {scored} users are scored (official test labels are "
+        "withheld)"
     )
+
+
+def _train_files(folder: Path, task: str) -> tuple[Path, Path | None] | None:
+    try:
+        return find_split(folder, task, "train")
+    except UserError:
+        return None
 
 
 def without_gold(users: Sequence[User]) -> list[User]:

@@ -30,7 +30,6 @@ FAMILY_TITLES = {
     "decoder": "decoder (Mistral class)",
     "encoder-decoder": "encoder-decoder (T5 class)",
 }
-RANDOM_PER_DRAW = 2
 
 
 @dataclass(frozen=True)
@@ -99,13 +98,13 @@ def run(
         workers: Processes; the profile's number if None.
     """
     store = store or ArtifactStore()
-    tasks, notes = available_tasks(profile, data_dir)
+    tasks, notes = available_tasks(profile, data_dir, settings.eval_split)
     if data_dir:
         # Real users are few in some files: a small group is then said, not refused (A20).
         settings = settings.with_(pairs_on_too_few="warn")
+    seeds = tuple(range(draws)) if draws else settings.group_seeds
     plans = [
-        Plan(profile, settings, task, data_dir, max_users, draws or profile.draws, store.root)
-        for task in tasks
+        Plan(profile, settings, task, data_dir, max_users, seeds, store.root) for task in tasks
     ]
     pool = {"workers": profile.workers if workers is None else workers, "threads": profile.threads}
     for step, label in (
@@ -134,12 +133,13 @@ class Plan:
     task: str
     data_dir: str
     max_users: int
-    draws: int
+    draws: tuple[int, ...]
     root: Path
 
     def data(self) -> TaskData:
         """The users of the task."""
-        return load_task_data(self.profile, self.task, self.data_dir, self.max_users)
+        split = self.settings.eval_split
+        return load_task_data(self.profile, self.task, self.data_dir, self.max_users, split)
 
     def study(self, backbone: str) -> Study:
         """The stages of one backbone."""
@@ -178,10 +178,14 @@ def sorted_ids(data: TaskData, chosen: set[str]) -> list[str]:
 
 
 def _cell(
-    study: Study, data: TaskData, test: Sequence[PreparedUser], counts: dict[str, int], draws: int
+    study: Study,
+    data: TaskData,
+    test: Sequence[PreparedUser],
+    counts: dict[str, int],
+    draws: tuple[int, ...],
 ) -> Cell:
     """All arms of one backbone on one task."""
-    tell(f"{study.backbone_id} {study.task}: {len(test)} test users, {draws} draws")
+    tell(f"{study.backbone_id} {study.task}: {len(test)} test users, {len(draws)} groups")
     # Golds are withheld until the positive control asks for those of train users by name.
     train, _ = study.prepare(without_gold(data.train))
     pairs = study.pairs(train)
@@ -191,14 +195,15 @@ def _cell(
     for name, answers in study.answer(test, plain_arms(), reference).items():
         results[name] = [answers]
     logs = []
-    for index in range(draws):
+    for index in draws:
         group = [
             replace(user, user=golds[user.user.id])
             for user in draw_group(train, study.settings.group_size, index)
         ]
         ids = {user.user.id for user in group}
         own = [pair for pair in pairs if pair.user_id in ids]
-        draw = build_draw(study, group, own, index, RANDOM_PER_DRAW)
+        n_random = -(-study.settings.controls_random_draws // len(draws))
+        draw = build_draw(study, group, own, index, n_random)
         arms: dict[str, tuple[str, Edit | None]] = arms_of(draw)
         for name, answers in study.answer(test, arms, reference).items():
             results.setdefault(name.split("/")[0], []).append(answers)

@@ -53,21 +53,25 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def settings_for(profile: RunProfile, **changes: Any) -> EditSettings:
     """The paper's settings at the size of a profile."""
-    own = SIZES.get(profile.name, {})
-    return EditSettings.paper().with_(**{"group_size": profile.group_size, **own, **changes})
+    size: dict[str, Any] = {
+        "group_size": profile.group_size,
+        "group_draws": profile.draws,
+        "group_seeds": tuple(range(profile.draws)),
+        "model_dtype": profile.dtype,
+    }
+    return EditSettings.paper().with_(**{**size, **SIZES.get(profile.name, {}), **changes})
 
 
-def open_backbone(
-    backbone_id: str, profile: RunProfile, prompts_chat: str = "template"
-) -> Backbone:
+def open_backbone(backbone_id: str, settings: EditSettings) -> Backbone:
     """Load a backbone by its id in the profile: ``demo:<family>:<seed>`` or a hub name."""
     if backbone_id.startswith("demo:"):
         return _embedded(backbone_id)
     return load_backbone(
         backbone_id,
         name=Path(backbone_id).name,
-        dtype=profile.dtype,
-        prompts_chat=prompts_chat,
+        dtype=settings.model_dtype,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        prompts_chat=settings.prompts_chat,
     )
 
 
@@ -125,7 +129,7 @@ class Study:
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone, loaded on first use."""
-        return open_backbone(self.backbone_id, self.profile, self.settings.prompts_chat)
+        return open_backbone(self.backbone_id, self.settings)
 
     @cached_property
     def embedder(self) -> Embedder:
