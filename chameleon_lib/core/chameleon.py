@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from chameleon_lib.core.contrasts import contrasts_from_pairs
 from chameleon_lib.core.directions import Directions, fit_directions
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.fitting import Contrast, FittedDirections, fit_by_preference
+from chameleon_lib.core.fitting import FittedDirections, fit_by_preference
 from chameleon_lib.core.history import item_texts, select_history
 from chameleon_lib.core.preferences import (
     PreferencePair,
@@ -257,68 +257,6 @@ def fitted_layers(
         return tuple(range(backbone.n_layers))
     assert directions is not None
     return directions.choose_layers(settings)
-
-
-def contrasts_from_pairs(
-    task: str,
-    kept: Sequence[PreferencePair],
-    identical: Sequence[PreferencePair],
-    settings: EditSettings,
-) -> list[Contrast]:
-    """Self-generated contrasts under the plain prompt; agreed queries go on the leash."""
-    contrasts = []
-    for pair in [*kept, *identical]:
-        same = pair.identical(settings.pairs_drop_identical)
-        if not pair.answer_p.strip() or not pair.answer_n.strip():
-            continue
-        prompt = answer_prompt(
-            task,
-            pair.items,
-            pair.query,
-            role="P",
-            insight=None,
-            baseline=settings.prompts_baseline,  # type: ignore[arg-type]
-        )
-        rejected = None if same else pair.answer_n
-        contrasts.append(Contrast(prompt, pair.answer_p, rejected, pair.user_id))
-    return contrasts
-
-
-def gold_contrasts(
-    task: str,
-    users: Sequence[PreparedUser],
-    pairs: Sequence[PreferencePair],
-    settings: EditSettings,
-) -> list[Contrast]:
-    """The positive control's contrasts: gold answer against neutral output, train users only.
-
-    Raises:
-        UserError: A query has no gold answer.
-    """
-    golds = {q.id: q.gold for user in users for q in user.user.queries}
-    replaced = []
-    for pair in pairs:
-        gold = golds[pair.query_id]
-        if gold is None:
-            raise UserError(f"Query {pair.query_id} has no gold; the positive control needs it.")
-        replaced.append(
-            PreferencePair(pair.user_id, pair.query_id, pair.query, pair.items, gold, pair.answer_n)
-        )
-    kept, identical = keep_different(replaced, settings)
-    return contrasts_from_pairs(task, kept, identical, settings)
-
-
-def swap_contrasts(contrasts: Sequence[Contrast], seed: int) -> list[Contrast]:
-    """Chosen and rejected swapped at random (control C10 for the fitted edit)."""
-    generator = torch.Generator().manual_seed(seed)
-    swapped = []
-    for contrast in contrasts:
-        if contrast.rejected is not None and torch.rand((), generator=generator) < 0.5:
-            contrast = Contrast(
-                contrast.prompt, contrast.rejected, contrast.chosen, contrast.user_id
-            )
-        swapped.append(contrast)
-    return swapped
 
 
 def _one_task(users: Sequence[User]) -> str:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 __all__ = [
     "arms",
+    "cells",
     "data",
+    "estimates",
+    "loading",
+    "methods",
+    "parallel",
     "per_user",
     "provenance",
     "quickstart",

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from chameleon_lib.core.chameleon import (
-    check_pair_count,
+from chameleon_lib.core.chameleon import check_pair_count
+from chameleon_lib.core.contrasts import (
     contrasts_from_pairs,
     gold_contrasts,
     swap_contrasts,
@@ -29,52 +29,6 @@ from chameleon_lib.sections.study import Study
 
 TOP_K = 5  # the fixed number of layers of AlignEZ's later code, reported beside the elbow (A5)
 
-
-@dataclass(frozen=True)
-class Method:
-    """A row of Table 1.
-
-    Attributes:
-        id: Key of the row.
-        title: Row name.
-        kind: ``baseline`` (no edit), ``edit``, ``control`` or ``ceiling``.
-        labels: Gold labels the method has seen: ``none`` or ``train``.
-        paper: Name of the method in the paper's tables, if it has a row there.
-    """
-
-    id: str
-    title: str
-    kind: str
-    labels: str = "none"
-    paper: str = ""
-
-
-METHODS: tuple[Method, ...] = (
-    Method("official", "Plain LaMP prompt, no history", "baseline"),
-    Method("official_history", "Plain LaMP prompt, selected history", "baseline"),
-    Method("instruct", "Instruct (A.3, no insight)", "baseline", paper="Instruct"),
-    Method("insight", "A.3 with insight, no edit", "baseline"),
-    Method("chameleon", "CHAMELEON (paper)", "edit", paper="CHAMELEON"),
-    Method("chameleon+insight", "CHAMELEON (paper) + insight", "edit"),
-    Method("chameleon_top5", "CHAMELEON (paper), up to 5 layers", "edit"),
-    Method("fitted", "CHAMELEON fitted (ours)", "edit"),
-    Method("fitted+insight", "CHAMELEON fitted (ours) + insight", "edit"),
-    Method("random", "control: random directions", "control"),
-    Method("from_neutral", "control: θP from neutral outputs", "control"),
-    Method("mean_difference", "control: mean difference", "control"),
-    Method("shuffled_pairs", "control: shuffled pairs", "control"),
-    Method("p_only", "control: P only", "control"),
-    Method("n_only", "control: N only", "control"),
-    Method("svd_diff", "control: SVD of differences", "control"),
-    Method("logistic", "control: logistic regression for θN", "control"),
-    Method("permute_answers", "control: answers of other users", "control"),
-    Method("answer_only", "control: directions from answers alone", "control"),
-    Method("fitted_shuffled", "control: fitted on shuffled pairs", "control"),
-    Method("neutral", "A.3 neutral prompt, no edit", "control"),
-    Method("fitted_gold", "positive control: fitted on gold pairs", "ceiling", labels="train"),
-)
-# Rows of the paper that the next notebooks add; the table names them so that nobody misses them.
-PENDING = {"LLM-REC": "baselines/llm_rec", "ALOE": "baselines/aloe"}
 
 _CONTROLS = (
     "from_neutral",
@@ -294,7 +248,7 @@ def stored_fit(
 
 
 def arms_of(draw: Draw) -> dict[str, tuple[str, Edit | None]]:
-    """Arm id → (prompt, edit) of one draw; the ids are those of :data:`METHODS`, plus ``/i``."""
+    """Arm id → (prompt, edit) of one draw; the ids are those of ``METHODS``, plus ``/i``."""
     arms: dict[str, tuple[str, Edit | None]] = {
         name: ("instruct", edit) for name, edit in draw.edits.items()
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from chameleon_lib.core.chameleon import contrasts_from_pairs
+from chameleon_lib.core.contrasts import contrasts_from_pairs
 from chameleon_lib.core.directions import Directions
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.history import item_texts
@@ -22,9 +22,10 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.lamp.records import User
 from chameleon_lib.sections.arms import draw_group, stored_directions, stored_fit
+from chameleon_lib.sections.cells import reference_answers
 from chameleon_lib.sections.data import TaskData, load_task_data, without_gold
-from chameleon_lib.sections.per_user import reference_answers
-from chameleon_lib.sections.study import Study, settings_for
+from chameleon_lib.sections.loading import settings_for
+from chameleon_lib.sections.study import Study
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from chameleon_lib.backbones import demo
-from chameleon_lib.backbones.embedder import load_embedder
-from chameleon_lib.backbones.models import load_backbone
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.history import item_texts, select_history
 from chameleon_lib.core.preferences import (
@@ -39,52 +35,11 @@ from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.lamp.prompts import answer_prompt, official_prompt, unseen_prompt
 from chameleon_lib.lamp.records import User
+from chameleon_lib.sections.loading import open_backbone, open_embedder
 
 # Prompts that an answer can be asked with; "insight" is the personalised prompt of A.3.
 PROMPTS = ("instruct", "insight", "neutral", "official", "official_history", "unseen")
 _UNIT = 64
-
-# Answers of the embedded world are short; real tweets cost the embedded tokenizer more tokens.
-SIZES: dict[str, dict[str, Any]] = {
-    "demo": {"decode_insight_tokens": 48, "decode_max_new_tokens": 48},
-    "demo-data": {"decode_insight_tokens": 48, "decode_max_new_tokens": 96},
-}
-
-
-def settings_for(profile: RunProfile, **changes: Any) -> EditSettings:
-    """The paper's settings at the size of a profile."""
-    size: dict[str, Any] = {
-        "group_size": profile.group_size,
-        "group_draws": profile.draws,
-        "group_seeds": tuple(range(profile.draws)),
-        "model_dtype": profile.dtype,
-    }
-    return EditSettings.paper().with_(**{**size, **SIZES.get(profile.name, {}), **changes})
-
-
-def open_backbone(backbone_id: str, settings: EditSettings) -> Backbone:
-    """Load a backbone by its id in the profile: ``demo:<family>:<seed>`` or a hub name."""
-    if backbone_id.startswith("demo:"):
-        return _embedded(backbone_id)
-    return load_backbone(
-        backbone_id,
-        name=Path(backbone_id).name,
-        dtype=settings.model_dtype,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        prompts_chat=settings.prompts_chat,
-    )
-
-
-@lru_cache(maxsize=8)
-def _embedded(backbone_id: str) -> Backbone:
-    """An embedded model; they are small enough to keep."""
-    _, family, seed = backbone_id.split(":")
-    return load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
-
-
-@lru_cache(maxsize=1)
-def _embedder(name: str, offline: bool) -> Embedder:
-    return load_embedder(name, offline=offline)
 
 
 @dataclass(frozen=True)
@@ -134,7 +89,7 @@ class Study:
     @cached_property
     def embedder(self) -> Embedder:
         """The sentence embedder, loaded on first use."""
-        return _embedder(self.settings.selection_embedder, self.profile.offline)
+        return open_embedder(self.settings.selection_embedder, self.profile.offline)
 
     def _inputs(self, *fields: str) -> dict[str, Any]:
         """Backbone and the settings whose names start with one of ``fields``."""

@@ -5,7 +5,6 @@ but estimates: every number carries n users, seeds and a 95 % interval over user
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,91 +25,23 @@ from chameleon_lib.lamp.baselines import baselines_for
 from chameleon_lib.lamp.metrics import higher_is_better, per_sample_scores
 from chameleon_lib.lamp.records import User
 from chameleon_lib.lamp.tasks import get_task, is_valid_answer
-from chameleon_lib.sections.arms import METHODS, Method
+from chameleon_lib.sections.estimates import (
+    STATISTICS,
+    difference_on,
+    estimate,
+    methods_in,
+    metrics_of,
+    paper_value,
+)
 from chameleon_lib.sections.per_user import (
     FAMILY_TITLES,
-    Cell,
     Run,
     agreeing,
-    query_golds,
-    query_users,
 )
 
-# Metric → (score per query, statistic over summed scores).
-STATISTICS = {
-    "accuracy": ("accuracy", "mean"),
-    "f1": ("answers", "macro_f1"),
-    "mae": ("abs_error", "mean"),
-    "rmse": ("squared_error", "rmse"),
-    "rouge1": ("rouge1", "mean"),
-    "rougeL": ("rougeL", "mean"),
-    "margin": ("margin", "mean"),
-    "habits": ("habits", "mean"),
-    "changed": ("changed", "mean"),
-    "valid": ("valid", "mean"),
-}
-PAPER_BACKBONE = {"decoder": "Mistral-7B-Instruct-v0.3", "encoder-decoder": "Flan-T5-XXL"}
 # Controls a gain must beat before it may be called personal (method reference, section 11).
 CLAIM_CONTROLS = ("random", "from_neutral", "shuffled_pairs")
 FITTED_CONTROLS = ("random", "fitted_shuffled")
-
-
-def paper_numbers() -> pd.DataFrame:
-    """The paper's published tables (table, task, metric, direction, backbone, method, value)."""
-    return pd.read_csv(Path(__file__).with_name("paper_tables.csv"))
-
-
-def paper_value(task: str, metric: str, family: str, method: str) -> float | None:
-    """One cell of the paper's Table 1, or None where it has no such row."""
-    table = paper_numbers()
-    row = table[
-        (table["table"] == "table1")
-        & (table["task"] == task.replace("_", "-"))
-        & (table["metric"] == metric)
-        & (table["backbone"] == PAPER_BACKBONE[family])
-        & (table["method"] == method)
-    ]
-    return None if row.empty else float(row["value"].iloc[0])
-
-
-def sums(run: Run, cells: Sequence[Cell], method: str, metric: str) -> np.ndarray:
-    """Summed statistics (seeds, users, k) of one metric; queries without a value are left out."""
-    task = cells[0].task
-    users = query_users(run, task)
-    score, statistic = STATISTICS[metric]
-    if statistic == "macro_f1":
-        gold, labels = query_golds(run, task), get_task(task).labels
-        return np.stack(
-            [
-                confusion_by_user(gold, [text.strip() for text in answers.texts], labels, users)
-                for cell in cells
-                for answers in cell.answers[method]
-            ]
-        )
-    values = np.concatenate([cell.scores[method][score] for cell in cells])  # (S, queries)
-    known = np.isfinite(values)
-    totals = [sums_by_user(row, users)[:, 0] for row in np.where(known, values, 0.0)]
-    counts = [sums_by_user(row, users)[:, 0] for row in known]
-    return np.stack([np.stack(totals), np.stack(counts)], axis=-1)
-
-
-def estimate(
-    run: Run, cells: Sequence[Cell], method: str, metric: str, against: str | None = None
-) -> Estimate:
-    """Level of a method, or its paired difference to another method on the same users."""
-    other = None if against is None else sums(run, cells, against, metric)
-    return bootstrap_metric(STATISTICS[metric][1], sums(run, cells, method, metric), other)
-
-
-def metrics_of(run: Run, task: str) -> list[str]:
-    """Official metrics of a task, then margin, habits (world only), changed and valid rates."""
-    extra = ["habits"] if task == "LaMP_7" and run.data[task].truth is not None else []
-    return [*get_task(task).metrics, "margin", *extra, "changed", "valid"]
-
-
-def methods_in(cells: Sequence[Cell]) -> list[Method]:
-    """The rows that these cells hold, in table order."""
-    return [method for method in METHODS if all(method.id in cell.scores for cell in cells)]
 
 
 def results(run: Run, task: str) -> pd.DataFrame:
@@ -180,9 +111,11 @@ def effects(run: Run, task: str) -> pd.DataFrame:
                 row |= estimate_columns(
                     estimate(run, cells, method.id, metric, "instruct"), f"{metric} change"
                 )
+            where_agree = f"{primary} change where users agree"
             if same.any():
                 row |= estimate_columns(
-                    _on(run, cells, method.id, primary, same), f"{primary} change where users agree"
+                    difference_on(run, cells, method.id, primary, same),
+                    where_agree,
                 )
             if task == "LaMP_2":
                 right = np.concatenate([cell.scores[method.id][score] for cell in cells])
@@ -193,17 +126,6 @@ def effects(run: Run, task: str) -> pd.DataFrame:
             rows.append(row)
     frame = pd.DataFrame(rows)
     return frame[[c for c in frame.columns if c not in ("n", "seeds")] + ["n", "seeds"]]
-
-
-def _on(run: Run, cells: Sequence[Cell], method: str, metric: str, chosen: np.ndarray) -> Estimate:
-    """Paired difference to Instruct on a part of the queries."""
-    score, statistic = STATISTICS[metric]
-    users = np.array(query_users(run, cells[0].task))[chosen].tolist()
-    parts = []
-    for name in (method, "instruct"):
-        values = np.concatenate([cell.scores[name][score] for cell in cells])[:, chosen]
-        parts.append(np.stack([sums_by_user(row, users) for row in values]))
-    return bootstrap_metric(statistic, parts[0], parts[1])
 
 
 def floors(run: Run, task: str) -> pd.DataFrame:

@@ -28,7 +28,8 @@ from chameleon_lib.backbones.demo.world import (
 )
 from chameleon_lib.backbones.embedder import load_embedder
 from chameleon_lib.backbones.models import load_backbone
-from chameleon_lib.core.chameleon import Chameleon, gold_contrasts
+from chameleon_lib.core.chameleon import Chameleon
+from chameleon_lib.core.contrasts import gold_contrasts
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import fit_by_preference
 from chameleon_lib.core.preferences import PreparedUser

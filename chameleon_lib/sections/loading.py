@@ -1,0 +1,58 @@
+"""Opening what a profile names: settings, backbones and the sentence embedder."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chameleon_lib.backbones import demo
+from chameleon_lib.backbones.embedder import load_embedder
+from chameleon_lib.backbones.models import load_backbone
+from chameleon_lib.core.protocols import Backbone, Embedder
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.kit.profiles import RunProfile
+
+# Answers of the embedded world are short; real tweets cost the embedded tokenizer more tokens.
+SIZES: dict[str, dict[str, Any]] = {
+    "demo": {"decode_insight_tokens": 48, "decode_max_new_tokens": 48},
+    "demo-data": {"decode_insight_tokens": 48, "decode_max_new_tokens": 96},
+}
+
+
+def settings_for(profile: RunProfile, **changes: Any) -> EditSettings:
+    """The paper's settings at the size of a profile."""
+    size: dict[str, Any] = {
+        "group_size": profile.group_size,
+        "group_draws": profile.draws,
+        "group_seeds": tuple(range(profile.draws)),
+        "model_dtype": profile.dtype,
+    }
+    return EditSettings.paper().with_(**{**size, **SIZES.get(profile.name, {}), **changes})
+
+
+def open_backbone(backbone_id: str, settings: EditSettings) -> Backbone:
+    """Load a backbone by its id in the profile: ``demo:<family>:<seed>`` or a hub name."""
+    if backbone_id.startswith("demo:"):
+        return _embedded(backbone_id)
+    return load_backbone(
+        backbone_id,
+        name=Path(backbone_id).name,
+        dtype=settings.model_dtype,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        prompts_chat=settings.prompts_chat,
+    )
+
+
+@lru_cache(maxsize=8)
+def _embedded(backbone_id: str) -> Backbone:
+    """An embedded model; they are small enough to keep."""
+    _, family, seed = backbone_id.split(":")
+    return load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
+
+
+@lru_cache(maxsize=1)
+def open_embedder(name: str, offline: bool) -> Embedder:
+    return load_embedder(name, offline=offline)
