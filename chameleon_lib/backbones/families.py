@@ -153,8 +153,9 @@ class EncoderDecoderBackbone(HFBackbone):
 
     @property
     def context_limit(self) -> int | None:
-        """None: T5 uses relative positions and has no hard limit."""
-        return None
+        """What the configuration declares; T5 itself has relative positions and no hard limit."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
 
     def prefill(
         self,

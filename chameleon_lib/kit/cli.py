@@ -187,7 +187,8 @@ def show_plan(argv: Sequence[str]) -> int:
     from chameleon_lib.kit.plan import Run
 
     options = _parser("plan").parse_args(argv)
-    planned = Run(options.profile, _overrides(options), _numbers(options.only))
+    profile = for_data(options.profile, options.data is not None)
+    planned = Run(profile, _overrides(options), _numbers(options.only))
     for notebook, what, why in planned.plan():
         print(f"{notebook.number}  {what:<7}{notebook.name}{'  (' + why + ')' if why else ''}")
     return 0

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +13,10 @@ from chameleon_lib.core.chameleon import (
     Chameleon,
     EditProfile,
     check_pair_count,
-    contrasts_from_pairs,
-    gold_contrasts,
-    swap_contrasts,
 )
-from chameleon_lib.core.fitting import Contrast
-from chameleon_lib.core.preferences import PreferencePair, PreparedUser
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.prompts import answer_prompt
+from chameleon_lib.lamp.prompts import answer_prompt, unseen_prompt
 from chameleon_lib.lamp.records import User
 from tests.backbones.demo.small import HashEmbedder, small_backbone
 from tests.core.scripted import scripted
@@ -199,64 +194,90 @@ def test_each_stage_can_be_called_alone(
     assert profile.n_identical >= sum(same)
 
 
-# --- contrasts ---------------------------------------------------------------------------------
+# --- answers ---------------------------------------------------------------------------------
 
 
-def pair_of(user: User, number: int, p: str, n: str) -> PreferencePair:
-    query = user.queries[number]
-    return PreferencePair(user.id, query.id, query.text, user.history[:3], p, n)
+def asked(
+    model: Chameleon, users: list[User], profile: EditProfile | None
+) -> tuple[list[str], Any]:
+    """The prompts that reach the backbone and the edit they are answered under."""
+    calls: list[tuple[list[str], Any]] = []
+    backbone = model.backbone
+
+    class Listening:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(backbone, name)
+
+        def generate(self, prompts: Any, *, edit: Any = None, **rest: Any) -> list[str]:
+            calls.append((list(prompts), edit))
+            return backbone.generate(prompts, edit=edit, **rest)
+
+    listening: Any = Listening()
+    Chameleon(listening, model.embedder, model.settings).answer(users, profile)
+    return calls[-1]
 
 
-def test_contrasts_use_the_plain_prompt_and_put_agreed_queries_on_the_leash(
+def test_the_edit_and_the_insight_of_an_answer_are_switched_one_by_one(
+    profile: EditProfile, backbone: HFBackbone, users: list[User]
+) -> None:
+    said = {}
+    for insight in (False, True):
+        for edit in (False, True):
+            settings = SETTINGS.with_(infer_insight_in_prompt=insight, infer_edit=edit)
+            model = Chameleon(backbone, HashEmbedder(), settings)
+            prompts, used = asked(model, users, profile)
+            prepared = model.prepare(users)
+            assert prompts == [
+                answer_prompt(
+                    user.user.task,
+                    user.items,
+                    query.text,
+                    role="P",
+                    insight=user.insight_p if insight else None,
+                )
+                for user in prepared
+                for query in user.user.queries
+            ]
+            assert used is (profile.edit if edit else None)
+            said[insight, edit] = model.answer(users, profile)
+            assert said[insight, edit] == backbone.generate(prompts, max_new_tokens=5, edit=used)
+    assert all(len(texts) == 12 for texts in said.values())
+    assert said[False, False] != said[False, True] and said[False, False] != said[True, False]
+
+
+def test_an_unseen_user_is_asked_without_a_history_unless_the_settings_show_it(
+    profile: EditProfile, backbone: HFBackbone, users: list[User]
+) -> None:
+    bare = [replace(user, history=()) for user in users]
+    unseen = SETTINGS.with_(eval_user_mode="unseen")
+    prompts, used = asked(Chameleon(backbone, HashEmbedder(), unseen), bare, profile)
+    assert prompts == [unseen_prompt(u.task, q.text) for u in users for q in u.queries]
+    assert used is profile.edit
+    shown = Chameleon(backbone, HashEmbedder(), unseen.with_(unseen_prompt="history"))
+    seen = Chameleon(backbone, HashEmbedder(), SETTINGS)
+    assert asked(shown, users, profile)[0] == asked(seen, users, profile)[0] != prompts
+
+
+def test_a_profile_of_another_backbone_or_task_or_none_is_refused(
+    profile: EditProfile, backbone: HFBackbone, users: list[User]
+) -> None:
+    model = Chameleon(backbone, HashEmbedder(), SETTINGS)
+    movies = build_world("LaMP_2", WorldSettings(users=(1, 0, 0))).users["train"]
+    other = Chameleon(small_backbone(seed=1), HashEmbedder(), SETTINGS)
+    with pytest.raises(UserError, match="belongs to LaMP_3 and small-mistral-0, not to LaMP_2"):
+        model.answer(movies, profile)
+    with pytest.raises(UserError, match="not to LaMP_3 and small-mistral-1"):
+        other.answer(users, profile)
+    with pytest.raises(UserError, match="needs the profile of a fit"):
+        model.answer(users)
+    plain = Chameleon(backbone, HashEmbedder(), SETTINGS.with_(infer_edit=False))
+    assert len(plain.answer(users)) == 12
+
+
+def test_a_user_who_cannot_be_asked_is_named_by_count_and_not_dropped(
     users: list[User],
 ) -> None:
-    user = users[0]
-    kept = [pair_of(user, 0, "5", "3")]
-    identical = [pair_of(user, 1, "4", "4"), pair_of(user, 1, "", "4"), pair_of(user, 1, "4", " ")]
-    contrasts = contrasts_from_pairs("LaMP_3", kept, identical, SETTINGS)
-    prompts = [
-        answer_prompt("LaMP_3", user.history[:3], query.text, role="P", insight=None)
-        for query in user.queries
-    ]
-    assert contrasts == [
-        Contrast(prompts[0], "5", "3", user.id),
-        Contrast(prompts[1], "4", None, user.id),
-    ]
-    short = contrasts_from_pairs(
-        "LaMP_3", kept, [], SETTINGS.with_(prompts_baseline="drop_agent_block")
-    )
-    assert "helpfully personalized" in prompts[0]
-    assert "helpfully personalized" not in short[0].prompt
-
-
-def test_gold_contrasts_prefer_the_gold_to_the_neutral_output(users: list[User]) -> None:
-    golds = iter(["5", "3", "2", "2"])
-    some = [
-        replace(u, queries=tuple(replace(q, gold=next(golds)) for q in u.queries))
-        for u in users[:2]
-    ]
-    prepared = [PreparedUser(user, user.history, "p", "n") for user in some]
-    pairs = [pair_of(user, number, "1", "3") for user in some for number in (0, 1)]
-    contrasts = gold_contrasts("LaMP_3", prepared, pairs, SETTINGS)
-    assert [(c.chosen, c.rejected) for c in contrasts] == [
-        ("5", "3"), ("2", "3"), ("2", "3"), ("3", None),
-    ]  # fmt: skip
-    assert {c.user_id for c in contrasts} == {user.id for user in some}
-
-
-def test_gold_contrasts_need_every_gold(users: list[User]) -> None:
-    [blind] = with_gold(users[:1], None)
-    prepared = [PreparedUser(blind, blind.history, "p", "n")]
-    with pytest.raises(UserError, match=f"Query {blind.queries[0].id} has no gold"):
-        gold_contrasts("LaMP_3", prepared, [pair_of(blind, 0, "1", "3")], SETTINGS)
-
-
-def test_swapping_turns_about_half_of_the_contrasts_and_no_agreed_one() -> None:
-    contrasts = [Contrast(f"p{i}", "yes", "no", f"u{i}") for i in range(400)]
-    same = [Contrast(f"a{i}", "yes", None, f"u{i}") for i in range(50)]
-    swapped = swap_contrasts([*contrasts, *same], seed=0)
-    assert swapped[400:] == same
-    assert [c.prompt for c in swapped[:400]] == [c.prompt for c in contrasts]
-    counts = Counter((c.chosen, c.rejected) for c in swapped[:400])
-    assert set(counts) == {("yes", "no"), ("no", "yes")} and 160 < counts["no", "yes"] < 240
-    assert swap_contrasts(contrasts, 0) == swapped[:400] != swap_contrasts(contrasts, 1)
+    tight = scripted(lambda _: "an insight", limit=20)
+    model = Chameleon(tight, HashEmbedder(), SETTINGS.with_(infer_edit=False))
+    with pytest.raises(UserError, match="'too_long': 6"):
+        model.answer(users)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from chameleon_lib.core.settings import EditSettings, ambiguity_ledger
+from chameleon_lib.core.settings import NOT_OFFERED, EditSettings, ambiguity_ledger
 from chameleon_lib.errors import UserError
 
 
@@ -42,8 +42,6 @@ def test_the_ledger_names_every_ambiguity_with_its_reason() -> None:
         {"group_draws": 2},
         {"group_seeds": (0, 0, 1)},
         {"group_seeds": "012"},
-        {"t5_stack": "encoder"},
-        {"t5_stack": "encoder", "t5_pair_layout": "enc_all"},
         {"eval_user_mode": "unseen", "infer_insight_in_prompt": True},
         {"theta_method": "fitted", "edit_sign_gate": "class_mean"},
         {"controls_label_token": ("none",)},
@@ -61,7 +59,6 @@ def test_bad_values_and_contradictions_raise(changes: dict[str, object]) -> None
     [
         {"layers_rule": "top_k", "layers_k": 5},
         {"pairs_text": "answer_history", "embed_pooling": "mean_answer"},
-        {"t5_stack": "encoder", "t5_pair_layout": "enc_all", "edit_positions": "all"},
         {"decode_do_sample": True, "decode_temperature": 0.7},
         {"group_draws": 1, "group_seeds": [7]},
     ],
@@ -85,3 +82,25 @@ def test_presets_differ_where_the_reference_says() -> None:
     assert (v1.edit_sign_gate, v1.layers_rule) == ("class_mean", "elbow_literal")
     assert (v3.direction_personal, v3.direction_neutral) == ("svd_diff", "none")
     assert (v3.layers_rule, v3.layers_k) == ("top_k", 5)
+
+
+@pytest.mark.parametrize(("field", "value", "offered"), NOT_OFFERED)
+def test_a_known_reading_that_is_not_offered_is_refused_in_one_sentence(
+    field: str, value: str, offered: str
+) -> None:
+    rows = [row for row in ambiguity_ledger() if row["field"] == field]
+    assert value in rows[0]["options"] and rows[0]["default"] == offered
+    with pytest.raises(UserError) as caught:
+        EditSettings().with_(**{field: value})
+    sentence = str(caught.value)
+    assert field in sentence and repr(value) in sentence and repr(offered) in sentence
+    assert sentence.endswith(".") and ". " not in sentence
+
+
+def test_the_readings_that_are_not_offered_are_these() -> None:
+    assert {(field, value) for field, value, _ in NOT_OFFERED} == {
+        ("t5_stack", "encoder"),
+        ("t5_pair_layout", "enc_all"),
+        ("pairs_history", "full"),
+        ("pairs_query_source", "history_loo"),
+    }

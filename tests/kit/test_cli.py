@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import cli
+from chameleon_lib.kit import cli, driver, plan
 from chameleon_lib.kit.notebooks import discover
 from chameleon_lib.kit.paths import outputs_dir, root
-from chameleon_lib.kit.profiles import PROFILES, get_profile
+from chameleon_lib.kit.profiles import PROFILES, PUBLIC, for_data, get_profile
 from chameleon_lib.kit.sources import SourceTree
 from tests.kit.checkout import TABLE, Checkout, notebook
 
@@ -94,9 +94,44 @@ def test_the_package_exports_lazily_and_knows_no_other_name() -> None:
 def test_a_profile_is_consistent_and_only_the_demo_is_offline(name: str) -> None:
     profile = get_profile(name)
     assert profile.name == name and profile.tasks == ("LaMP_2", "LaMP_3", "LaMP_7")
-    assert profile.offline == (name == "demo")
+    assert profile.offline == (name in ("demo", "demo-data"))
     assert all(model.startswith("demo:") for model in profile.backbones) == profile.offline
     assert profile.group_size <= profile.n_train and profile.draws >= 3
+
+
+def test_the_demo_on_a_data_folder_is_a_profile_of_its_own_that_nobody_asks_for_by_name() -> None:
+    assert for_data("demo", True) == "demo-data" and for_data("demo", False) == "demo"
+    assert [for_data(name, True) for name in ("laptop", "paper")] == ["laptop", "paper"]
+    assert (*PUBLIC, "demo-data") == tuple(PROFILES)
+    demo, files = PROFILES["demo"], PROFILES["demo-data"]
+    assert (files.data, demo.data) == ("lamp", "demo") and files.banner != demo.banner
+    assert (files.backbones, files.threads) == (demo.backbones, demo.threads)
+    assert outputs_dir("demo") != outputs_dir("demo-data")
+    assert cli.main(["plan", "--profile", "demo-data"]) == 2
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize(("data", "expected"), [(False, "demo"), (True, "demo-data")])
+def test_a_data_folder_reaches_the_run_and_its_plan_as_a_profile(
+    command: str, data: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    class Planned:
+        def __init__(self, profile: str, overrides: dict[str, object], _only: list[str]) -> None:
+            asked.append((profile, overrides))
+
+        def plan(self) -> list[tuple[object, str, str]]:
+            return []
+
+    def run_notebooks(profile: str, _: object, overrides: dict[str, object], **__: object) -> int:
+        asked.append((profile, overrides))
+        return 0
+
+    monkeypatch.setattr(plan, "Run", Planned)
+    monkeypatch.setattr(driver, "run_notebooks", run_notebooks)
+    assert cli.main([command, *(["--data", str(tmp_path)] if data else [])]) in (0, None)
+    assert asked == [(expected, {"data_dir": str(tmp_path)} if data else {})]
 
 
 def test_an_unknown_profile_is_refused_with_the_names_there_are() -> None:

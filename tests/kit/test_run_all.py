@@ -9,7 +9,7 @@ import pytest
 
 from chameleon_lib.kit.environment import environment_hash, requirements
 from chameleon_lib.kit.paths import root
-from chameleon_lib.kit.profiles import PROFILES
+from chameleon_lib.kit.profiles import PROFILES, PUBLIC
 
 SCRIPT = root() / "run_all.sh"
 TOOLS = ("bash", "cat", "dirname", "grep", "head", "id", "mktemp", "mkdir", "rm", "sed", "tr")
@@ -201,7 +201,7 @@ def test_a_data_folder_is_meant_as_seen_from_where_the_reader_is(tmp_path: Path)
     assert f"--data {tmp_path / 'lamp'}" in bare.calls("-m chameleon_lib")[0]
 
 
-@pytest.mark.parametrize("name", sorted(PROFILES))
+@pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_threads_of_the_script_are_those_of_the_profile_table(tmp_path: Path, name: str) -> None:
     bare = Bare(tmp_path, python=True)
     bare.call("--profile", name, CHAMELEON_PYTHON=str(bare.python))

@@ -7,11 +7,13 @@ import pytest
 
 from chameleon_lib.kit.bootstrap import METRICS
 from chameleon_lib.kit.stats import (
+    STATUSES,
     Estimate,
     bootstrap_metric,
     confusion_by_user,
     judge,
     mcnemar,
+    own_claim,
     paired_bootstrap,
     seed_sd,
     sums_by_user,
@@ -194,3 +196,11 @@ def test_an_estimate_that_is_no_number_is_refused() -> None:
         Estimate(float("nan"), 0.0, 1.0, 10, 1)
     with pytest.raises(ValueError):
         Estimate(0.5, 1.0, 0.0, 10, 1)
+
+
+def test_a_claim_of_the_kit_itself_holds_or_does_not_and_is_never_reproduced() -> None:
+    words = {status: own_claim(status) for status in STATUSES}
+    assert words.pop("reproduced") == "holds"
+    assert words.pop("not reproduced") == "does not hold"
+    assert all(word == status for status, word in words.items())
+    assert {"holds", "does not hold", "opposite", "too few users"} <= set(words)

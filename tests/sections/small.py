@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ SETTINGS = EditSettings(
     fit_steps=2,
     fit_batch=8,
     group_size=8,
+    group_draws=1,
+    group_seeds=(0,),
 )
 
 
@@ -33,8 +36,10 @@ def small_profile(**changes: Any) -> RunProfile:
     return replace(PROFILES["demo"], **merged)
 
 
+@lru_cache(maxsize=8)
 def open_small(backbone_id: str, *_rest: Any) -> Any:
-    """Stands in for ``open_backbone``: random weights for any demo id."""
+    """Stands in for ``open_backbone``: random weights for any demo id, kept as the real ones are.
+    """
     _, family, seed = backbone_id.split(":")
     return small_backbone("mistral" if family == "decoder" else "t5", int(seed))
 
@@ -43,5 +48,5 @@ def use_small_models(patch: pytest.MonkeyPatch) -> HashEmbedder:
     """Every study opens tiny random models and one shared embedder, which is returned."""
     embedder = HashEmbedder()
     patch.setattr(study_module, "open_backbone", open_small)
-    patch.setattr(study_module, "load_embedder", lambda *_, **__: embedder)
+    patch.setattr(study_module, "open_embedder", lambda *_: embedder)
     return embedder

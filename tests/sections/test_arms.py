@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,15 @@ from chameleon_lib.core.preferences import PreferencePair, PreparedUser
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.sections.arms import (
-    METHODS,
     Draw,
     arms_of,
     build_draw,
     draw_group,
+    label_controls,
     plain_arms,
 )
 from chameleon_lib.sections.data import load_task_data
+from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.study import Study
 from tests.sections.small import SETTINGS, small_profile, use_small_models
 
@@ -63,8 +64,6 @@ def test_a_group_is_a_random_part_of_the_train_users_in_their_order(group: Group
 
 def test_every_row_of_the_table_has_an_arm_and_every_arm_a_row(draw: Draw) -> None:
     ids = [method.id for method in METHODS]
-    assert len(set(ids)) == len(ids)
-    assert {method.kind for method in METHODS} == {"baseline", "edit", "control", "ceiling"}
     arms = {**plain_arms(), **arms_of(draw)}
     assert {name.split("/")[0] for name in arms} == set(ids)
     assert [name for name in arms if name.startswith("random/")] == ["random/0", "random/1"]
@@ -75,10 +74,6 @@ def test_every_row_of_the_table_has_an_arm_and_every_arm_a_row(draw: Draw) -> No
         "chameleon+insight",
         "fitted+insight",
     }
-
-
-def test_only_the_positive_control_has_seen_labels() -> None:
-    assert [method.id for method in METHODS if method.labels != "none"] == ["fitted_gold"]
 
 
 def test_controls_sit_at_the_layers_of_the_papers_edit(draw: Draw) -> None:
@@ -102,6 +97,44 @@ def test_each_control_changes_what_its_name_says(draw: Draw) -> None:
     assert not torch.allclose(edits["random/0"].theta_p, edits["random/1"].theta_p)
     assert not torch.allclose(edits["fitted"].theta_p, edits["fitted_shuffled"].theta_p)
     assert not torch.allclose(edits["fitted"].theta_p, edits["fitted_gold"].theta_p)
+
+
+def test_label_controls_move_answers_between_histories_or_hide_the_histories(
+    group: Group,
+) -> None:
+    kept = [
+        PreferencePair(p.user_id, p.query_id, p.query, p.items, f"p{at}", f"n{at}")
+        for at, p in enumerate(group.pairs)
+    ]
+    controls = {name: (pairs, s) for name, pairs, s in label_controls(kept, SETTINGS, 0)}
+    assert list(controls) == ["permute_answers", "answer_only"]
+    moved, settings = controls["permute_answers"]
+    assert settings == SETTINGS and moved != kept
+    answers = [(pair.answer_p, pair.answer_n) for pair in kept]
+    found = [(pair.answer_p, pair.answer_n) for pair in moved]
+    assert sorted(found) == sorted(answers) and found != answers
+    for pair, own in zip(moved, kept, strict=True):
+        assert replace(pair, answer_p=own.answer_p, answer_n=own.answer_n) == own
+    alone, settings = controls["answer_only"]
+    assert alone == kept and settings == SETTINGS.with_(pairs_text="answer_only")
+    again = label_controls(kept, SETTINGS, 0)[0][1]
+    assert again == moved != label_controls(kept, SETTINGS, 1)[0][1]
+
+
+def test_only_the_label_controls_of_the_settings_are_run(group: Group, draw: Draw) -> None:
+    assert {"permute_answers", "answer_only", "shuffled_pairs"} <= set(draw.edits)
+    settings = SETTINGS.with_(controls_label_token=("answer_only",))
+    assert [name for name, *_ in label_controls(group.pairs, settings, 0)] == ["answer_only"]
+    study = Study(PROFILE, "demo:decoder:0", "LaMP_3", settings, group.study.store)
+    found = build_draw(study, group.users, group.pairs, 0, N_RANDOM)
+    assert set(draw.edits) - set(found.edits) == {"permute_answers"}
+
+
+def test_a_label_control_finds_other_directions_than_the_paper(draw: Draw) -> None:
+    main = draw.edits["chameleon"]
+    for name in ("permute_answers", "answer_only"):
+        assert not torch.allclose(draw.edits[name].theta_n, main.theta_n, atol=1e-4)
+    assert not torch.allclose(draw.edits["answer_only"].theta_p, main.theta_p, atol=1e-4)
 
 
 def test_a_draw_logs_its_pairs_and_fits(draw: Draw, group: Group) -> None:

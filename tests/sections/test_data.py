@@ -117,3 +117,43 @@ def test_users_without_gold_are_the_same_users_otherwise() -> None:
         queries = zip(user.queries, golds, strict=True)
         restored = tuple(replace(query, gold=gold) for query, gold in queries)
         assert replace(user, queries=restored) == original and all(golds)
+
+
+def test_the_custom_split_divides_the_dev_users_and_leaves_a_train_file_alone(
+    tmp_path: Path,
+) -> None:
+    users = official(tmp_path, "LaMP_7", "train", "dev")
+    data = load_task_data(LAPTOP, "LaMP_7", str(tmp_path), eval_split="custom")
+    parts = [ids(part) for part in (data.train, data.dev, data.test)]
+    assert all(parts) and sorted(sum(parts, [])) == sorted(ids(tuple(users["dev"])))
+    assert "dev users" in data.source and "no train file is used" in data.source
+    assert data.digest != load_task_data(LAPTOP, "LaMP_7", str(tmp_path)).digest
+
+
+def test_the_test_split_scores_the_users_of_its_own_file(tmp_path: Path) -> None:
+    world = build_world("LaMP_7", WorldSettings(users=(9, 6, 7), history=(4, 6))).users
+    for split in ("train", "dev", "test"):
+        write_lamp(world[split], tmp_path / "LaMP_7", split)
+    data = load_task_data(LAPTOP, "LaMP_7", str(tmp_path), eval_split="test")
+    assert ids(data.test) == ids(tuple(world["test"])) and "test users are scored" in data.source
+    assert sorted(ids(data.train) + ids(data.dev)) == sorted(ids(tuple(world["train"])))
+    assert not set(ids(data.everyone)) & set(ids(tuple(world["dev"])))
+
+
+def test_withheld_test_labels_are_answered_with_one_sentence(tmp_path: Path) -> None:
+    users = build_world("LaMP_7", WorldSettings(users=(1, 1, 5), history=(4, 6))).users["test"]
+    write_lamp(without_gold(users), tmp_path / "LaMP_7", "test")
+    with pytest.raises(UserError, match="test_questions.json .*nothing can be scored"):
+        load_task_data(LAPTOP, "LaMP_7", str(tmp_path), eval_split="test")
+
+
+def test_tasks_are_looked_for_in_the_split_that_is_scored(tmp_path: Path) -> None:
+    official(tmp_path, "LaMP_3", "dev")
+    assert available_tasks(LAPTOP, str(tmp_path), "custom")[0] == ["LaMP_3"]
+    with pytest.raises(UserError, match="holds a test split of none of .*test_outputs.json"):
+        available_tasks(LAPTOP, str(tmp_path), "test")
+
+
+def test_the_embedded_world_scores_its_test_users_whatever_the_split() -> None:
+    found = [load_task_data(small_profile(), "LaMP_2", eval_split=s) for s in ("dev", "custom")]
+    assert found[0] == found[1]

@@ -13,14 +13,12 @@ from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.core.settings import EditSettings
-from chameleon_lib.errors import UserError
-from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.lamp.prompts import answer_prompt, official_prompt, unseen_prompt
 from chameleon_lib.lamp.records import User
 from chameleon_lib.sections import study as study_module
 from chameleon_lib.sections.data import load_task_data, without_gold
-from chameleon_lib.sections.study import PROMPTS, Answers, Reference, Study, settings_for
+from chameleon_lib.sections.study import PROMPTS, Answers, Reference, Study
 from tests.backbones.demo.small import HashEmbedder, small_backbone
 from tests.backbones.tiny import make_edit
 from tests.sections.small import SETTINGS, small_profile, use_small_models
@@ -254,13 +252,3 @@ def test_users_are_counted_where_they_drop_out(
     monkeypatch.setattr(study_module, "open_backbone", lambda *_: small_backbone(context=16))
     kept, counts = study_in(tmp_path / "b").prepare(users)
     assert kept == [] and counts["too_long"] == 4
-
-
-def test_the_demo_profile_limits_answers_and_the_others_keep_the_papers_settings() -> None:
-    assert settings_for(PROFILES["demo"]).decode_max_new_tokens == 48
-    assert settings_for(PROFILES["paper"]) == EditSettings.paper()
-    assert settings_for(PROFILES["paper"], edit_alpha_p=2.0).edit_alpha_p == 2.0
-    small = replace(PROFILES["demo"], group_size=7)
-    assert settings_for(small).group_size == 7
-    with pytest.raises(UserError, match="no field 'alpha'"):
-        settings_for(PROFILES["demo"], alpha=1)

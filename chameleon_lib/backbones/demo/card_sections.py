@@ -88,6 +88,8 @@ def training(family: str, run: Mapping[str, Any]) -> list[str]:
         f"- Plain prompts are answered personally with probability {run['propensity']:g} and "
         "generically otherwise, which leaves the model near indifferent there.",
     ]
+    if "note" in run:
+        lines.append(f"- {run['note']}")
     if "minutes" in run:
         lines.append(f"- Wall time, as measured: {float(run['minutes']):.0f} minutes.")
     return lines

@@ -108,5 +108,5 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=EOS,
         bos_token=BOS,
         clean_up_tokenization_spaces=False,
-        model_max_length=4096,
+        model_max_length=2048,
     )

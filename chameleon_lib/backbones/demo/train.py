@@ -60,6 +60,8 @@ class TrainSettings:
         return self.steps + self.refine_steps
 
 
+CONTEXT = 2048  # tokens; the training prompts have up to 200, real reviews need more
+
 # The encoder-decoder is slow on LaMP-2 alone (which cue of the query fits the insight), hence a
 # second stage in which that task takes the larger share.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -80,14 +82,18 @@ def build_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> 
                 num_hidden_layers=4,
                 num_attention_heads=4,
                 num_key_value_heads=4,
-                max_position_embeddings=4096,
+                max_position_embeddings=CONTEXT,
                 sliding_window=None,
                 bos_token_id=2,
                 tie_word_embeddings=False,
                 **common,
             )
         )
-    config: dict[str, Any] = {"decoder_start_token_id": 0, "tie_word_embeddings": True}
+    config: dict[str, Any] = {
+        "decoder_start_token_id": 0,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": CONTEXT,
+    }
     model = T5ForConditionalGeneration(
         T5Config(
             d_model=128,

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from chameleon_lib.backbones.demo import batches
 from chameleon_lib.backbones.demo.batches import (
     DECODER_KINDS,
     LABEL_WEIGHT,
@@ -27,6 +29,8 @@ from tests.backbones.tiny import make_model
 class Plan:
     steps: int = 100
     curriculum: float = 0.15
+    refine_task: str = "LaMP_2"
+    refine_share: float = 0.6
 
 
 # Step 3 packs six prompts behind a history, step 11 packs prompts that share nothing.
@@ -156,3 +160,21 @@ def test_an_encoder_decoder_row_is_prompt_answer_and_eos(
         assert codec.prompts([prompt])[0] == source[source != 0].tolist()
         assert codec.answers([str(tokenizer.decode(target[:-1]))])[0] == target[:-1]
         assert prompt.endswith(ANSWER_CUE) == (kind not in NO_CUE)
+
+
+def test_the_second_stage_asks_more_often_for_one_task(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    draw = batches.draw_case
+
+    def watching(*args: Any) -> Any:
+        asked.append(args[4])
+        return draw(*args)
+
+    monkeypatch.setattr(batches, "draw_case", watching)
+    encdec_batch(tokenizer, random_of("first"), 30, 0.5, 99, Plan())
+    assert set(asked) == {None}
+    asked.clear()
+    encdec_batch(tokenizer, random_of("second"), 60, 0.5, 100, Plan())
+    assert set(asked) == {None, "LaMP_2"} and 24 <= asked.count("LaMP_2") <= 48

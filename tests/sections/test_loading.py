@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chameleon_lib.backbones import demo
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.profiles import PROFILES
+from chameleon_lib.sections import loading
+from chameleon_lib.sections.loading import SIZES, open_backbone, settings_for
+
+
+def test_the_demo_profile_limits_answers_and_the_others_keep_the_papers_settings() -> None:
+    assert settings_for(PROFILES["demo"]).decode_max_new_tokens == 48
+    assert settings_for(PROFILES["demo-data"]).decode_max_new_tokens == 96
+    assert settings_for(PROFILES["laptop"]) == EditSettings.paper()
+    assert settings_for(PROFILES["paper"], edit_alpha_p=2.0).edit_alpha_p == 2.0
+    small = replace(PROFILES["demo"], group_size=7)
+    assert settings_for(small).group_size == 7
+    with pytest.raises(UserError, match="no field 'alpha'"):
+        settings_for(PROFILES["demo"], alpha=1)
+
+
+def test_a_profile_decides_groups_and_precision_and_nothing_else_of_the_method() -> None:
+    found = settings_for(PROFILES["paper"])
+    assert (found.group_draws, found.group_seeds) == (5, (0, 1, 2, 3, 4))
+    assert found.model_dtype == "bfloat16"
+    back = found.with_(group_draws=3, group_seeds=(0, 1, 2), model_dtype="auto")
+    assert back == EditSettings.paper()
+
+
+def test_a_size_belongs_to_a_profile_and_a_change_of_the_caller_wins() -> None:
+    assert set(SIZES) <= set(PROFILES)
+    assert settings_for(PROFILES["demo"], decode_max_new_tokens=5).decode_max_new_tokens == 5
+
+
+def test_a_hub_model_is_opened_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def load(source: str, **options: Any) -> str:
+        asked.update(options, source=source)
+        return "opened"
+
+    monkeypatch.setattr(loading, "load_backbone", load)
+    settings = EditSettings(model_dtype="bfloat16", prompts_chat="raw")
+    assert open_backbone("someone/model-1b", settings) == "opened"
+    assert (asked["source"], asked["name"]) == ("someone/model-1b", "model-1b")
+    assert (asked["dtype"], asked["prompts_chat"]) == ("bfloat16", "raw")
+
+
+def test_an_absent_embedded_model_is_one_sentence_with_the_command_that_trains_it() -> None:
+    with pytest.raises(UserError, match="train --family decoder --seed 999") as caught:
+        open_backbone("demo:decoder:999", EditSettings())
+    assert ". " not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", demo.FAMILIES)
+def test_an_embedded_model_is_opened_once_and_speaks(family: str) -> None:
+    try:
+        folder: Path = demo.checkpoint(family, 0)
+    except UserError as absent:
+        pytest.skip(str(absent))
+    backbone = open_backbone(f"demo:{family}:0", settings_for(PROFILES["demo"]))
+    assert backbone is open_backbone(f"demo:{family}:0", EditSettings())
+    assert backbone.name == f"demo:{family}:0" and (folder / "model.safetensors").is_file()
+    [said] = backbone.generate(["Question: say something. Your answer:"], max_new_tokens=8)
+    assert isinstance(said, str)
