@@ -192,9 +192,13 @@ def _print(row: Row) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table; exit code 1 if a goal is missed."""
-    every = [f"{family}:{seed}" for family in FAMILIES for seed in SEEDS]
+    here = Path(__file__).parent
+    names = [(family, seed) for family in FAMILIES for seed in SEEDS]
+    every = [f"{f}:{s}" for f, s in names if (here / f"{f}-{s}" / "config.json").is_file()]
     parser = argparse.ArgumentParser(prog="python -m chameleon_lib acceptance", description=__doc__)
-    parser.add_argument("models", nargs="*", default=every, help="such as decoder:0; default all")
+    parser.add_argument(
+        "models", nargs="*", default=every, help="such as decoder:0; default: all that are here"
+    )
     parser.add_argument("--folder", type=Path, help="a checkpoint elsewhere, instead of models")
     parser.add_argument("--tasks", default=",".join(TASKS), help="default: all three")
     parser.add_argument("--save", action="store_true", help="write the package's acceptance.csv")
