@@ -91,8 +91,8 @@ def training(family: str, run: Mapping[str, Any]) -> list[str]:
     if run.get("refine_steps"):
         lines.append(
             f"- Then a second stage of {run['refine_steps']} steps, peak rate "
-            f"{run['refine_lr']:g}, in which {run['refine_task'].replace('_', '-')} takes {run['refine_share']:.0%} of "
-            "the prompts on top of its own third of the rest."
+            f"{run['refine_lr']:g}, in which {run['refine_task'].replace('_', '-')} takes "
+            f"{_percent(run['refine_share'])} of the prompts on top of its own third of the rest."
         )
     if "note" in run:
         lines.append(f"- {run['note']}")
