@@ -89,6 +89,8 @@ def by_model(run: Run, task: str) -> pd.DataFrame:
 def effects(run: Run, task: str) -> pd.DataFrame:
     """Every method against Instruct: paired differences, McNemar, and damage where users agree.
 
+    McNemar's test is made on the first seed of the family alone.
+
     ``damage`` is the change of the primary metric on queries whose personal and generic answers
     are the same text; it exists in the embedded world only.
     """
@@ -118,10 +120,8 @@ def effects(run: Run, task: str) -> pd.DataFrame:
                     where_agree,
                 )
             if task == "LaMP_2":
-                right = np.concatenate([cell.scores[method.id][score] for cell in cells])
-                # Seeds of one model share its unedited answers; the test is made per pooled seed.
-                repeated = np.repeat(base, len(right) // len(base), axis=0)
-                test = mcnemar(right.ravel(), repeated.ravel())
+                # One seed: pooled over seeds a user would count several times.
+                test = mcnemar(cells[0].scores[method.id][score][0], base[0])
                 row |= {"McNemar b": test.b, "McNemar c": test.c, "McNemar p": test.p}
             rows.append(row)
     frame = pd.DataFrame(rows)

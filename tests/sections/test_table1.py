@@ -142,8 +142,9 @@ def test_effects_are_differences_to_instruct_with_a_test_and_the_damage(run: Run
     base = run.cells[0].scores["instruct"]["accuracy"]
     assert row["accuracy change"] == pytest.approx(right.mean() - base.mean())
     assert row["accuracy change_low"] > 0.3
-    assert row["McNemar b"] == int(((right == 1) & (base == 0)).sum())
-    assert row["McNemar c"] == int(((right == 0) & (base == 1)).sum()) and row["McNemar p"] < 1e-6
+    assert row["McNemar b"] == int(((right[0] == 1) & (base[0] == 0)).sum())
+    assert row["McNemar c"] == int(((right[0] == 0) & (base[0] == 1)).sum())
+    assert row["McNemar p"] < 1e-6
     assert "accuracy change where users agree" in frame.columns
     titles = {method.title for method in METHODS if "Plain" not in method.title}
     assert set(frame.index.get_level_values(1)) == titles - {"Instruct (A.3, no insight)"}
