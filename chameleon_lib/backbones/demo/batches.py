@@ -56,9 +56,7 @@ class Schedule(Protocol):
     @property
     def curriculum(self) -> float: ...
     @property
-    def refine_task(self) -> str: ...
-    @property
-    def refine_share(self) -> float: ...
+    def task_shares(self) -> dict[str, float] | None: ...
 
 
 @dataclass(frozen=True)
@@ -196,13 +194,14 @@ def encdec_batch(
     schedule: Schedule,
 ) -> Batch:
     """One prompt per row in the encoder, its answer in the decoder."""
-    progress, refine = step / schedule.steps, step >= schedule.steps
-    mix = ENCDEC_FIRST if progress < schedule.curriculum else ENCDEC_MIX
+    progress = step / schedule.steps
+    early = progress < schedule.curriculum
+    mix, shares = (ENCDEC_FIRST, None) if early else (ENCDEC_MIX, schedule.task_shares)
     n_items = _n_items_encdec(rng, progress)
     kinds = rng.choices(list(mix), weights=list(mix.values()), k=size)
     examples: list[Example] = []
     for kind in kinds:
-        task = schedule.refine_task if refine and rng.random() < schedule.refine_share else None
+        task = rng.choices(list(shares), weights=list(shares.values()))[0] if shares else None
         case = draw_case(rng, WorldSettings(), propensity, n_items, task)
         examples.append(case.infilling() if kind == "infilling" else case.example(kind))
     prompts = tokenizer([example.prompt for example in examples]).input_ids

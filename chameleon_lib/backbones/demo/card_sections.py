@@ -88,12 +88,12 @@ def training(family: str, run: Mapping[str, Any]) -> list[str]:
         f"- Plain prompts are answered personally with probability {run['propensity']:g} and "
         "generically otherwise, which leaves the model near indifferent there.",
     ]
-    if run.get("refine_steps"):
-        lines.append(
-            f"- Then a second stage of {run['refine_steps']} steps, peak rate "
-            f"{run['refine_lr']:g}, in which {run['refine_task'].replace('_', '-')} takes "
-            f"{_percent(run['refine_share'])} of the prompts on top of its own third of the rest."
+    if run.get("task_shares"):
+        shares = ", ".join(
+            f"{task.replace('_', '-')} {_percent(share)}"
+            for task, share in run["task_shares"].items()
         )
+        lines.append(f"- Shares of the tasks after the curriculum: {shares}.")
     if "note" in run:
         lines.append(f"- {run['note']}")
     if "minutes" in run:

@@ -49,24 +49,21 @@ class TrainSettings:
     propensity: float = 0.5
     warmup: int = 200
     curriculum: float = 0.15
-    refine_steps: int = 0
-    refine_lr: float = 1e-3
-    refine_task: str = "LaMP_2"
-    refine_share: float = 0.6
-
-    @property
-    def total(self) -> int:
-        """Steps of both stages."""
-        return self.steps + self.refine_steps
+    task_shares: dict[str, float] | None = None  # after the curriculum; None: the same for each
 
 
 CONTEXT = 2048  # tokens; the training prompts have up to 200, real reviews need more
 
-# The encoder-decoder is slow on LaMP-2 alone (which cue of the query fits the insight), hence a
-# second stage in which that task takes the larger share.
+# The encoder-decoder is slow on LaMP-2 (which cue of the query fits the insight) and quick on
+# LaMP-7, hence the shares. The less sure a model is of a taste, the less likely it finds the
+# personal answer; a propensity above one half makes up for that in the slower learner.
 RECIPES: dict[str, dict[str, Any]] = {
     "decoder": {"steps": 3000},
-    "encdec": {"steps": 6000, "refine_steps": 3000},
+    "encdec": {
+        "steps": 12000,
+        "propensity": 0.55,
+        "task_shares": {"LaMP_2": 0.5, "LaMP_3": 0.32, "LaMP_7": 0.18},
+    },
 }
 
 
@@ -129,14 +126,11 @@ def build_optimizers(model: PreTrainedModel, lr: float) -> list[torch.optim.Opti
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Per stage: linear warm-up, then cosine to zero; a factor on the peak rate ``lr``."""
-    peak, start, steps = 1.0, 0, settings.steps
-    if step >= settings.steps:
-        peak, start, steps = settings.refine_lr / settings.lr, settings.steps, settings.refine_steps
-    if step - start < settings.warmup:
-        return peak * (step - start + 1) / settings.warmup
-    done = (step - start - settings.warmup) / max(1, steps - settings.warmup)
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    """Linear warm-up, then cosine to zero; a factor on the peak rate ``lr``."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def weighted_loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -181,7 +175,7 @@ def train(
     make_batch = decoder_batch if settings.family == "decoder" else encdec_batch
     out.mkdir(parents=True, exist_ok=True)
     resume = out / "resume.pt"
-    first = 0
+    first, before = 0, 0.0  # steps and seconds of earlier, killed starts
     if resume.exists():
         state = torch.load(resume, weights_only=False)
         if state["settings"] == asdict(settings):
@@ -189,10 +183,10 @@ def train(
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             rng.setstate(state["rng"])
-            first = state["step"]
+            first, before = state["step"], state["seconds"]
     model.train()
     started, tally, total = time.monotonic(), dict[str, tuple[int, int]](), 0.0
-    for step in range(first, settings.total):
+    for step in range(first, settings.steps):
         batch = make_batch(tokenizer, rng, settings.batch, settings.propensity, step, settings)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(**batch.inputs).logits
@@ -210,18 +204,19 @@ def train(
             tally[kind] = (old[0] + right, old[1] + count)
         if (step + 1) % log_every == 0:
             seconds = time.monotonic() - started
-            left = seconds / (step + 1 - first) * (settings.total - step - 1)
+            left = seconds / (step + 1 - first) * (settings.steps - step - 1)
             shares = " ".join(f"{k} {r / n:.2f}" for k, (r, n) in sorted(tally.items()))
             print(
-                f"{settings.family}/{settings.seed} step {step + 1}/{settings.total} "
+                f"{settings.family}/{settings.seed} step {step + 1}/{settings.steps} "
                 f"loss {total / log_every:.3f} {shares} ({left / 60:.0f} min left)",
                 file=sys.stderr,
                 flush=True,
             )
             tally, total = {}, 0.0
         if (step + 1) % checkpoint_every == 0:
-            _write_state(resume, settings, model, optimizers, rng, step + 1)
-    save(model, tokenizer, settings, out)
+            seconds = before + time.monotonic() - started
+            _write_state(resume, settings, model, optimizers, rng, step + 1, seconds)
+    save(model, tokenizer, settings, out, minutes=(before + time.monotonic() - started) / 60)
     resume.unlink(missing_ok=True)
     return out
 
@@ -233,6 +228,7 @@ def _write_state(
     optimizers: list[torch.optim.Optimizer],
     rng: random.Random,
     step: int,
+    seconds: float,
 ) -> None:
     partial = path.with_suffix(".partial")
     state = {
@@ -241,6 +237,7 @@ def _write_state(
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "rng": rng.getstate(),
         "step": step,
+        "seconds": seconds,
     }
     torch.save(state, partial)
     os.replace(partial, path)
@@ -251,13 +248,15 @@ def save(
     tokenizer: PreTrainedTokenizerFast,
     settings: TrainSettings,
     out: Path,
+    *,
+    minutes: float,
 ) -> None:
-    """Write fp16 safetensors, tokenizer and the settings of the run."""
+    """Write fp16 safetensors, tokenizer, and the settings of the run with its wall time."""
     with tempfile.TemporaryDirectory(prefix="partial-", dir=out) as name:
         folder = Path(name)
         model.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        text = json.dumps(asdict(settings), indent=2) + "\n"
+        text = json.dumps({**asdict(settings), "minutes": round(minutes)}, indent=2) + "\n"
         (folder / "training.json").write_text(text, encoding="utf-8")
         # config.json last: its presence says that the checkpoint is complete.
         for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
@@ -269,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m chameleon_lib train", description=__doc__)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="steps of the first stage; default: the recipe")
+    parser.add_argument("--steps", type=int, help="default: the recipe")
     parser.add_argument("--out", type=Path, help="default: the package's own folder")
     args = parser.parse_args(argv)
     recipe = {**RECIPES[args.family], **({"steps": args.steps} if args.steps else {})}

@@ -29,8 +29,7 @@ from tests.backbones.tiny import make_model
 class Plan:
     steps: int = 100
     curriculum: float = 0.15
-    refine_task: str = "LaMP_2"
-    refine_share: float = 0.6
+    task_shares: dict[str, float] | None = None
 
 
 # Step 3 packs six prompts behind a history, step 11 packs prompts that share nothing.
@@ -162,7 +161,7 @@ def test_an_encoder_decoder_row_is_prompt_answer_and_eos(
         assert prompt.endswith(ANSWER_CUE) == (kind not in NO_CUE)
 
 
-def test_the_second_stage_asks_more_often_for_one_task(
+def test_the_tasks_have_their_shares_after_the_curriculum(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str | None] = []
@@ -173,8 +172,9 @@ def test_the_second_stage_asks_more_often_for_one_task(
         return draw(*args)
 
     monkeypatch.setattr(batches, "draw_case", watching)
-    encdec_batch(tokenizer, random_of("first"), 30, 0.5, 99, Plan())
-    assert set(asked) == {None}
+    plan = Plan(task_shares={"LaMP_2": 0.75, "LaMP_3": 0.25})
+    encdec_batch(tokenizer, random_of("first"), 30, 0.5, 14, plan)
+    assert set(asked) == {None}  # the curriculum draws every task as often
     asked.clear()
-    encdec_batch(tokenizer, random_of("second"), 60, 0.5, 100, Plan())
-    assert set(asked) == {None, "LaMP_2"} and 24 <= asked.count("LaMP_2") <= 48
+    encdec_batch(tokenizer, random_of("second"), 60, 0.5, 15, plan)
+    assert set(asked) == {"LaMP_2", "LaMP_3"} and 36 <= asked.count("LaMP_2") <= 54

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from chameleon_lib.backbones.demo.train import (
     weighted_loss,
 )
 from chameleon_lib.backbones.models import load_backbone
+from chameleon_lib.lamp.tasks import TASKS
 
 FAMILIES = ("decoder", "encdec")
 
@@ -132,7 +134,9 @@ def test_config_json_appears_last_so_that_half_a_checkpoint_is_not_taken_for_one
 
     monkeypatch.setattr(training.os, "replace", recording)
     tokenizer = build_tokenizer()
-    training.save(training.build_model(settings, tokenizer), tokenizer, settings, tmp_path)
+    model = training.build_model(settings, tokenizer)
+    training.save(model, tokenizer, settings, tmp_path, minutes=41.7)
+    assert json.loads((tmp_path / "training.json").read_text())["minutes"] == 42
     assert moved[-1] == "config.json" and set(moved) == set(contents(tmp_path))
 
 
@@ -146,31 +150,12 @@ def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert learning_rate(4, short) == pytest.approx(0.5)
 
 
-def test_the_second_stage_warms_up_again_to_its_own_peak() -> None:
-    settings = TrainSettings(
-        family="encdec", steps=100, warmup=10, refine_steps=50, lr=2e-3, refine_lr=1e-3
-    )
-    assert settings.total == 150
-    rates = [learning_rate(step, settings) for step in range(150)]
-    alone = TrainSettings(family="encdec", steps=100, warmup=10)
-    assert rates[:100] == [learning_rate(step, alone) for step in range(100)]
-    assert rates[100] == pytest.approx(0.05) and max(rates[100:]) == rates[110] == 0.5
-    assert rates[110:] == sorted(rates[110:], reverse=True) and rates[149] < 1e-2
-
-
 def test_every_family_has_a_recipe_of_known_settings() -> None:
     assert set(training.RECIPES) == set(FAMILIES)
     for family, recipe in training.RECIPES.items():
         settings = TrainSettings(family=family, **recipe)
-        assert settings.total == recipe["steps"] + recipe.get("refine_steps", 0)
-    assert TrainSettings(family="encdec", **training.RECIPES["encdec"]).refine_steps > 0
-
-
-def test_both_stages_are_trained(tmp_path: Path) -> None:
-    settings = replace(settings_of("encdec"), steps=2, refine_steps=2)
-    whole = contents(train(settings, tmp_path / "whole"))
-    first = contents(train(replace(settings, refine_steps=0), tmp_path / "first"))
-    assert whole["model.safetensors"] != first["model.safetensors"]
+        shares = settings.task_shares or dict.fromkeys(TASKS, 1 / 3)
+        assert set(shares) == set(TASKS) and sum(shares.values()) == pytest.approx(1)
 
 
 def batch_of(targets: list[list[int]], answer_of: list[list[int]], kinds: list[str]) -> Batch:
