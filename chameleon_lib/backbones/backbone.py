@@ -76,6 +76,21 @@ class HFBackbone(FrozenModel):
             batches.append(Batch(batch.rows, batch.prompts, batch.groups, prefix))
         return PreparedBatches(batches)
 
+    def rows(self, prepared: Prepared, rows: Sequence[int]) -> PreparedBatches:
+        """Prepared prompts by number, in this order; stored prefixes are copied, none is computed.
+
+        Args:
+            prepared: From ``prepare``.
+            rows: Numbers of prompts; one may come more than once. A per-row edit has one row for
+                each.
+
+        Raises:
+            IndexError: A number that no prompt has.
+        """
+        # No inference mode: a copied prefix, too, is used again with gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._own(prepared).take(rows)
+
     def generate(
         self,
         prompts: Sequence[str],

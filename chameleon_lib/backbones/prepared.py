@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -36,6 +37,18 @@ class Batch:
     groups: list[int] | None
     prefix: Prefix | None = None
 
+    def take(self, places: Sequence[int], rows: Sequence[int]) -> Batch:
+        """The batch made of the members at ``places``, as wide as this one, numbered ``rows``."""
+        prefix = self.prefix
+        if prefix is not None and list(places) != list(range(len(self.rows))):
+            prefix = prefix.take(places)
+        return Batch(
+            list(rows),
+            [self.prompts[at] for at in places],
+            None if self.groups is None else [self.groups[at] for at in places],
+            prefix,
+        )
+
 
 @dataclass(frozen=True)
 class PreparedBatches:
@@ -45,6 +58,32 @@ class PreparedBatches:
 
     def __len__(self) -> int:
         return sum(len(batch.rows) for batch in self.batches)
+
+    def take(self, rows: Sequence[int]) -> PreparedBatches:
+        """The prompts ``rows`` in this order; a batch keeps its width, and a prefix its absence.
+
+        Inside a batch the members keep their places: a batch that is taken whole is not copied.
+
+        Raises:
+            IndexError: A number that no prompt has.
+        """
+        places = {
+            row: (number, at)
+            for number, batch in enumerate(self.batches)
+            for at, row in enumerate(batch.rows)
+        }
+        picked: dict[int, list[tuple[int, int]]] = {}  # batch → (place in it, new number)
+        for new, row in enumerate(rows):
+            if row not in places:
+                raise IndexError(f"There is no prompt {row} among {len(self)} prepared ones.")
+            number, at = places[row]
+            picked.setdefault(number, []).append((at, new))
+        chosen = []
+        for number, batch in enumerate(self.batches):
+            pairs = sorted(picked.get(number, []))
+            if pairs:
+                chosen.append(batch.take([at for at, _ in pairs], [new for _, new in pairs]))
+        return PreparedBatches(chosen)
 
     def check_edit(self, edit: Edit | None) -> None:
         """Refuses a per-row edit made for another number of prompts."""

@@ -12,24 +12,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from chameleon_lib.core.contrasts import contrasts_from_pairs
 from chameleon_lib.core.directions import Directions, fit_directions
-from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.fitting import FittedDirections, fit_by_preference
-from chameleon_lib.core.history import item_texts, select_history
+from chameleon_lib.core.edit_profile import EditProfile
+from chameleon_lib.core.fitting import fit_by_preference
+from chameleon_lib.core.history import select_items
+from chameleon_lib.core.insights import with_query_insights, write_insights, write_query_insights
 from chameleon_lib.core.preferences import (
     PreferencePair,
     PreparedUser,
     answer_pairs,
+    check_pair_count,
     decode_settings,
     fit_context,
     keep_different,
     max_new_tokens,
     pair_texts,
-    write_insights,
 )
 from chameleon_lib.core.protocols import Backbone, Embedder
 from chameleon_lib.core.settings import EditSettings
@@ -39,33 +39,7 @@ from chameleon_lib.lamp.records import User
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, eq=False)
-class EditProfile:
-    """What ``fit`` returns: an edit with where it came from.
-
-    Attributes:
-        task: LaMP task of the users.
-        edit: The edit, ready for ``backbone.generate(..., edit=profile.edit)``.
-        settings: Settings of the fit.
-        backbone: Name and fingerprint of the model the directions belong to.
-        users: Ids of the users whose pairs were pooled (one for a personal profile).
-        n_pairs: Pairs the directions were made from.
-        n_identical: Pairs that were discarded because both outputs agree.
-        directions: Directions of all layers with diagnostics; None for fitted directions.
-        fitted: Record of the gradient fit; None for the paper's directions.
-    """
-
-    task: str
-    edit: Edit
-    settings: EditSettings
-    backbone: tuple[str, str]
-    users: tuple[str, ...]
-    n_pairs: int
-    n_identical: int
-    directions: Directions | None = None
-    fitted: FittedDirections | None = None
-
+_Usable = tuple[list[PreferencePair], list[PreferencePair]]  # kept, identical
 
 @dataclass
 class Chameleon:
@@ -76,43 +50,54 @@ class Chameleon:
         embedder: Sentence embedder of eq. 1.
         settings: Every choice; ``EditSettings()`` is the paper's reading.
         counts: After a fit: users left out and history items dropped, by reason.
+        left_out: After a fit: id of every user who has no part in it → why, one sentence.
     """
 
     backbone: Backbone
     embedder: Embedder
     settings: EditSettings = field(default_factory=EditSettings)
     counts: dict[str, int] = field(default_factory=dict, init=False)
+    left_out: dict[str, str] = field(default_factory=dict, init=False)
     _task: str = field(default="", init=False, repr=False)
 
     def prepare(self, users: Sequence[User]) -> list[PreparedUser]:
         """History selection (eq. 1-2) and both insights of every user of one task.
 
-        Users whose history does not fit the context, or whose insight comes back empty, are left
-        out and counted in ``counts``.
+        Users whose history does not fit the context, or of whom an insight comes back empty, are
+        left out, counted in ``counts`` and named in ``left_out``.
         """
         task = self._task = _one_task(users)
-        texts = [text for user in users for text in item_texts(task, user.history, self.settings)]
-        bounds = np.cumsum([len(user.history) for user in users])[:-1]
-        vectors = np.split(self.embedder.encode(texts), bounds)
-        chosen = []
-        for user, part in zip(users, vectors, strict=True):
-            items = [user.history[index] for index in select_history(part, self.settings)]
+        too_long, fitting = [], []
+        chosen = select_items(users, self.embedder, self.settings)
+        for user, indices in zip(users, chosen, strict=True):
+            items = [user.history[index] for index in indices]
             kept = fit_context(self.backbone, user, items, self.settings)
             if kept:
-                chosen.append((user, kept, len(items) - len(kept)))
+                fitting.append((user, kept, len(items) - len(kept)))
+            else:
+                too_long.append(user.id)
         insights = write_insights(
-            self.backbone, task, [kept for _, kept, _ in chosen], self.settings
+            self.backbone, task, [kept for _, kept, _ in fitting], self.settings
         )
-        prepared = [
+        written = [
             PreparedUser(user, kept, p, n, dropped)
-            for (user, kept, dropped), (p, n) in zip(chosen, insights, strict=True)
-            if p and n
+            for (user, kept, dropped), (p, n) in zip(fitting, insights, strict=True)
         ]
+        prepared = [user for user in written if user.complete]
+        if self.settings.insight_scope == "query":
+            per_query = write_query_insights(self.backbone, task, prepared, self.settings)
+            prepared = [u for u in with_query_insights(prepared, per_query) if u.complete]
+        complete = {user.user.id for user in prepared}
+        empty = [user.user.id for user in written if user.user.id not in complete]
         self.counts = {
             "users": len(users),
-            "too_long": len(users) - len(chosen),
-            "empty_insight": len(chosen) - len(prepared),
+            "too_long": len(too_long),
+            "empty_insight": len(empty),
             "dropped_items": sum(user.dropped_items for user in prepared),
+        }
+        self.left_out = {
+            **dict.fromkeys(too_long, "Not one history item fits the context beside the query."),
+            **dict.fromkeys(empty, "An insight came back empty."),
         }
         if any(self.counts[name] for name in ("too_long", "empty_insight", "dropped_items")):
             log.warning("history preparation: %s", self.counts)
@@ -141,18 +126,43 @@ class Chameleon:
             UserError: Fewer than ``pairs_k_min`` pairs with different outputs are left
                 (``pairs_on_too_few``), or users of different tasks.
         """
-        return self._fit_pairs(self.pairs(self.prepare(users)), seed=self.settings.seed)
+        pairs = self.pairs(self.prepare(users))
+        return self._fit_pairs(pairs, *self._usable(pairs))
 
     def fit_each(self, users: Sequence[User]) -> dict[str, EditProfile]:
-        """One edit per user, from that user's pairs alone; generation is shared by all users."""
-        pairs = self.pairs(self.prepare(users))
-        own: dict[str, list[PreferencePair]] = {}
-        for pair in pairs:
-            own.setdefault(pair.user_id, []).append(pair)
-        return {
-            user_id: self._fit_pairs(group, seed=self.settings.seed)
-            for user_id, group in own.items()
-        }
+        """One edit per user, from that user's pairs alone; generation is shared by all users.
+
+        Whoever has too few pairs for an edit of their own (``pairs_k_min``; with
+        ``pairs_on_too_few`` "warn": not one) is left out, counted in ``counts`` as
+        ``too_few_pairs`` and named in ``left_out``.
+
+        Returns:
+            User id → edit profile. Every user of the call is here or in ``left_out``.
+
+        Raises:
+            UserError: No user is left, or users of different tasks.
+        """
+        prepared = self.prepare(users)
+        own: dict[str, list[PreferencePair]] = {user.user.id: [] for user in prepared}
+        for pair in self.pairs(prepared):
+            own[pair.user_id].append(pair)
+        usable: dict[str, _Usable] = {}
+        refused: dict[str, str] = {}
+        for user_id, pairs in own.items():
+            try:
+                usable[user_id] = self._usable(pairs)
+            except UserError as problem:
+                refused[user_id] = str(problem)
+        self.counts["too_few_pairs"] = len(refused)
+        self.left_out |= refused
+        if not usable:
+            raise UserError(
+                f"No user can have an edit of their own ({self.counts}); pool users with fit, or "
+                "give them more queries."
+            )
+        if refused:
+            log.warning("%d users have no edit of their own: %s", len(refused), refused)
+        return {user_id: self._fit_pairs(own[user_id], *usable[user_id]) for user_id in usable}
 
     def answer(self, users: Sequence[User], profile: EditProfile | None = None) -> list[str]:
         """Answer every query of ``users``, in order (sections 3.2 and 4.3; A13, A19).
@@ -184,11 +194,13 @@ class Chameleon:
                     user.items,
                     query.text,
                     role="P",
-                    insight=user.insight_p if s.infer_insight_in_prompt else None,
+                    insight=insight if s.infer_insight_in_prompt else None,
                     baseline=s.prompts_baseline,  # type: ignore[arg-type]
                 )
                 for user in prepared
-                for query in user.user.queries
+                for query, (insight, _) in zip(
+                    user.user.queries, user.insights_for(s.insight_scope), strict=True
+                )
             ]
         return self.backbone.generate(
             prompts,
@@ -207,9 +219,18 @@ class Chameleon:
                 f"and {own[0]}; fit one for them."
             )
 
-    def _fit_pairs(self, pairs: Sequence[PreferencePair], seed: int) -> EditProfile:
+    def _usable(self, pairs: Sequence[PreferencePair]) -> _Usable:
         kept, identical = keep_different(pairs, self.settings)
         check_pair_count(len(kept), self.settings)
+        return kept, identical
+
+    def _fit_pairs(
+        self,
+        pairs: Sequence[PreferencePair],
+        kept: Sequence[PreferencePair],
+        identical: Sequence[PreferencePair],
+    ) -> EditProfile:
+        seed = self.settings.seed
         common: dict[str, Any] = {
             "task": self._task,
             "settings": self.settings,
@@ -231,22 +252,6 @@ class Chameleon:
         contrasts = contrasts_from_pairs(self._task, kept, identical, self.settings)
         fitted = fit_by_preference(self.backbone, contrasts, layers, self.settings, seed=seed)
         return EditProfile(edit=fitted.edit, fitted=fitted, directions=directions, **common)
-
-
-def check_pair_count(n_pairs: int, settings: EditSettings) -> None:
-    """Refuse (or warn about) a fit on too few pairs (A20).
-
-    Raises:
-        UserError: ``n_pairs`` is 0, or below ``pairs_k_min`` with ``pairs_on_too_few`` "error".
-    """
-    sentence = (
-        f"{n_pairs} pairs with different outputs are left, fewer than pairs_k_min = "
-        f"{settings.pairs_k_min}: pool more users, or set pairs_on_too_few to 'warn'."
-    )
-    if n_pairs == 0 or (n_pairs < settings.pairs_k_min and settings.pairs_on_too_few == "error"):
-        raise UserError(sentence)
-    if n_pairs < settings.pairs_k_min:
-        log.warning(sentence)
 
 
 def fitted_layers(

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.plain_prompts import PlainPrompts
 from chameleon_lib.core.protocols import Backbone, Prepared
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
@@ -85,14 +86,14 @@ class _Chunk:
         return strain - logsigmoid(chosen - rejected).mean()
 
 
-def _chunks(backbone: Backbone, contrasts: Sequence[Contrast], size: int) -> list[_Chunk]:
+def _chunks(prompts: PlainPrompts, contrasts: Sequence[Contrast], size: int) -> list[_Chunk]:
     chunks = []
     for start in range(0, len(contrasts), size):
         part = contrasts[start : start + size]
-        prepared = backbone.prepare([contrast.prompt for contrast in part])
+        prepared = prompts.chunk([contrast.prompt for contrast in part])
         chosen = [contrast.chosen for contrast in part]
         with torch.no_grad():
-            base = backbone.score(prepared, chosen).detach()
+            base = prompts.backbone.score(prepared, chosen).detach()
         rejected = [c.rejected for c in part if c.rejected is not None] or None
         chunks.append(_Chunk(prepared, chosen, rejected, base))
     return chunks
@@ -117,6 +118,7 @@ def fit_by_preference(
     settings: EditSettings,
     *,
     seed: int = 0,
+    prompts: PlainPrompts | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> FittedDirections:
     """Fit one shared pair of directions per layer on preference contrasts.
@@ -133,6 +135,8 @@ def fit_by_preference(
         layers: Edited decoder layers.
         settings: The ``fit_*`` and ``edit_*`` fields.
         seed: Seeds initial directions, hold-out and batch order.
+        prompts: The prompts of several fits of this backbone, read once for all of them; those of
+            ``contrasts`` by default.
         on_step: Called with (step, training loss), e.g. for a progress line.
 
     Raises:
@@ -147,15 +151,14 @@ def fit_by_preference(
     if not any(contrast.rejected is not None for contrast in train):
         train, held = [*different, *agreed], []
     use_leash = settings.fit_leash > 0
+    read = prompts or PlainPrompts(backbone, [contrast.prompt for contrast in contrasts])
 
     def chunked(group: Sequence[Contrast]) -> tuple[list[_Chunk], list[_Chunk]]:
         pairs = [contrast for contrast in group if contrast.rejected is not None]
         same = [contrast for contrast in group if contrast.rejected is None and use_leash]
         order = torch.randperm(len(pairs), generator=generator).tolist()
         shuffled = [pairs[index] for index in order]
-        return _chunks(backbone, shuffled, settings.fit_batch), _chunks(
-            backbone, same, settings.fit_batch
-        )
+        return _chunks(read, shuffled, settings.fit_batch), _chunks(read, same, settings.fit_batch)
 
     pair_chunks, leash_chunks = chunked(train)
     held_pairs, held_leash = chunked(held)

@@ -1,15 +1,24 @@
-"""Which history items represent a user: equations 1 and 2 of the paper (A17, B1)."""
+"""Which history items represent a user: equations 1 and 2 of the paper (A17, B1).
+
+Beside the paper's rule stand three controls for the history ablation (section 4.6, Figure 5):
+random items, the most recent ones, and those nearest to the query. All rules keep the profile
+order, so two prompts of one user differ in which items they show and in nothing else.
+"""
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from chameleon_lib.core.protocols import Embedder
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 from chameleon_lib.lamp.prompts import history_line
-from chameleon_lib.lamp.records import HistoryItem
+from chameleon_lib.lamp.records import HistoryItem, User
 from chameleon_lib.lamp.tasks import Task
 
 _ORD = {"l2": 2, "l1": 1, "max": np.inf}
@@ -24,8 +33,43 @@ def item_texts(
     return [history_line(task, item) for item in items]
 
 
+def selection_key(user: User, settings: EditSettings) -> list[Any]:
+    """What of a user decides the selection, JSON-able: never an id and never a gold.
+
+    The history, and for rule ``nearest`` also the query texts.
+    """
+    history = [[item.text, item.label] for item in user.history]
+    if settings.selection_rule == "nearest":
+        return [user.task, history, [query.text for query in user.queries]]
+    return [user.task, history]
+
+
+def select_items(
+    users: Sequence[User], embedder: Embedder, settings: EditSettings
+) -> list[list[int]]:
+    """Indices of the selected items of every user under ``selection_rule``, in profile order.
+
+    Args:
+        users: Users of any task; their choice does not depend on each other.
+        embedder: Embeds what the rule compares; rules ``random`` and ``recent`` embed nothing.
+        settings: The ``selection_*`` fields.
+
+    Returns:
+        At most ``selection_k`` indices per user; all of them if the history is no longer.
+    """
+    if settings.selection_rule == "recent":
+        return [recent_items(len(user.history), settings) for user in users]
+    if settings.selection_rule == "random":
+        return [random_items(user, settings) for user in users]
+    items = _encode(embedder, [item_texts(u.task, u.history, settings) for u in users])
+    if settings.selection_rule == "pca":
+        return [select_history(part, settings) for part in items]
+    queries = _encode(embedder, [[query.text for query in user.queries] for user in users])
+    return [nearest_items(*parts, settings) for parts in zip(items, queries, strict=True)]
+
+
 def select_history(embeddings: np.ndarray, settings: EditSettings) -> list[int]:
-    """Indices of the selected items, in profile order.
+    """Indices of the selected items, in profile order: the paper's rule, ``pca``.
 
     ``z = e W`` with W the top principal components of this user's own items; the items with the
     largest ``||z||`` are kept, ties going to the earlier item. With ``selection_center: both`` a
@@ -37,12 +81,16 @@ def select_history(embeddings: np.ndarray, settings: EditSettings) -> list[int]:
 
     Returns:
         At most ``selection_k`` indices; all of them if ``N <= selection_k``.
+
+    Raises:
+        UserError: Another ``selection_rule``, which item embeddings alone cannot serve.
     """
-    rows = np.asarray(embeddings, dtype=np.float64)
-    if rows.ndim != 2:
-        raise UserError(f"Item embeddings must have shape (N, d), not {rows.shape}.")
-    if not np.isfinite(rows).all():
-        raise UserError("Item embeddings hold NaN or infinity; embed the history again.")
+    if settings.selection_rule != "pca":
+        raise UserError(
+            f"select_history is eq. 2, not selection_rule {settings.selection_rule!r}; call "
+            "select_items."
+        )
+    rows = _checked(embeddings)
     n, width = rows.shape
     k = settings.selection_k
     if n <= k:
@@ -54,6 +102,86 @@ def select_history(embeddings: np.ndarray, settings: EditSettings) -> list[int]:
     )
     projected = (centred if settings.selection_center == "both" else rows) @ axes[:components].T
     norms = np.linalg.norm(projected, ord=_ORD[settings.selection_norm], axis=1)  # (N,)
+    return _largest(norms, k)
+
+
+def nearest_items(
+    embeddings: np.ndarray, query_embeddings: np.ndarray, settings: EditSettings
+) -> list[int]:
+    """Control: the items with the largest cosine to the query, in profile order.
+
+    A user with several queries has one selection all the same: the target is the mean of the
+    query embeddings, each at unit length. Ties go to the earlier item.
+
+    Args:
+        embeddings: ``(N, d_s)``, one row per item, in profile order.
+        query_embeddings: ``(Q, d_s)``, one row per query text of the user.
+        settings: Gives ``selection_k``.
+
+    Returns:
+        At most ``selection_k`` indices; all of them if ``N <= selection_k``.
+
+    Raises:
+        UserError: No query, an embedding without a direction, or queries whose mean has none.
+    """
+    rows, queries = _checked(embeddings), _checked(query_embeddings)
+    if not len(queries):
+        raise UserError("selection_rule nearest needs a query; this user has none.")
+    if len(rows) <= settings.selection_k:
+        return list(range(len(rows)))
+    (target,) = _unit(_unit(queries).mean(axis=0, keepdims=True))
+    return _largest(_unit(rows) @ target, settings.selection_k)
+
+
+def random_items(user: User, settings: EditSettings) -> list[int]:
+    """Control: a random choice, in profile order.
+
+    ``selection_seed`` and the user's own history seed it: the choice is the same in every process
+    and does not depend on the name of the user or on who else is there. A larger ``selection_k``
+    keeps what a smaller one chose.
+    """
+    order = list(range(len(user.history)))
+    key = json.dumps(selection_key(user, settings))
+    random.Random(f"selection/{settings.selection_seed}/{key}").shuffle(order)
+    return sorted(order[: settings.selection_k])
+
+
+def recent_items(n: int, settings: EditSettings) -> list[int]:
+    """Control: the last ``selection_k`` of ``n`` items in profile order.
+
+    The files of the user-based split carry no dates, nor does a history item here, so recency can
+    only mean the position in the profile.
+    """
+    return list(range(max(n - settings.selection_k, 0), n))
+
+
+def _encode(embedder: Embedder, texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    """Embeddings per user, from one call for all."""
+    if not texts:
+        return []
+    bounds = np.cumsum([len(part) for part in texts])[:-1]
+    return np.split(embedder.encode([text for part in texts for text in part]), bounds)
+
+
+def _checked(embeddings: np.ndarray) -> np.ndarray:
+    rows = np.asarray(embeddings, dtype=np.float64)
+    if rows.ndim != 2:
+        raise UserError(f"Embeddings must have shape (N, d), not {rows.shape}.")
+    if not np.isfinite(rows).all():
+        raise UserError("Embeddings hold NaN or infinity; embed the texts again.")
+    return rows
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """The rows at length 1; a cosine needs a direction."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if (lengths < 1e-9).any():
+        raise UserError("An embedding has no direction, so nothing is nearest to it.")
+    return rows / lengths
+
+
+def _largest(scores: np.ndarray, k: int) -> list[int]:
+    """Indices of the ``k`` largest of ``scores`` (N,), sorted; ties go to the earlier index."""
     # Rounding makes equal items tie, whatever the last digits of the matrix product are.
-    keys = np.round(norms / max(float(norms.max()), 1e-300), 9)
+    keys = np.round(scores / max(float(np.abs(scores).max()), 1e-300), 9)
     return sorted(np.argsort(-keys, kind="stable")[:k].tolist())

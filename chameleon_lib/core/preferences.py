@@ -1,12 +1,13 @@
-"""Insights c^P, c^N and the synthetic preference pairs p^P, p^N (paper sections 3.1-3.2, A.3).
+"""The synthetic preference pairs p^P, p^N (paper sections 3.1-3.2, A.3).
 
-The same frozen model plays both agents: from a user's selected history it writes a personalised
-and a neutral insight, then answers the user's queries once with each. The gold answer of a query
-cannot be reached from here: only its text is read.
+The same frozen model plays both agents: it answers the queries of a user once with the personalised
+insight and once with the neutral one. The gold answer of a query cannot be reached from here: only
+its text is read.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,23 +15,19 @@ from dataclasses import dataclass
 from chameleon_lib.core.protocols import Backbone, DecodeSettings
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.prompts import (
-    ANSWER_CUE,
-    INSIGHT_QUERIES,
-    answer_prompt,
-    history_block,
-    insight_prompt,
-    query_line,
-)
+from chameleon_lib.lamp.prompts import ANSWER_CUE, answer_prompt, history_block, query_line
 from chameleon_lib.lamp.records import HistoryItem, User
 from chameleon_lib.lamp.tasks import get_task
 
+log = logging.getLogger(__name__)
+
 ROLES = ("P", "N")
+Insights = tuple[str, str]  # personalised c^P, neutral c^N
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedUser:
-    """A user with the selected history H_u^k and both insights.
+    """A user with the selected history H_u^k and both insights, of the user or of each query.
 
     Attributes:
         user: The user.
@@ -38,6 +35,8 @@ class PreparedUser:
         insight_p: Personalised insight c_u^P.
         insight_n: Neutral insight c_u^N.
         dropped_items: Selected items that were dropped because the prompt was too long (B9).
+        query_insights: Both insights of every query where ``insight_scope`` is "query" (B2); empty
+            where the user's own serve all queries.
     """
 
     user: User
@@ -45,6 +44,25 @@ class PreparedUser:
     insight_p: str
     insight_n: str
     dropped_items: int = 0
+    query_insights: tuple[Insights, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether no insight came back empty: without one there is no prompt to ask with."""
+        own = (self.insight_p, self.insight_n)
+        return all(text for pair in (own, *self.query_insights) for text in pair)
+
+    def insights_for(self, scope: str) -> list[Insights]:
+        """One pair of insights per query, under ``insight_scope``.
+
+        Raises:
+            ValueError: Scope "query" for a user who was prepared without insights per query.
+        """
+        if scope != "query":
+            return [(self.insight_p, self.insight_n)] * len(self.user.queries)
+        if len(self.query_insights) != len(self.user.queries):
+            raise ValueError(f"User {self.user.id} was prepared without an insight per query.")
+        return list(self.query_insights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,52 +146,6 @@ def fit_context(
     return kept
 
 
-def write_insights(
-    backbone: Backbone,
-    task: str,
-    histories: Sequence[Sequence[HistoryItem]],
-    settings: EditSettings,
-) -> list[tuple[str, str]]:
-    """Both insights of every user, ``(c^P, c^N)`` (section 3.1; A14, B2).
-
-    An insight may come back empty; callers exclude and count such users.
-    """
-    if settings.insight_template != "fig2_v1":
-        raise UserError(f"Unknown insight template {settings.insight_template!r}; use 'fig2_v1'.")
-    prompts = [insight_prompt(task, items, role) for items in histories for role in ("P", "N")]
-    texts = backbone.generate(
-        prompts,
-        max_new_tokens=settings.decode_insight_tokens,
-        groups=[index // 2 for index in range(len(prompts))],
-        decode=decode_settings(settings),
-    )
-    # The templates close the sentence themselves: "The user prefers [INSIGHT]."
-    texts = [" ".join(text.split()).rstrip(". ") for text in texts]
-    return list(zip(texts[::2], texts[1::2], strict=True))
-
-
-def write_query_insights(
-    backbone: Backbone, task: str, users: Sequence[PreparedUser], settings: EditSettings
-) -> list[list[tuple[str, str]]]:
-    """One insight pair per query: the query stands in the insight prompt (B2 ``query``)."""
-    prompts: list[str] = []
-    groups: list[int] = []
-    for index, prepared in enumerate(users):
-        for query in prepared.user.queries:
-            for role in ("P", "N"):
-                parts = (history_block(task, prepared.items), query_line(task, query.text))
-                prompts.append("\n".join([*parts, INSIGHT_QUERIES[role]]))
-                groups.append(index)
-    texts = backbone.generate(
-        prompts,
-        max_new_tokens=settings.decode_insight_tokens,
-        groups=groups,
-        decode=decode_settings(settings),
-    )
-    clean = iter([" ".join(text.split()).rstrip(". ") for text in texts])
-    return [[(next(clean), next(clean)) for _ in u.user.queries] for u in users]
-
-
 def answer_pairs(
     backbone: Backbone, users: Sequence[PreparedUser], settings: EditSettings
 ) -> list[PreferencePair]:
@@ -181,7 +153,7 @@ def answer_pairs(
 
     Args:
         backbone: The frozen model.
-        users: Users of one task with items and non-empty insights.
+        users: Users of one task, each with items and :attr:`PreparedUser.complete`.
         settings: Prompt and decoding fields.
 
     Returns:
@@ -190,14 +162,11 @@ def answer_pairs(
     if not users:
         return []
     task = users[0].user.task
-    if settings.insight_scope == "query":
-        insights = write_query_insights(backbone, task, users, settings)
-    else:
-        insights = [[(u.insight_p, u.insight_n)] * len(u.user.queries) for u in users]
     prompts: list[str] = []
     groups: list[int] = []
     for index, prepared in enumerate(users):
-        for query, pair in zip(prepared.user.queries, insights[index], strict=True):
+        insights = prepared.insights_for(settings.insight_scope)
+        for query, pair in zip(prepared.user.queries, insights, strict=True):
             for role, insight in zip(ROLES, pair, strict=True):
                 prompts.append(
                     answer_prompt(
@@ -239,6 +208,22 @@ def keep_different(
         same = empty or pair.identical(settings.pairs_drop_identical)
         (identical if same else kept).append(pair)
     return kept, identical
+
+
+def check_pair_count(n_pairs: int, settings: EditSettings) -> None:
+    """Refuse (or warn about) a fit on too few pairs (A20).
+
+    Raises:
+        UserError: ``n_pairs`` is 0, or below ``pairs_k_min`` with ``pairs_on_too_few`` "error".
+    """
+    sentence = (
+        f"{n_pairs} pairs with different outputs are left, fewer than pairs_k_min = "
+        f"{settings.pairs_k_min}: pool more users, or set pairs_on_too_few to 'warn'."
+    )
+    if n_pairs == 0 or (n_pairs < settings.pairs_k_min and settings.pairs_on_too_few == "error"):
+        raise UserError(sentence)
+    if n_pairs < settings.pairs_k_min:
+        log.warning(sentence)
 
 
 def pair_texts(task: str, pair: PreferencePair, settings: EditSettings) -> list[tuple[str, str]]:

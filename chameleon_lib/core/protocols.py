@@ -102,6 +102,9 @@ class Backbone(Protocol):
     def prepare(self, prompts: Sequence[str], *, groups: Sequence[int] | None = None) -> Prepared:
         """Tokenises, buckets and computes the unedited prefix once."""
 
+    def rows(self, prepared: Prepared, rows: Sequence[int]) -> Prepared:
+        """Prepared prompts by number, in this order, as if they alone had been prepared."""
+
     def generate_prepared(
         self,
         prepared: Prepared,

@@ -40,6 +40,17 @@ class EditSettings(EditFields, TextFields):
     def _check_combinations(self) -> None:
         rules = (
             (
+                self.selection_rule != "pca"
+                and (self.selection_center, self.selection_norm) != ("both", "l2"),
+                "selection_center and selection_norm are details of eq. 2; leave them at their "
+                f"defaults where selection_rule is {self.selection_rule}.",
+            ),
+            (
+                self.selection_rule != "pca" and self.selection_n_components is not None,
+                "selection_n_components belongs to selection_rule pca; set it to None where "
+                f"selection_rule is {self.selection_rule}.",
+            ),
+            (
                 self.pairs_text == "answer_history" and self.embed_pooling == "last",
                 "pairs_text answer_history puts the history last, so embed_pooling last would not "
                 "read the answer; use mean_answer or another pairs_text.",

@@ -36,6 +36,10 @@ class TextFields:
         10, "", "Selected history items; the paper uses up to 10.", at_least=1)
     selection_embedder: str = _open(
         "all-MiniLM-L6-v2", "A16", "The paper cites Sentence-BERT without a model; the small one.")
+    selection_rule: str = _open(
+        "pca", "", "The paper ranks items by PCA (eq. 2); random, recent and nearest (to the "
+        "query) are controls.", ("pca", "random", "recent", "nearest"))
+    selection_seed: int = _open(0, "", "Seed of selection_rule random.", at_least=0)
     selection_center: str = _open(
         "both", "A17", "Eq. 2 does not say what is centred. Centring both prefers untypical items, "
         "'none' typical ones.", ("both", "components", "none"))

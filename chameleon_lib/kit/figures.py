@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
@@ -93,7 +94,7 @@ def save_figure(
     folder = paths.figures_dir(profile)
     # Versions and dates in the metadata would change the bytes without changing the picture.
     with style():
-        png = _render(fig, "png", {"Software": None})
+        png = _few_colours(_render(fig, "png", {"Software": None}))
         svg = _render(fig, "svg", {"Date": None, "Creator": None})
     width, height = (int(size) for size in png_size(png))
     side = {
@@ -118,6 +119,18 @@ def _render(fig: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
     # A fixed canvas instead of a tight box: layout is constrained, sizes are then exact.
     fig.savefig(buffer, format=kind, dpi=_SCALE * fig.dpi if kind == "png" else 72.0,
                 metadata=metadata)  # fmt: skip
+    return buffer.getvalue()
+
+
+def _few_colours(png: bytes) -> bytes:
+    """The same picture with a palette of 256 colours: a third of the bytes, nothing to be seen.
+
+    Notebooks and pages carry every figure inside, so its bytes count three times.
+    """
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

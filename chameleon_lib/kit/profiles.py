@@ -62,7 +62,7 @@ PROFILES: dict[str, RunProfile] = {
     "demo": RunProfile(
         name="demo",
         banner="Demo run: small embedded models on a synthetic world. Not the paper's numbers.",
-        backbones=("demo:decoder:0", "demo:decoder:1", "demo:encdec:0"),
+        backbones=("demo:decoder:0", "demo:decoder:1", "demo:encdec:0", "demo:encdec:1"),
         embedder="all-MiniLM-L6-v2",
         data="demo",
         tasks=TASKS,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 from chameleon_lib.errors import UserError
@@ -26,7 +27,7 @@ DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".txt", ".safetensors", ".npz", ".gz
 
 
 class SourceTree:
-    """The package's source files, parsed at most once each.
+    """The package's source files, parsed at most once each: a snapshot of what is read.
 
     Args:
         base: folder that holds `chameleon_lib`; the checkout by default.
@@ -36,6 +37,7 @@ class SourceTree:
         self.base = base or root()
         self._trees: dict[Path, ast.Module] = {}
         self._digests: dict[Path, str] = {}
+        self._combined: dict[tuple[str, ...], str] = {}
 
     def find(self, name: str) -> Path | None:
         """The file of a dotted module name, or None if the package has no such module."""
@@ -139,11 +141,20 @@ class SourceTree:
         return dict(sorted(found.items()))
 
     def digest(self, modules: Iterable[str]) -> str:
-        """One hash of all code a closure holds."""
-        return digest(self.digests(modules))
+        """One hash of all code a closure holds, found once per set of names."""
+        names = tuple(modules)
+        if names not in self._combined:
+            self._combined[names] = digest(self.digests(names))
+        return self._combined[names]
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.base).as_posix()
+
+
+@cache
+def own_sources() -> SourceTree:
+    """The checkout as this process first read it: a process runs the code that it imported."""
+    return SourceTree()
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:

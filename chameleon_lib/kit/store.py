@@ -17,7 +17,7 @@ from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.paths import cache_dir
 from chameleon_lib.kit.progress import Progress, tell
 from chameleon_lib.kit.records import CorruptedRecord, decode, encode, verify
-from chameleon_lib.kit.sources import SourceTree
+from chameleon_lib.kit.sources import SourceTree, own_sources
 
 Item = TypeVar("Item")
 
@@ -40,13 +40,14 @@ class ArtifactStore:
 
     Args:
         root: folder of the records; `cache_dir()/units` by default.
-        sources: the source tree that modules are looked up in; the checkout by default.
+        sources: the source tree that modules are looked up in; by default the checkout as this
+            process first read it.
     """
 
     def __init__(self, root: Path | None = None, *, sources: SourceTree | None = None) -> None:
         self.root = root or cache_dir() / "units"
         self.stats = StoreStats()
-        self._sources = sources or SourceTree()
+        self._sources = sources or own_sources()
 
     def key(self, stage: str, inputs: Any, modules: Sequence[str] = ()) -> str:
         """The key of a record.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 __all__ = [
+    "answering",
     "arms",
     "cells",
     "data",
     "estimates",
+    "fits",
     "loading",
     "methods",
     "parallel",

@@ -11,25 +11,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from chameleon_lib.core.chameleon import check_pair_count
 from chameleon_lib.core.contrasts import (
     contrasts_from_pairs,
     gold_contrasts,
     swap_contrasts,
 )
-from chameleon_lib.core.directions import Directions, control_directions, fit_directions
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.fitting import Contrast, fit_by_preference
-from chameleon_lib.core.preferences import PreferencePair, PreparedUser, keep_different
+from chameleon_lib.core.plain_prompts import PlainPrompts
+from chameleon_lib.core.preferences import (
+    PreferencePair,
+    PreparedUser,
+    check_pair_count,
+    keep_different,
+)
 from chameleon_lib.core.settings import EditSettings
-from chameleon_lib.kit.progress import tell
+from chameleon_lib.sections.fits import stored_directions, stored_fit
 from chameleon_lib.sections.study import Study
 
 TOP_K = 5  # the fixed number of layers of AlignEZ's later code, reported beside the elbow (A5)
-
-
 _CONTROLS = (
     "from_neutral",
     "mean_difference",
@@ -101,13 +100,15 @@ def build_draw(
         edits[f"random/{number}"] = directions.to_edit(settings, layers)
     own = contrasts_from_pairs(study.task, kept, identical, settings)
     gold = gold_contrasts(study.task, group, pairs, settings)
+    # All fits ask the same plain prompts; what one of them finds must not depend on the others.
+    prompts = PlainPrompts(study.backbone, [contrast.prompt for contrast in [*own, *gold]])
     fits: dict[str, Any] = {}
     for name, contrasts in (
         ("fitted", own),
         ("fitted_gold", gold),
         ("fitted_shuffled", swap_contrasts(own, index)),
     ):
-        edits[name], fits[name] = stored_fit(study, contrasts, index, name)
+        edits[name], fits[name] = stored_fit(study, contrasts, prompts, index, name)
     return Draw(
         index,
         edits,
@@ -143,108 +144,6 @@ def label_controls(
     if "answer_only" in settings.controls_label_token:
         found.append(("answer_only", list(kept), settings.with_(pairs_text="answer_only")))
     return found
-
-
-def stored_directions(
-    study: Study,
-    name: str,
-    h_p: torch.Tensor,
-    h_n: torch.Tensor,
-    seed: int,
-    main: Directions | None = None,
-) -> Directions:
-    """Directions of the paper or of a control, kept in the store."""
-
-    def compute() -> dict[str, Any]:
-        found = (
-            fit_directions(h_p, h_n, study.settings, seed)
-            if name == "paper"
-            else control_directions(name, h_p, h_n, study.settings, seed, main=main)
-        )
-        tensors = {f"diagnostics/{key}": value for key, value in found.diagnostics.items()}
-        for key in ("theta_p", "theta_n", "ccs_loss", "gate_p", "gate_n"):
-            tensors[key] = getattr(found, key)
-        return {"json": [found.alpha_p, found.alpha_n], "tensors": tensors}
-
-    chosen = study.settings.canonical()
-    record = study.store.get_or_compute(
-        "directions",
-        {
-            "name": name,
-            "seed": seed,
-            "h": [h_p, h_n],
-            "settings": {
-                k: v
-                for k, v in chosen.items()
-                if k.startswith(("direction_", "ccs_", "layers_", "edit_"))
-            },
-        },
-        compute,
-        modules=("chameleon_lib.core.directions",),
-    )
-    tensors = {key: torch.as_tensor(value) for key, value in record["tensors"].items()}
-    diagnostics = {
-        k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("diagnostics/")
-    }
-    alpha_p, alpha_n = record["json"]
-    return Directions(
-        theta_p=tensors["theta_p"],
-        theta_n=tensors["theta_n"],
-        ccs_loss=tensors["ccs_loss"],
-        alpha_p=alpha_p,
-        alpha_n=alpha_n,
-        gate_p=tensors["gate_p"].bool(),
-        gate_n=tensors["gate_n"].bool(),
-        diagnostics=diagnostics,
-    )
-
-
-def stored_fit(
-    study: Study, contrasts: Sequence[Contrast], seed: int, name: str
-) -> tuple[Edit, dict[str, Any]]:
-    """A preference fit at all decoder layers, kept in the store."""
-    layers = tuple(range(study.backbone.n_layers))
-    settings = study.settings
-
-    def compute() -> dict[str, Any]:
-        tell(f"{study.backbone_id} {study.task}: fitting {name}, draw {seed}")
-        fit = fit_by_preference(study.backbone, contrasts, layers, settings, seed=seed)
-        record = {
-            "loss": fit.loss,
-            "held_out": fit.held_out,
-            "best_step": fit.best_step,
-            "n_pairs": fit.n_pairs,
-            "n_agreed": fit.n_agreed,
-            "n_held_out": fit.n_held_out,
-        }
-        tensors = {"theta_p": fit.edit.theta_p, "theta_n": fit.edit.theta_n}
-        return {"json": record, "tensors": tensors}
-
-    chosen = settings.canonical()
-    record = study.store.get_or_compute(
-        "fit",
-        {
-            "backbone": study.backbone.fingerprint,
-            "contrasts": list(contrasts),
-            "layers": list(layers),
-            "seed": seed,
-            "settings": {k: v for k, v in chosen.items() if k.startswith(("fit_", "edit_"))},
-        },
-        compute,
-        modules=("chameleon_lib.core.fitting", "chameleon_lib.backbones"),
-    )
-    edit = Edit(
-        layers=layers,
-        theta_p=torch.as_tensor(record["tensors"]["theta_p"]),
-        theta_n=torch.as_tensor(record["tensors"]["theta_n"]),
-        alpha_p=settings.edit_alpha_p,
-        alpha_n=settings.edit_alpha_n,
-        order=settings.edit_order,
-        positions=settings.edit_positions,
-        site=settings.edit_site,
-        compute_dtype=settings.edit_compute_dtype,
-    )
-    return edit, record["json"]
 
 
 def arms_of(draw: Draw) -> dict[str, tuple[str, Edit | None]]:

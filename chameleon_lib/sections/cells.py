@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from chameleon_lib.backbones.demo.world import habits_followed
-from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.kit.progress import tell
 from chameleon_lib.lamp.metrics import per_sample_scores
 from chameleon_lib.lamp.tasks import is_valid_answer
+from chameleon_lib.sections.answering import Answers, Exam, Reference
 from chameleon_lib.sections.arms import arms_of, build_draw, draw_group, plain_arms
 from chameleon_lib.sections.data import TaskData, without_gold
 from chameleon_lib.sections.methods import METHODS
-from chameleon_lib.sections.study import Answers, Reference, Study
+from chameleon_lib.sections.study import Study
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,8 @@ def compute_cell(
     train, _ = study.prepare(without_gold(data.train))
     pairs = study.pairs(train)
     golds = {user.id: user for user in data.train}
-    reference = reference_answers(study, data, test)
-    results: dict[str, list[Answers]] = {}
-    for name, answers in study.answer(test, plain_arms(), reference).items():
-        results[name] = [answers]
+    exam = Exam(study, test, reference_answers(study, data, test))
+    results = {name: [answers] for name, answers in exam.answer(plain_arms()).items()}
     logs = []
     for index in draws:
         group = [
@@ -70,8 +68,7 @@ def compute_cell(
         own = [pair for pair in pairs if pair.user_id in ids]
         n_random = -(-study.settings.controls_random_draws // len(draws))
         draw = build_draw(study, group, own, index, n_random)
-        arms: dict[str, tuple[str, Edit | None]] = arms_of(draw)
-        for name, answers in study.answer(test, arms, reference).items():
+        for name, answers in exam.answer(arms_of(draw)).items():
             results.setdefault(name.split("/")[0], []).append(answers)
         logs.append({**draw.log, **_pair_quality(data, own)})
     queries = [

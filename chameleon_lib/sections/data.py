@@ -138,11 +138,25 @@ def _official(folder: Path, task: str, eval_split: str) -> tuple[dict[str, list[
     )
 
 
-def _train_files(folder: Path, task: str) -> tuple[Path, Path | None] | None:
+def _train_files(folder: Path, task: str) -> tuple[Path, Path] | None:
+    """Questions and outputs of the train users; None where the folder holds no train file at all.
+
+    Raises:
+        UserError: Several train files, one in a place of its own, or one without golds.
+    """
     try:
-        return find_split(folder, task, "train")
+        questions, outputs = find_split(folder, task, "train")
     except UserError:
+        anywhere = f"{task.replace('_', '[_-]')}*/**/train_questions.json"
+        if any(folder.glob(anywhere)):
+            raise
         return None
+    if outputs is None:
+        raise UserError(
+            f"{questions} has no outputs file beside it, so its users cannot feed the positive "
+            "control; add it, or set eval_split to 'custom' to use no train file."
+        )
+    return questions, outputs
 
 
 def without_gold(users: Sequence[User]) -> list[User]:

@@ -34,16 +34,14 @@ def settings_for(profile: RunProfile, **changes: Any) -> EditSettings:
 
 
 def open_backbone(backbone_id: str, settings: EditSettings) -> Backbone:
-    """Load a backbone by its id in the profile: ``demo:<family>:<seed>`` or a hub name."""
+    """Load a backbone by its id in the profile: ``demo:<family>:<seed>`` or a hub name.
+
+    The same load is returned again while it is kept: all embedded models, and the latest of the
+    hub.
+    """
     if backbone_id.startswith("demo:"):
         return _embedded(backbone_id)
-    return load_backbone(
-        backbone_id,
-        name=Path(backbone_id).name,
-        dtype=settings.model_dtype,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        prompts_chat=settings.prompts_chat,
-    )
+    return _from_hub(backbone_id, settings.model_dtype, settings.prompts_chat)
 
 
 @lru_cache(maxsize=8)
@@ -51,6 +49,25 @@ def _embedded(backbone_id: str) -> Backbone:
     """An embedded model; they are small enough to keep."""
     _, family, seed = backbone_id.split(":")
     return load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
+
+
+_latest: dict[tuple[str, str, str], Backbone] = {}  # at most one entry
+
+
+def _from_hub(backbone_id: str, dtype: str, prompts_chat: str) -> Backbone:
+    """A model of the hub; its fields are all that decides the load."""
+    key = (backbone_id, dtype, prompts_chat)
+    if key not in _latest:
+        # Before the load, not after it as in an lru_cache: two such models may not fit together.
+        _latest.clear()
+        _latest[key] = load_backbone(
+            backbone_id,
+            name=Path(backbone_id).name,
+            dtype=dtype,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            prompts_chat=prompts_chat,
+        )
+    return _latest[key]
 
 
 @lru_cache(maxsize=1)

@@ -91,7 +91,10 @@ def run(
             warm(step, units, label=label, **pool)
     data = {plan.task: plan.data() for plan in plans}
     cells = [_compute(plan, name) for plan in plans for name in profile.backbones]
-    users = {plan.task: sorted_ids(data[plan.task], plan.common_users()) for plan in plans}
+    users = {
+        plan.task: sorted_ids(data[plan.task], plan.common_users(data[plan.task]))
+        for plan in plans
+    }
     return Run(profile, settings, data, users, cells, notes)
 
 
@@ -116,10 +119,16 @@ class Plan:
         """The stages of one backbone."""
         return Study(self.profile, backbone, self.task, self.settings, ArtifactStore(self.root))
 
-    def common_users(self) -> set[str]:
-        """Test users that every backbone can read: rows must be comparable."""
-        test = without_gold(self.data().test)
-        usable = [self.study(name).prepare(test)[0] for name in self.profile.backbones]
+    def common_users(self, data: TaskData, last: str = "") -> set[str]:
+        """Test users that every backbone can read: rows must be comparable.
+
+        Args:
+            data: The users of the task.
+            last: Backbone to open last, so that it is still at hand where only one is kept.
+        """
+        test = without_gold(data.test)
+        names = sorted(self.profile.backbones, key=lambda name: name == last)
+        usable = [self.study(name).prepare(test)[0] for name in names]
         return set.intersection(*({user.user.id for user in users} for users in usable))
 
 
@@ -137,7 +146,7 @@ def _prepare(plan: Plan, backbone: str) -> None:
 
 def _compute(plan: Plan, backbone: str) -> Cell:
     study, data = plan.study(backbone), plan.data()
-    common = plan.common_users()
+    common = plan.common_users(data, last=backbone)
     users, counts = study.prepare(without_gold(data.test))
     chosen = [user for user in users if user.user.id in common]
     return compute_cell(study, data, chosen, counts, plan.draws)

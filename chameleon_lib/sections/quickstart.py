@@ -12,6 +12,7 @@ from chameleon_lib.core.contrasts import contrasts_from_pairs
 from chameleon_lib.core.directions import Directions
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.history import item_texts
+from chameleon_lib.core.plain_prompts import PlainPrompts
 from chameleon_lib.core.preferences import (
     PreferencePair,
     PreparedUser,
@@ -21,9 +22,11 @@ from chameleon_lib.core.preferences import (
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.lamp.records import User
-from chameleon_lib.sections.arms import draw_group, stored_directions, stored_fit
+from chameleon_lib.sections.answering import Exam
+from chameleon_lib.sections.arms import draw_group
 from chameleon_lib.sections.cells import reference_answers
 from chameleon_lib.sections.data import TaskData, load_task_data, without_gold
+from chameleon_lib.sections.fits import stored_directions, stored_fit
 from chameleon_lib.sections.loading import settings_for
 from chameleon_lib.sections.study import Study
 
@@ -84,7 +87,8 @@ def take_tour(
     directions = stored_directions(study, "paper", h_p, h_n, 0)
     layers = directions.choose_layers(study.settings)
     contrasts = contrasts_from_pairs(task, kept, identical, study.settings)
-    fitted, _ = stored_fit(study, contrasts, 0, "fitted")
+    prompts = PlainPrompts(study.backbone, [contrast.prompt for contrast in contrasts])
+    fitted, _ = stored_fit(study, contrasts, prompts, 0, "fitted")
     edit = directions.to_edit(study.settings, layers)
     return Tour(study, data, prepared[0], pairs, kept, identical, directions, layers, edit, fitted)
 
@@ -159,7 +163,7 @@ def before_and_after(tour: Tour) -> pd.DataFrame:
         "insight + edit (paper)": ("insight", tour.edit),
         "insight + fitted edit (ours)": ("insight", tour.fitted),
     }
-    found = tour.study.answer([tour.user], arms, reference)
+    found = Exam(tour.study, [tour.user], reference).answer(arms)
     query = tour.user.user.queries[0]
     return pd.DataFrame(
         {

@@ -1,36 +1,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.backbones.demo.world import WorldSettings, build_world
-from chameleon_lib.core.chameleon import (
-    Chameleon,
-    EditProfile,
-    check_pair_count,
-)
-from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.core.chameleon import Chameleon
+from chameleon_lib.core.edit_profile import EditProfile
+from chameleon_lib.core.preferences import PreferencePair, PreparedUser
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.prompts import answer_prompt, unseen_prompt
+from chameleon_lib.lamp.prompts import ANSWER_CUE, answer_prompt
 from chameleon_lib.lamp.records import User
 from tests.backbones.demo.small import HashEmbedder, small_backbone
+from tests.core.method import SETTINGS, train_users
 from tests.core.scripted import scripted
-
-SETTINGS = EditSettings(
-    selection_k=4,
-    decode_insight_tokens=6,
-    decode_max_new_tokens=5,
-    ccs_epochs=20,
-    ccs_tries=2,
-    pairs_k_min=2,
-    fit_steps=2,
-    fit_batch=4,
-)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +26,7 @@ def backbone() -> HFBackbone:
 
 @pytest.fixture(scope="module")
 def users() -> list[User]:
-    settings = WorldSettings(users=(6, 0, 0), queries=2, history=(5, 7))
-    return build_world("LaMP_3", settings).users["train"]
+    return train_users()
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +114,47 @@ def test_fit_each_gives_every_user_an_edit_from_own_pairs(
     assert not torch.allclose(thetas[0], thetas[1], atol=1e-3)
 
 
+class Agreeing(Chameleon):
+    """Both agents say the same to every query of some users."""
+
+    agreed: frozenset[str] = frozenset()
+
+    def pairs(self, users: Sequence[PreparedUser]) -> list[PreferencePair]:
+        return [
+            replace(pair, answer_n=pair.answer_p) if pair.user_id in self.agreed else pair
+            for pair in super().pairs(users)
+        ]
+
+
+def test_a_user_without_a_pair_is_named_with_the_reason_and_the_others_get_their_edit(
+    backbone: HFBackbone, users: list[User], caplog: pytest.LogCaptureFixture
+) -> None:
+    some = [*users[:3], replace(users[3], queries=())]
+    model = Agreeing(backbone, HashEmbedder(), SETTINGS.with_(pairs_k_min=1))
+    model.agreed = frozenset({some[1].id})
+    with caplog.at_level(logging.WARNING):
+        profiles = model.fit_each(some)
+    assert list(profiles) == [some[0].id, some[2].id]
+    assert set(model.left_out) == {some[1].id, some[3].id}
+    assert all("0 pairs with different outputs" in why for why in model.left_out.values())
+    assert model.counts["too_few_pairs"] == 2 and model.counts["users"] == 4
+    assert "2 users have no edit" in caplog.text and some[1].id in caplog.text
+    alone = model.fit_each([some[0]])[some[0].id]
+    assert alone.edit.layers == profiles[some[0].id].edit.layers and model.left_out == {}
+
+
+def test_the_pair_limit_of_the_settings_holds_for_every_user_alone(
+    backbone: HFBackbone, users: list[User]
+) -> None:
+    """Two queries each: a limit of three refuses everyone, a warning no one who has a pair."""
+    strict = Chameleon(backbone, HashEmbedder(), SETTINGS.with_(pairs_k_min=3))
+    with pytest.raises(UserError, match="No user can have an edit .*'too_few_pairs': 2"):
+        strict.fit_each(users[:2])
+    assert set(strict.left_out) == {user.id for user in users[:2]}
+    lenient = SETTINGS.with_(pairs_k_min=3, pairs_on_too_few="warn")
+    assert len(Chameleon(backbone, HashEmbedder(), lenient).fit_each(users[:2])) == 2
+
+
 def test_too_few_pairs_are_an_error_or_a_warning(
     backbone: HFBackbone, users: list[User], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,18 +167,10 @@ def test_too_few_pairs_are_an_error_or_a_warning(
     assert "fewer than pairs_k_min = 100" in caplog.text
 
 
-def test_the_pair_limit_has_a_sharp_edge_and_none_is_never_enough() -> None:
-    check_pair_count(32, SETTINGS.with_(pairs_k_min=32))
-    with pytest.raises(UserError, match="31 pairs"):
-        check_pair_count(31, SETTINGS.with_(pairs_k_min=32))
-    with pytest.raises(UserError, match="0 pairs"):
-        check_pair_count(0, SETTINGS.with_(pairs_on_too_few="warn"))
-
-
 def test_a_mixed_or_empty_set_of_users_is_refused(
     backbone: HFBackbone, users: list[User]
 ) -> None:
-    movies = build_world("LaMP_2", WorldSettings(users=(1, 0, 0))).users["train"]
+    movies = train_users("LaMP_2", 1)
     for group in ([*users, *movies], []):
         with pytest.raises(UserError, match="users of one task"):
             Chameleon(backbone, HashEmbedder(), SETTINGS).fit(group)
@@ -173,12 +191,42 @@ def test_users_without_insight_or_without_room_are_left_out_and_counted(
     assert [user.user.id for user in prepared] == [u.id for u in users if u.id != users[1].id]
     assert model.counts == {"users": 6, "too_long": 0, "empty_insight": 1, "dropped_items": 0}
     assert "empty_insight" in caplog.text
+    assert model.left_out == {users[1].id: "An insight came back empty."}
 
     tight = scripted(lambda _: "an insight", limit=20)
     model = Chameleon(tight, HashEmbedder(), settings)
     assert model.prepare(users) == [] and model.counts["too_long"] == 6
     with pytest.raises(UserError, match="0 pairs"):
         model.fit(users)
+
+
+def test_an_empty_insight_of_one_query_leaves_its_user_out_as_one_of_the_user_does(
+    users: list[User],
+) -> None:
+    silent = users[2].queries[1].text
+
+    def reply(prompt: str) -> str:
+        if ANSWER_CUE in prompt:
+            return "4"
+        return " ." if silent in prompt else "an insight"
+
+    settings = SETTINGS.with_(insight_scope="query")
+    model = Chameleon(scripted(reply), HashEmbedder(), settings)
+    prepared = model.prepare(users)
+    assert [user.user.id for user in prepared] == [u.id for u in users if u.id != users[2].id]
+    assert model.counts["empty_insight"] == 1 and set(model.left_out) == {users[2].id}
+    assert all(user.query_insights == (("an insight",) * 2,) * 2 for user in prepared)
+    assert len(model.pairs(prepared)) == 10
+    own = Chameleon(scripted(reply), HashEmbedder(), SETTINGS)
+    assert len(own.prepare(users)) == 6  # the user's own insights are all there
+
+
+def test_the_selection_rule_decides_which_items_are_shown(users: list[User]) -> None:
+    embedder = HashEmbedder()
+    settings = SETTINGS.with_(selection_rule="recent")
+    model = Chameleon(scripted(lambda _: "an insight"), embedder, settings)
+    assert [user.items for user in model.prepare(users)] == [user.history[-4:] for user in users]
+    assert embedder.texts == []
 
 
 def test_each_stage_can_be_called_alone(
@@ -192,92 +240,3 @@ def test_each_stage_can_be_called_alone(
     for at, equal in enumerate(same):
         assert torch.allclose(h_p[:, at], h_n[:, at], atol=1e-5) == equal
     assert profile.n_identical >= sum(same)
-
-
-# --- answers ---------------------------------------------------------------------------------
-
-
-def asked(
-    model: Chameleon, users: list[User], profile: EditProfile | None
-) -> tuple[list[str], Any]:
-    """The prompts that reach the backbone and the edit they are answered under."""
-    calls: list[tuple[list[str], Any]] = []
-    backbone = model.backbone
-
-    class Listening:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(backbone, name)
-
-        def generate(self, prompts: Any, *, edit: Any = None, **rest: Any) -> list[str]:
-            calls.append((list(prompts), edit))
-            return backbone.generate(prompts, edit=edit, **rest)
-
-    listening: Any = Listening()
-    Chameleon(listening, model.embedder, model.settings).answer(users, profile)
-    return calls[-1]
-
-
-def test_the_edit_and_the_insight_of_an_answer_are_switched_one_by_one(
-    profile: EditProfile, backbone: HFBackbone, users: list[User]
-) -> None:
-    said = {}
-    for insight in (False, True):
-        for edit in (False, True):
-            settings = SETTINGS.with_(infer_insight_in_prompt=insight, infer_edit=edit)
-            model = Chameleon(backbone, HashEmbedder(), settings)
-            prompts, used = asked(model, users, profile)
-            prepared = model.prepare(users)
-            assert prompts == [
-                answer_prompt(
-                    user.user.task,
-                    user.items,
-                    query.text,
-                    role="P",
-                    insight=user.insight_p if insight else None,
-                )
-                for user in prepared
-                for query in user.user.queries
-            ]
-            assert used is (profile.edit if edit else None)
-            said[insight, edit] = model.answer(users, profile)
-            assert said[insight, edit] == backbone.generate(prompts, max_new_tokens=5, edit=used)
-    assert all(len(texts) == 12 for texts in said.values())
-    assert said[False, False] != said[False, True] and said[False, False] != said[True, False]
-
-
-def test_an_unseen_user_is_asked_without_a_history_unless_the_settings_show_it(
-    profile: EditProfile, backbone: HFBackbone, users: list[User]
-) -> None:
-    bare = [replace(user, history=()) for user in users]
-    unseen = SETTINGS.with_(eval_user_mode="unseen")
-    prompts, used = asked(Chameleon(backbone, HashEmbedder(), unseen), bare, profile)
-    assert prompts == [unseen_prompt(u.task, q.text) for u in users for q in u.queries]
-    assert used is profile.edit
-    shown = Chameleon(backbone, HashEmbedder(), unseen.with_(unseen_prompt="history"))
-    seen = Chameleon(backbone, HashEmbedder(), SETTINGS)
-    assert asked(shown, users, profile)[0] == asked(seen, users, profile)[0] != prompts
-
-
-def test_a_profile_of_another_backbone_or_task_or_none_is_refused(
-    profile: EditProfile, backbone: HFBackbone, users: list[User]
-) -> None:
-    model = Chameleon(backbone, HashEmbedder(), SETTINGS)
-    movies = build_world("LaMP_2", WorldSettings(users=(1, 0, 0))).users["train"]
-    other = Chameleon(small_backbone(seed=1), HashEmbedder(), SETTINGS)
-    with pytest.raises(UserError, match="belongs to LaMP_3 and small-mistral-0, not to LaMP_2"):
-        model.answer(movies, profile)
-    with pytest.raises(UserError, match="not to LaMP_3 and small-mistral-1"):
-        other.answer(users, profile)
-    with pytest.raises(UserError, match="needs the profile of a fit"):
-        model.answer(users)
-    plain = Chameleon(backbone, HashEmbedder(), SETTINGS.with_(infer_edit=False))
-    assert len(plain.answer(users)) == 12
-
-
-def test_a_user_who_cannot_be_asked_is_named_by_count_and_not_dropped(
-    users: list[User],
-) -> None:
-    tight = scripted(lambda _: "an insight", limit=20)
-    model = Chameleon(tight, HashEmbedder(), SETTINGS.with_(infer_edit=False))
-    with pytest.raises(UserError, match="'too_long': 6"):
-        model.answer(users)

@@ -11,6 +11,7 @@ from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core import fitting
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import Contrast, FittedDirections, fit_by_preference
+from chameleon_lib.core.plain_prompts import PlainPrompts
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 from tests.backbones.tiny import LINES, make_backbone
@@ -161,6 +162,9 @@ class Shifting:
     def prepare(self, prompts: list[str]) -> list[str]:
         return prompts
 
+    def rows(self, prepared: list[str], rows: list[int]) -> list[str]:
+        return [prepared[row] for row in rows]
+
     def score(self, prepared: list[str], answers: list[str], *, edit: Edit | None = None) -> Tensor:
         assert len(prepared) == len(answers)
         base = torch.tensor([-1.0 - len(answer) for answer in answers])
@@ -173,11 +177,12 @@ def test_the_leash_pulls_only_when_an_answer_to_keep_gets_less_likely(
 ) -> None:
     theta = torch.tensor([[shift, 1.0]])
     edit = Edit(layers=(0,), theta_p=theta, theta_n=theta)
-    [chunk] = fitting._chunks(Shifting(), agreed(4), 8)  # type: ignore[arg-type]
+    prompts = PlainPrompts(Shifting(), [c.prompt for c in agreed(4) + planted(4)])  # type: ignore[arg-type]
+    [chunk] = fitting._chunks(prompts, agreed(4), 8)
     for leash in (1.0, 3.0):
         loss = chunk.loss(Shifting(), edit, leash)  # type: ignore[arg-type]
         assert float(loss) == pytest.approx(leash * penalty)
-    [contrast] = fitting._chunks(Shifting(), planted(4), 8)  # type: ignore[arg-type]
+    [contrast] = fitting._chunks(prompts, planted(4), 8)
     # Both answers move alike: the preference stays at log 2, and the chosen one is on the leash.
     total = float(contrast.loss(Shifting(), edit, 9.0))  # type: ignore[arg-type]
     assert total == pytest.approx(math.log(2) + 9 * penalty, abs=1e-4)

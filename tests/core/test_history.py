@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from chameleon_lib.core.history import item_texts, select_history
+from chameleon_lib.core.history import (
+    item_texts,
+    nearest_items,
+    select_history,
+    select_items,
+    selection_key,
+)
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.records import HistoryItem
+from chameleon_lib.lamp.records import HistoryItem, Query, User
 
 
 def _settings(**changes: object) -> EditSettings:
@@ -66,3 +75,162 @@ def test_item_text_is_the_line_or_the_body() -> None:
     assert "sci-fi" in line and "A robot" in line
     body = item_texts("LaMP_2", [item], _settings(selection_item_text="body"))
     assert body == ["A robot learns to cry."]
+
+
+# The controls of the history ablation: random, recent, nearest.
+
+
+class WordEmbedder:
+    """One dimension per letter, so that cosines can be told by eye; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        self.calls.append(list(texts))
+        rows = [[text.count(letter) for letter in "abcdefgh"] for text in texts]
+        vectors = np.array(rows, dtype=np.float32).reshape(len(texts), 8)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+
+
+def _user(name: str, texts: Sequence[str], *queries: str) -> User:
+    items = tuple(HistoryItem(f"{name}{at}", text, None) for at, text in enumerate(texts))
+    asked = tuple(Query(f"{name}q{at}", text, text, "gold") for at, text in enumerate(queries))
+    return User(name, "LaMP_7", items, asked)
+
+
+USERS = [
+    _user("u", ["a", "ab", "b", "bc", "c", "cd", "d"], "b"),
+    _user("v", ["h", "g", "f", "e", "d", "c", "b", "a"], "a", "h"),
+    _user("w", ["a", "b"], "b"),
+]
+
+
+def test_the_default_is_the_papers_rule_and_costs_one_embedding_call() -> None:
+    assert EditSettings().selection_rule == "pca"
+    embedder = WordEmbedder()
+    chosen = select_items(USERS, embedder, _settings())
+    (texts,) = embedder.calls
+    assert texts == [item.text for user in USERS for item in user.history]
+    alone = [
+        select_history(WordEmbedder().encode([i.text for i in user.history]), _settings())
+        for user in USERS
+    ]
+    assert chosen == alone and select_items([], embedder, _settings()) == []
+
+
+def test_the_papers_rule_selects_as_it_did_before_there_were_others() -> None:
+    """Bit for bit: committed results stand on these choices."""
+    rng = np.random.default_rng(5)
+    for n in (4, 11, 30):
+        rows = rng.normal(size=(n, 12)).astype(np.float32)
+        wide = rows.astype(np.float64)
+        centred = wide - wide.mean(axis=0)
+        axes = np.linalg.svd(centred, full_matrices=False)[2][: min(3, n)]
+        norms = np.linalg.norm(centred @ axes.T, ord=2, axis=1)
+        keys = np.round(norms / norms.max(), 9)
+        expected = sorted(np.argsort(-keys, kind="stable")[:3].tolist())
+        assert select_history(rows, _settings()) == expected
+
+
+@pytest.mark.parametrize("rule", ["random", "recent", "nearest"])
+def test_item_embeddings_alone_serve_no_other_rule(rule: str) -> None:
+    with pytest.raises(UserError, match=f"{rule}.*select_items"):
+        select_history(np.eye(5), _settings(selection_rule=rule))
+
+
+@pytest.mark.parametrize("rule", ["pca", "random", "recent", "nearest"])
+def test_every_rule_gives_k_items_in_profile_order_and_short_profiles_whole(rule: str) -> None:
+    for k in (1, 3, 20):
+        settings = _settings(selection_rule=rule, selection_k=k)
+        for user, chosen in zip(USERS, select_items(USERS, WordEmbedder(), settings), strict=True):
+            assert chosen == sorted(set(chosen)) and len(chosen) == min(k, len(user.history))
+            assert set(chosen) <= set(range(len(user.history)))
+            assert select_items([user], WordEmbedder(), settings) == [chosen]
+
+
+@pytest.mark.parametrize("rule", ["random", "recent"])
+def test_what_compares_nothing_embeds_nothing(rule: str) -> None:
+    embedder = WordEmbedder()
+    select_items(USERS, embedder, _settings(selection_rule=rule))
+    assert embedder.calls == []
+
+
+def test_recent_items_are_the_last_of_the_profile() -> None:
+    chosen = select_items(USERS, WordEmbedder(), _settings(selection_rule="recent"))
+    assert chosen == [[4, 5, 6], [5, 6, 7], [0, 1]]
+
+
+def test_nearest_items_have_the_largest_cosine_to_the_query() -> None:
+    chosen = select_items(USERS, WordEmbedder(), _settings(selection_rule="nearest"))
+    assert chosen[0] == [1, 2, 3]  # "ab", "b", "bc" for the query "b"
+    # Two queries, "a" and "h": both ends of the profile, and the first of the equal rest.
+    assert chosen[1] == [0, 1, 7]
+
+
+def test_the_nearest_follow_a_plain_computation_whatever_the_lengths() -> None:
+    rng = np.random.default_rng(3)
+    rows, queries = rng.normal(size=(15, 6)), rng.normal(size=(2, 6))
+    target = sum(query / np.linalg.norm(query) for query in queries)
+    cosines = [row @ target / np.linalg.norm(row) for row in rows]
+    expected = sorted(np.argsort(cosines)[-3:].tolist())
+    settings = _settings(selection_rule="nearest")
+    assert nearest_items(rows, queries, settings) == expected
+    stretched = rows * rng.uniform(0.1, 9.0, size=(15, 1))
+    louder = queries * np.array([[9.0], [0.1]])
+    assert nearest_items(stretched, louder, settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "queries", "message"),
+    [
+        (np.eye(5), np.zeros((0, 5)), "needs a query"),
+        (np.eye(5), np.zeros((1, 5)), "no direction"),
+        (np.eye(5), np.array([[1.0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0]]), "no direction"),
+        (np.zeros((5, 5)), np.eye(5), "no direction"),
+        (np.eye(5), np.full((1, 5), np.nan), "NaN"),
+        (np.eye(5), np.ones(5), "shape"),
+    ],
+)
+def test_a_query_that_nothing_can_be_near_to_raises(
+    rows: np.ndarray, queries: np.ndarray, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        nearest_items(rows, queries, _settings(selection_rule="nearest"))
+
+
+def test_random_items_depend_on_seed_and_history_alone() -> None:
+    def chosen(user: User, seed: int = 0, k: int = 3) -> list[int]:
+        settings = _settings(selection_rule="random", selection_seed=seed, selection_k=k)
+        (indices,) = select_items([user], WordEmbedder(), settings)
+        return indices
+
+    user = USERS[0]
+    # Written down: a hash that changes between processes would fail here.
+    assert chosen(user) == [1, 2, 4]
+    renamed = _user("somebody", [item.text for item in user.history], "another query")
+    assert chosen(renamed) == chosen(user)
+    assert len({tuple(chosen(user, seed)) for seed in range(20)}) > 8
+    others = [_user("o", [f"{n} {at}" for at in range(7)], "b") for n in range(20)]
+    assert len({tuple(chosen(other)) for other in others}) > 8
+    assert set(chosen(user, k=2)) < set(chosen(user, k=3)) < set(chosen(user, k=5))
+
+
+def test_random_items_are_even_over_users() -> None:
+    settings = _settings(selection_rule="random")
+    users = [_user("o", [f"{n} {at}" for at in range(6)], "b") for n in range(600)]
+    counts = np.bincount(np.concatenate(select_items(users, WordEmbedder(), settings)))
+    assert counts.sum() == 1800 and (np.abs(counts - 300) < 5 * np.sqrt(600 * 0.25)).all()
+
+
+def test_the_key_of_a_user_holds_what_decides_and_nothing_else() -> None:
+    user, asked = USERS[0], _user("x", [item.text for item in USERS[0].history], "other")
+    for rule in ("pca", "random", "recent"):
+        settings = _settings(selection_rule=rule)
+        history = [[item.text, item.label] for item in user.history]
+        assert selection_key(user, settings) == ["LaMP_7", history] == selection_key(
+            asked, settings
+        )
+    settings = _settings(selection_rule="nearest")
+    assert selection_key(user, settings) != selection_key(asked, settings)
+    assert "gold" not in json.dumps(selection_key(user, settings))

@@ -12,12 +12,12 @@ from chameleon_lib.core.preferences import (
     PreparedUser,
     answer_histogram,
     answer_pairs,
+    check_pair_count,
     decode_settings,
     fit_context,
     keep_different,
     max_new_tokens,
     pair_texts,
-    write_insights,
 )
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
@@ -134,48 +134,49 @@ def test_the_layout_with_the_history_last_puts_it_behind_the_answer() -> None:
     ]
 
 
-def test_insights_come_back_in_order_and_close_no_sentence() -> None:
-    replies = {"Conclude the user's": "  likes\n comedy. ", "Do not consider": "be brief..."}
-    backbone = scripted(
-        lambda prompt: next(text for key, text in replies.items() if key in prompt)
-    )
-    histories = [user.history for user in users_of("LaMP_2")]
-    insights = write_insights(backbone, "LaMP_2", histories, SETTINGS)
-    assert insights == [("likes comedy", "be brief")] * 3
-    assert backbone.groups == [0, 0, 1, 1, 2, 2] and backbone.decodes[0][0] == 8
-    for prompt, items in zip(backbone.prompts[::2], histories, strict=True):
-        assert prompt.startswith(history_block("LaMP_2", items))
-    assert write_insights(backbone, "LaMP_2", [], SETTINGS) == []
+def test_a_user_is_asked_with_the_insights_of_the_scope() -> None:
+    [user] = prepared_users("LaMP_2")[:1]
+    own, first, second = (user.insight_p, user.insight_n), ("p1", "n1"), ("p2", "n2")
+    rich = replace(user, query_insights=(first, second))
+    assert user.insights_for("user") == rich.insights_for("user") == [own, own]
+    assert rich.insights_for("query") == [first, second]
+    with pytest.raises(ValueError, match=f"User {user.user.id} was prepared without an insight"):
+        user.insights_for("query")
 
 
-@pytest.mark.parametrize("text", ["", "  \n", ".", " . .", "..."])
-def test_an_insight_without_content_comes_back_empty(text: str) -> None:
-    histories = [user.history for user in users_of("LaMP_2")]
-    insights = write_insights(scripted(lambda _: text), "LaMP_2", histories, SETTINGS)
-    assert insights == [("", "")] * 3
+@pytest.mark.parametrize(
+    "empty",
+    [{"insight_p": ""}, {"insight_n": ""}, {"query_insights": (("p", "n"), ("p", ""))}],
+)
+def test_one_empty_insight_makes_a_user_incomplete(empty: dict[str, Any]) -> None:
+    [user] = prepared_users("LaMP_2")[:1]
+    whole = replace(user, query_insights=(("p", "n"), ("p", "n")))
+    assert user.complete and whole.complete
+    assert not replace(whole, **empty).complete
 
 
-def test_an_unknown_insight_template_is_refused() -> None:
-    with pytest.raises(UserError, match="my_template"):
-        settings = SETTINGS.with_(insight_template="my_template")
-        write_insights(scripted(str), "LaMP_2", [], settings)
+def test_the_insights_of_a_query_stand_in_its_own_prompts() -> None:
+    def rich(user: PreparedUser) -> PreparedUser:
+        own = tuple((f"p of {query.id}", f"n of {query.id}") for query in user.user.queries)
+        return replace(user, query_insights=own)
 
-
-def test_insights_per_query_are_asked_with_the_query_and_used_for_it() -> None:
-    def reply(prompt: str) -> str:
-        if ANSWER_CUE in prompt:
-            return "comedy"
-        return f"mind {prompt.splitlines()[-2].removeprefix('Now, given a new description: ')}"
-
-    backbone = scripted(reply)
-    users = prepared_users("LaMP_2")
+    users = [rich(user) for user in prepared_users("LaMP_2")]
+    backbone = scripted(by_role("a", "b"))
     answer_pairs(backbone, users, SETTINGS.with_(insight_scope="query"))
-    answers = [prompt for prompt in backbone.prompts if ANSWER_CUE in prompt]
-    queries = [query for u in users for query in u.user.queries for _ in range(2)]
-    assert len(answers) == len(queries) == 12
-    for prompt, query in zip(answers, queries, strict=True):
-        assert f"mind {query.text}." in prompt
-    assert not any(user.insight_p in prompt for user in users for prompt in answers)
+    queries = [query for user in users for query in user.user.queries]
+    assert len(backbone.prompts) == 2 * len(queries)
+    for at, query in enumerate(queries):
+        p, n = backbone.prompts[2 * at : 2 * at + 2]
+        assert query.text in p and f"p of {query.id}." in p and f"n of {query.id}." in n
+    assert not any(user.insight_p in prompt for user in users for prompt in backbone.prompts)
+
+
+def test_the_pair_limit_has_a_sharp_edge_and_none_is_never_enough() -> None:
+    check_pair_count(32, SETTINGS.with_(pairs_k_min=32))
+    with pytest.raises(UserError, match="31 pairs"):
+        check_pair_count(31, SETTINGS.with_(pairs_k_min=32))
+    with pytest.raises(UserError, match="0 pairs"):
+        check_pair_count(0, SETTINGS.with_(pairs_on_too_few="warn"))
 
 
 def words_needed(user: User, n_items: int, query: str) -> int:

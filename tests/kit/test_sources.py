@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit.sources import SourceTree
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.sources import SourceTree, own_sources
+from chameleon_lib.kit.store import ArtifactStore
 
 FILES = {
     "__init__.py": 'HOMES = {"Chameleon": "chameleon_lib.core.chameleon"}\n',
@@ -69,3 +72,37 @@ def test_prose_in_a_module_leaves_its_digest_and_a_constant_changes_it(base: Pat
 def test_a_module_that_does_not_exist_is_refused(base: Path) -> None:
     with pytest.raises(UserError, match="chameleon_lib.nowhere"):
         SourceTree(base).closure(["chameleon_lib.nowhere"])
+
+
+def test_a_tree_is_a_snapshot_of_what_it_read_and_another_tree_reads_again(base: Path) -> None:
+    path, names = base / "chameleon_lib/core/algebra.py", ["chameleon_lib.core.edit"]
+    sources = SourceTree(base)
+    before, other = sources.digest(names), sources.digest(["chameleon_lib.lamp"])
+    assert before != other
+    path.write_text("PI = 4\n", encoding="utf-8")
+    assert sources.digest(iter(names)) == before  # the process still runs the old code
+    assert SourceTree(base).digest(names) != before
+    assert SourceTree(base).digest(["chameleon_lib.lamp"]) == other
+
+
+def test_a_digest_is_found_once_and_stores_share_the_tree_of_the_process(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, asked = SourceTree(base), []
+    closure = sources.closure
+
+    def counting(modules: Iterable[str]) -> dict[str, Path]:
+        asked.append(tuple(modules))
+        return closure(asked[-1])
+
+    monkeypatch.setattr(sources, "closure", counting)
+    store = ArtifactStore(tmp_path, sources=sources)
+    keys = {store.key("fit", at, ["chameleon_lib.core.ccs"]) for at in range(5)}
+    assert len(keys) == 5 and asked == [("chameleon_lib.core.ccs",)]
+    assert own_sources() is own_sources() and own_sources().base == paths.root()
+    one, other = ArtifactStore(tmp_path), ArtifactStore(tmp_path / "other")
+    assert one.key("fit", 1, ["chameleon_lib.errors"]) == other.key(
+        "fit", 1, ["chameleon_lib.errors"]
+    )
+    monkeypatch.setattr(SourceTree, "closure", lambda *_: pytest.fail("read twice"))
+    ArtifactStore(tmp_path).key("fit", 2, ["chameleon_lib.errors"])

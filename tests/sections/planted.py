@@ -12,11 +12,11 @@ import numpy as np
 from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.lamp.metrics import per_sample_scores
 from chameleon_lib.lamp.tasks import get_task
+from chameleon_lib.sections.answering import Answers
 from chameleon_lib.sections.cells import Cell
 from chameleon_lib.sections.data import TaskData, load_task_data
 from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.per_user import Run, agreeing
-from chameleon_lib.sections.study import Answers
 from tests.sections.small import SETTINGS
 
 BASE = 0.4  # share of right answers of a method without an effect

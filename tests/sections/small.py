@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.kit.profiles import PROFILES, RunProfile
+from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.sections import study as study_module
+from chameleon_lib.sections.answering import Reference
+from chameleon_lib.sections.study import Study
 from tests.backbones.demo.small import HashEmbedder, small_backbone
 
 BACKBONES = ("demo:decoder:0", "demo:encdec:0")
@@ -34,6 +40,18 @@ def small_profile(**changes: Any) -> RunProfile:
     sizes: dict[str, Any] = {"n_train": 12, "n_dev": 4, "n_test": 8, "draws": 1, "workers": 1}
     merged: dict[str, Any] = {"backbones": BACKBONES, **sizes, **changes}
     return replace(PROFILES["demo"], **merged)
+
+
+def study_in(folder: Path, settings: EditSettings = SETTINGS, family: str = "decoder") -> Study:
+    """A study of LaMP-3 with a store in ``folder``."""
+    store = ArtifactStore(folder)
+    return Study(small_profile(), f"demo:{family}:0", "LaMP_3", settings, store)
+
+
+def reference_of(prepared: Sequence[PreparedUser]) -> Reference:
+    """What margins compare in a test: the same two answers, but one for the first query."""
+    queries = [query for user in prepared for query in user.user.queries]
+    return Reference(["4"] * len(queries), ["4", *["2"] * (len(queries) - 1)])
 
 
 @lru_cache(maxsize=8)

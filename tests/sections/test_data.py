@@ -75,6 +75,41 @@ def test_with_a_train_file_its_users_fit_and_the_dev_users_are_scored(tmp_path: 
     assert "own split" not in data.source
 
 
+def test_several_train_files_are_answered_with_their_own_sentence(tmp_path: Path) -> None:
+    official(tmp_path, "LaMP_3", "train", "dev")
+    world = build_world("LaMP_3", WorldSettings(users=(3, 1, 1), history=(4, 6))).users
+    write_lamp(world["train"], tmp_path / "LaMP_3" / "train", "train")
+    with pytest.raises(UserError, match="several LaMP_3 train files .*keep one of them"):
+        load_task_data(LAPTOP, "LaMP_3", str(tmp_path))
+    custom = load_task_data(LAPTOP, "LaMP_3", str(tmp_path), eval_split="custom")
+    assert "no train file is used" in custom.source
+
+
+def test_a_train_file_in_a_place_of_its_own_is_named_and_not_passed_over(tmp_path: Path) -> None:
+    official(tmp_path, "LaMP_3", "dev")
+    world = build_world("LaMP_3", WorldSettings(users=(3, 1, 1), history=(4, 6))).users
+    write_lamp(world["train"], tmp_path / "LaMP_3" / "old", "train")
+    with pytest.raises(UserError, match="holds no LaMP_3 train split; put train_questions.json"):
+        load_task_data(LAPTOP, "LaMP_3", str(tmp_path))
+
+
+def test_a_train_file_that_is_broken_or_has_no_golds_is_refused(tmp_path: Path) -> None:
+    official(tmp_path, "LaMP_3", "train", "dev")
+    folder = tmp_path / "LaMP_3"
+    (folder / "train_outputs.json").unlink()
+    with pytest.raises(UserError, match="train_questions.json has no outputs file .*'custom'"):
+        load_task_data(LAPTOP, "LaMP_3", str(tmp_path))
+    (folder / "train_outputs.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="train_outputs.json"):
+        load_task_data(LAPTOP, "LaMP_3", str(tmp_path))
+
+
+def test_a_train_file_of_another_task_is_no_train_file(tmp_path: Path) -> None:
+    official(tmp_path, "LaMP_3", "dev")
+    official(tmp_path, "LaMP_7", "train")
+    assert "own split" in load_task_data(LAPTOP, "LaMP_3", str(tmp_path)).source
+
+
 def test_a_user_of_both_files_is_refused(tmp_path: Path) -> None:
     users = build_world("LaMP_3", WorldSettings(users=(6, 1, 1))).users["train"]
     write_lamp(users, tmp_path / "LaMP_3", "train")

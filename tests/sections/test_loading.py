@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,38 @@ def test_a_hub_model_is_opened_as_the_settings_say(monkeypatch: pytest.MonkeyPat
         asked.update(options, source=source)
         return "opened"
 
+    monkeypatch.setattr(loading, "_latest", {})
     monkeypatch.setattr(loading, "load_backbone", load)
     settings = EditSettings(model_dtype="bfloat16", prompts_chat="raw")
     assert open_backbone("someone/model-1b", settings) == "opened"
     assert (asked["source"], asked["name"]) == ("someone/model-1b", "model-1b")
     assert (asked["dtype"], asked["prompts_chat"]) == ("bfloat16", "raw")
+
+
+def test_a_hub_model_is_kept_until_another_load_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Model:
+        """Something that a weak reference can watch."""
+
+    alive: list[weakref.ref[Model]] = []
+
+    def load(_source: str, **_options: Any) -> Model:
+        assert not any(one() for one in alive), "two models at once"
+        model = Model()
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(loading, "_latest", {})
+    monkeypatch.setattr(loading, "load_backbone", load)
+    bf16, raw = EditSettings(model_dtype="bfloat16"), EditSettings(prompts_chat="raw")
+    for settings in (EditSettings(), EditSettings(pairs_text="answer_only", seed=7)):
+        open_backbone("a/model", settings)
+    assert len(alive) == 1
+    for backbone_id, settings in (("a/model", bf16), ("a/model", raw), ("b/model", raw)):
+        open_backbone(backbone_id, settings)
+        assert open_backbone(backbone_id, settings) is alive[-1]()
+    assert len(alive) == 4
 
 
 def test_an_absent_embedded_model_is_one_sentence_with_the_command_that_trains_it() -> None:

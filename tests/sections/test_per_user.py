@@ -1,88 +1,27 @@
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from chameleon_lib.core.fitting import Contrast
-from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.lamp.data import write_lamp
-from chameleon_lib.sections import arms as arms_module
-from chameleon_lib.sections import cells as cells_module
 from chameleon_lib.sections import per_user
-from chameleon_lib.sections.data import TaskData, load_task_data
+from chameleon_lib.sections.data import load_task_data
 from chameleon_lib.sections.methods import METHODS
-from chameleon_lib.sections.per_user import (
-    Plan,
-    Run,
-    agreeing,
-    query_golds,
-    query_users,
-    run,
-    stacked,
-)
+from chameleon_lib.sections.per_user import agreeing, query_golds, query_users, run, stacked
+from tests.sections.finished import PROFILE, TASKS, Finished, units
 from tests.sections.small import BACKBONES, SETTINGS, small_profile, use_small_models
 
-TASKS = ("LaMP_3", "LaMP_7")
-PROFILE = small_profile(tasks=TASKS)
 OWN_SCORES = {"LaMP_3": {"abs_error", "squared_error"}, "LaMP_7": {"rouge1", "rougeL", "habits"}}
 
 
-def units(folder: Path) -> dict[Path, int]:
-    """Every stored unit with the time it was written."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.unit")}
-
-
-@dataclass
-class Watch:
-    """What reached a fit: groups of users, contrasts and pair texts."""
-
-    groups: list[list[PreparedUser]] = field(default_factory=list)
-    contrasts: list[Contrast] = field(default_factory=list)
-    queries: list[str] = field(default_factory=list)
-
-
-def watched(patch: pytest.MonkeyPatch) -> Watch:
-    watch = Watch()
-    build, fit = cells_module.build_draw, arms_module.fit_by_preference
-
-    def build_draw(study: Any, group: Any, pairs: Any, *rest: Any) -> Any:
-        watch.groups.append(list(group))
-        watch.queries += [pair.query for pair in pairs]
-        return build(study, group, pairs, *rest)
-
-    def fit_by_preference(backbone: Any, contrasts: Sequence[Contrast], *a: Any, **k: Any) -> Any:
-        watch.contrasts += contrasts
-        return fit(backbone, contrasts, *a, **k)
-
-    patch.setattr(cells_module, "build_draw", build_draw)
-    patch.setattr(arms_module, "fit_by_preference", fit_by_preference)
-    return watch
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("units")
-
-
-@pytest.fixture(scope="module")
-def finished(folder: Path) -> Iterator[tuple[Run, Watch]]:
-    with pytest.MonkeyPatch.context() as patch:
-        use_small_models(patch)
-        watch = watched(patch)
-        yield run(PROFILE, SETTINGS, store=ArtifactStore(folder)), watch
-
-
 def test_every_cell_has_every_method_with_one_score_per_seed_and_query(
-    finished: tuple[Run, Watch],
+    finished: Finished,
 ) -> None:
-    done, _ = finished
+    done = finished.run
     assert [(c.task, c.backbone) for c in done.cells] == [(t, b) for t in TASKS for b in BACKBONES]
     assert done.families == ["decoder", "encoder-decoder"]
     seeds = {method.id: 1 for method in METHODS} | {"random": SETTINGS.controls_random_draws}
@@ -99,100 +38,36 @@ def test_every_cell_has_every_method_with_one_score_per_seed_and_query(
 
 
 def test_a_margin_is_undefined_where_user_and_anyone_agree_and_nowhere_else(
-    finished: tuple[Run, Watch],
+    finished: Finished,
 ) -> None:
-    done, _ = finished
+    done = finished.run
     for cell in done.cells:
         assert not cell.scores["instruct"]["changed"].any()
         undefined = np.isnan(cell.scores["chameleon"]["margin"][0])
         assert undefined.tolist() == agreeing(done, cell.task).tolist()
 
 
-def test_some_edit_changes_some_answer(finished: tuple[Run, Watch]) -> None:
-    for cell in finished[0].cells:
+def test_some_edit_changes_some_answer(finished: Finished) -> None:
+    for cell in finished.run.cells:
         assert cell.scores["chameleon"]["changed"].any() or cell.scores["random"]["changed"].any()
 
 
-def test_no_test_user_is_in_a_group_and_no_test_text_reaches_a_fit(
-    finished: tuple[Run, Watch],
-) -> None:
-    done, watch = finished
-    assert len(watch.groups) == len(done.cells) and len(watch.contrasts) > 12
-    for group in watch.groups:
-        task = group[0].user.task
-        ids = {user.user.id for user in group}
-        assert len(ids) == len(group) == 8
-        assert ids <= {user.id for user in done.data[task].train}
-        assert not ids & {user.id for user in done.data[task].test}
-    users = [user for data in done.data.values() for user in (*data.test, *data.dev)]
-    texts = [t for u in users for t in (*(i.text for i in u.history), *(q.text for q in u.queries))]
-    read = "\n".join([*(c.prompt for c in watch.contrasts), *watch.queries])
-    assert not [text for text in texts if text in read]
-    ids = {user.id for user in users}
-    assert not {contrast.user_id for contrast in watch.contrasts} & ids
-
-
-def test_golds_of_train_users_reach_the_positive_control_alone(
-    folder: Path, finished: tuple[Run, Watch], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Other train golds: everything comes from the store but the fit on gold pairs."""
-    use_small_models(monkeypatch)
-    monkeypatch.setattr(per_user, "load_task_data", _with_golds("train"))
-    before = units(folder)
-    profile = small_profile(tasks=("LaMP_3",), backbones=BACKBONES[:1])
-    done = run(profile, SETTINGS, store=ArtifactStore(folder))
-    assert before.items() <= units(folder).items()
-    new = [path.relative_to(folder).parts[0] for path in units(folder) if path not in before]
-    assert sorted(new) == ["answers", "fit"]  # the fit on gold pairs, and what its edit says
-    mine, other = finished[0].cells[0].answers, done.cells[0].answers
-    for method in other:
-        same = [a.texts for a in mine[method]] == [a.texts for a in other[method]]
-        assert same or method == "fitted_gold"
-
-
-def test_golds_of_test_users_change_scores_and_nothing_else(
-    folder: Path, finished: tuple[Run, Watch], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_small_models(monkeypatch)
-    monkeypatch.setattr(per_user, "load_task_data", _with_golds("test"))
-    before = units(folder)
-    profile = small_profile(tasks=("LaMP_3",), backbones=BACKBONES[:1])
-    done = run(profile, SETTINGS, store=ArtifactStore(folder))
-    assert units(folder) == before
-    assert set(query_golds(done, "LaMP_3")) == {"1"} != set(query_golds(finished[0], "LaMP_3"))
-
-
-def _with_golds(part: str) -> Any:
-    """``load_task_data`` with every gold of one part replaced."""
-
-    def load(*args: Any) -> TaskData:
-        data = load_task_data(*args)
-        users = tuple(
-            replace(u, queries=tuple(replace(query, gold="1") for query in u.queries))
-            for u in getattr(data, part)
-        )
-        changes: dict[str, Any] = {part: users}
-        return replace(data, **changes)
-
-    return load
-
-
 def test_the_same_run_again_computes_nothing(
-    folder: Path, finished: tuple[Run, Watch], monkeypatch: pytest.MonkeyPatch
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_small_models(monkeypatch)
-    before = units(folder)
-    again = run(PROFILE, SETTINGS, store=ArtifactStore(folder))
-    assert units(folder) == before and len(before) > 100
-    for mine, other in zip(finished[0].cells, again.cells, strict=True):
+    before = units(finished.folder)
+    again = run(PROFILE, SETTINGS, store=ArtifactStore(finished.folder))
+    assert units(finished.folder) == before and len(before) > 100
+    for mine, other in zip(finished.run.cells, again.cells, strict=True):
         assert mine.draws == other.draws and mine.counts == other.counts
         for method, scores in mine.scores.items():
             for name, values in scores.items():
                 np.testing.assert_array_equal(values, other.scores[method][name])
 
 
-def test_all_backbones_are_scored_on_the_same_users(finished: tuple[Run, Watch]) -> None:
-    done, _ = finished
+def test_all_backbones_are_scored_on_the_same_users(finished: Finished) -> None:
+    done = finished.run
     for task in TASKS:
         users = query_users(done, task)
         assert users == done.test_users[task]  # one query per user in this world
@@ -260,49 +135,3 @@ def test_two_runs_with_stores_of_their_own_give_the_same_scores(
         assert texts == [answer.texts for answer in other.answers[method]]
         for name, values in scores.items():
             np.testing.assert_array_equal(values, other.scores[method][name])
-
-
-def test_the_groups_are_drawn_by_the_seeds_that_the_settings_or_the_call_name(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    plans: list[Plan] = []
-
-    def compute(plan: Plan, _backbone: str) -> Any:
-        plans.append(plan)
-
-    monkeypatch.setattr(per_user, "_compute", compute)
-    monkeypatch.setattr(Plan, "common_users", lambda _self: set())
-    seeded = SETTINGS.with_(group_draws=2, group_seeds=(4, 9))
-    for draws in (0, 3):
-        run(PROFILE, seeded, draws=draws, store=ArtifactStore(tmp_path))
-    assert [plan.draws for plan in plans] == [(4, 9)] * 4 + [(0, 1, 2)] * 4
-    assert pickle.loads(pickle.dumps(plans[0])) == plans[0]
-
-
-def test_several_workers_fill_the_store_stage_by_stage_and_the_longest_task_first(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    warmed: list[tuple[str, list[tuple[str, str]], int, int]] = []
-
-    def warm(work: Any, units: Any, *, workers: int, threads: int, label: str) -> None:
-        assert work.__module__ == per_user.__name__  # a worker has to import it by name
-        warmed.append((label, [(p.task, name) for p, name in units], workers, threads))
-
-    monkeypatch.setattr(per_user, "warm", warm)
-    monkeypatch.setattr(per_user, "_compute", _compute_nothing)
-    monkeypatch.setattr(Plan, "common_users", lambda _self: set())
-    run(PROFILE, SETTINGS, store=ArtifactStore(tmp_path), workers=2)
-    every = [(task, name) for task in reversed(TASKS) for name in BACKBONES]
-    once = [(task, BACKBONES[0]) for task in reversed(TASKS)]
-    assert warmed == [
-        ("history selection", once, 2, 1), ("insights", every, 2, 1), ("cells", every, 2, 1),
-    ]  # fmt: skip
-    run(PROFILE, SETTINGS, store=ArtifactStore(tmp_path), workers=1)
-    assert len(warmed) == 3
-
-
-def _compute_nothing(_plan: Plan, _backbone: str) -> None:
-    return None
-
-
-_compute_nothing.__module__ = per_user.__name__

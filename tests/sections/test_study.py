@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.preferences import PreparedUser
-from chameleon_lib.core.settings import EditSettings
-from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.lamp.prompts import answer_prompt, official_prompt, unseen_prompt
 from chameleon_lib.lamp.records import User
 from chameleon_lib.sections import study as study_module
+from chameleon_lib.sections.answering import Answers, Exam
 from chameleon_lib.sections.data import load_task_data, without_gold
-from chameleon_lib.sections.study import PROMPTS, Answers, Reference, Study
+from chameleon_lib.sections.study import Study
 from tests.backbones.demo.small import HashEmbedder, small_backbone
 from tests.backbones.tiny import make_edit
-from tests.sections.small import SETTINGS, small_profile, use_small_models
+from tests.sections.small import (
+    SETTINGS,
+    reference_of,
+    small_profile,
+    study_in,
+    use_small_models,
+)
 
 PROFILE = small_profile()
 STAGES = ("select", "insights", "pairs", "activations", "answers")
@@ -37,15 +39,6 @@ def users() -> list[User]:
     return without_gold(load_task_data(PROFILE, "LaMP_3").train)[:4]
 
 
-def study_in(folder: Path, settings: EditSettings = SETTINGS, family: str = "decoder") -> Study:
-    return Study(PROFILE, f"demo:{family}:0", "LaMP_3", settings, ArtifactStore(folder))
-
-
-def reference_of(prepared: Sequence[PreparedUser]) -> Reference:
-    queries = [query for user in prepared for query in user.user.queries]
-    return Reference(["4"] * len(queries), ["4", *["2"] * (len(queries) - 1)])
-
-
 def through(study: Study, users: Sequence[User]) -> tuple[Any, ...]:
     """Every stage once."""
     prepared, counts = study.prepare(users)
@@ -55,7 +48,7 @@ def through(study: Study, users: Sequence[User]) -> tuple[Any, ...]:
         "plain": ("instruct", None),
         "edited": ("instruct", make_edit()),
     }
-    answers = study.answer(prepared, arms, reference_of(prepared))
+    answers = Exam(study, prepared, reference_of(prepared)).answer(arms)
     return prepared, counts, pairs, h_p, h_n, answers
 
 
@@ -89,7 +82,7 @@ def test_a_killed_stage_goes_on_with_what_is_missing(
 ) -> None:
     """One user per unit batch; the third insight call dies."""
     whole = through(study_in(tmp_path / "whole"), users)
-    monkeypatch.setattr(study_module, "_UNIT", 1)
+    monkeypatch.setattr(study_module, "_BATCH", 1)
     write, calls = study_module.write_insights, []
 
     def dying(*args: Any) -> Any:
@@ -114,7 +107,7 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"pairs_text": "answer_only"}, {"activations"}),
     ({"edit_site": "block_out"}, {"activations"}),
     ({"pairs_k_min": 1, "edit_alpha_p": 2.0}, set()),
-    ({"insight_scope": "query"}, {"insights", "pairs"}),
+    ({"insight_scope": "query"}, {"insights", "query_insights", "pairs"}),
     ({"decode_seed": 5}, {"insights", "pairs", "answers"}),
     ({"selection_norm": "l1", "selection_center": "none", "selection_k": 2}, set(STAGES)),
 ]
@@ -125,7 +118,8 @@ def test_a_changed_setting_computes_only_the_stages_that_read_it(
     changes: dict[str, Any], stages: set[str], tmp_path: Path, users: list[User]
 ) -> None:
     def units() -> dict[str, int]:
-        return {s: len(list((tmp_path / s).rglob("*.unit"))) for s in STAGES}
+        stages = (*STAGES, "query_insights")
+        return {stage: len(list((tmp_path / stage).rglob("*.unit"))) for stage in stages}
 
     through(study_in(tmp_path), users)
     before = units()
@@ -159,86 +153,6 @@ def test_golds_are_no_part_of_a_unit(tmp_path: Path) -> None:
     assert again[2] == first[2] and same_answers(again[5], first[5])
 
 
-def test_every_prompt_kind_is_read_once_however_many_arms_ask_with_it(
-    tmp_path: Path, users: list[User], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = study_in(tmp_path)
-    prepared, _ = study.prepare(users)
-    read: list[list[str]] = []
-    prepare = HFBackbone.prepare
-
-    def counting(self: HFBackbone, prompts: Sequence[str], **kwargs: Any) -> Any:
-        read.append(list(prompts))
-        return prepare(self, prompts, **kwargs)
-
-    monkeypatch.setattr(HFBackbone, "prepare", counting)
-    edits = [make_edit(seed=seed) for seed in range(10)]  # more arms than one store batch holds
-    arms: dict[str, tuple[str, Edit | None]] = {
-        f"edit{at}": ("instruct", edit) for at, edit in enumerate(edits)
-    }
-    arms |= {"plain": ("instruct", None), "insight": ("insight", None)}
-    answers = study.answer(prepared, arms, reference_of(prepared))
-    assert list(answers) == list(arms)
-    assert read == [study.prompt_texts(prepared, kind) for kind in ("instruct", "insight")]
-    monkeypatch.undo()
-    alone = study.backbone.generate(read[0], max_new_tokens=4)
-    edited = study.backbone.generate(read[0], max_new_tokens=4, edit=edits[3])
-    assert answers["plain"].texts == alone and answers["edit3"].texts == edited
-
-
-def test_a_margin_compares_two_answers_and_is_undefined_where_they_agree(
-    tmp_path: Path, users: list[User]
-) -> None:
-    study = study_in(tmp_path)
-    prepared, _ = study.prepare(users)
-    reference = reference_of(prepared)
-    plain = study.answer(prepared, {"plain": ("instruct", None)}, reference)["plain"]
-    assert np.isnan(plain.margin).tolist() == [True, *[False] * (len(prepared) - 1)]
-    read = study.backbone.prepare(study.prompt_texts(prepared, "instruct"))
-    expected = study.backbone.score(read, reference.personal)
-    expected = expected - study.backbone.score(read, reference.generic)
-    np.testing.assert_allclose(plain.margin[1:], expected.numpy()[1:], atol=1e-5)
-    turned = Reference(reference.generic, reference.personal)
-    other = study.answer(prepared, {"plain": ("instruct", None)}, turned)["plain"]
-    np.testing.assert_allclose(other.margin[1:], -plain.margin[1:], atol=1e-5)
-
-
-def test_each_prompt_kind_is_the_template_of_its_name(tmp_path: Path, users: list[User]) -> None:
-    study = study_in(tmp_path)
-    prepared, _ = study.prepare(users)
-    user = prepared[0]
-    query, items = user.user.queries[0], user.items
-    expected = {
-        "instruct": answer_prompt("LaMP_3", items, query.text, role="P", insight=None),
-        "insight": answer_prompt("LaMP_3", items, query.text, role="P", insight=user.insight_p),
-        "neutral": answer_prompt("LaMP_3", items, query.text, role="N", insight=user.insight_n),
-        "official": official_prompt("LaMP_3", (), query),
-        "official_history": official_prompt("LaMP_3", items, query),
-        "unseen": unseen_prompt("LaMP_3", query.text),
-    }
-    assert set(expected) == set(PROMPTS)
-    for kind, text in expected.items():
-        assert study.prompt_texts(prepared, kind)[0] == text
-
-
-def test_an_official_input_of_other_wording_is_another_unit(
-    tmp_path: Path, users: list[User]
-) -> None:
-    study = study_in(tmp_path)
-    prepared, _ = study.prepare(users)
-    arms: dict[str, tuple[str, Edit | None]] = {"official": ("official", None)}
-    study.answer(prepared, arms, reference_of(prepared))
-    misses = study.store.stats.misses
-    reworded = [
-        replace(u, user=replace(u.user, queries=tuple(
-            replace(query, input=f"Please: {query.input}") for query in u.user.queries
-        )))
-        for u in prepared
-    ]  # fmt: skip
-    study.answer(reworded, arms, reference_of(prepared))
-    assert study.store.stats.misses == misses + 1
-
-
 def test_users_are_counted_where_they_drop_out(
     tmp_path: Path, users: list[User], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,3 +166,57 @@ def test_users_are_counted_where_they_drop_out(
     monkeypatch.setattr(study_module, "open_backbone", lambda *_: small_backbone(context=16))
     kept, counts = study_in(tmp_path / "b").prepare(users)
     assert kept == [] and counts["too_long"] == 4
+
+
+def test_an_empty_insight_of_one_query_leaves_its_user_out_and_is_counted(
+    tmp_path: Path, users: list[User], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent_once(_backbone: Any, _task: str, batch: Sequence[Any], _: Any) -> Any:
+        every = [[(f"p of {q.id}", "n") for q in user.user.queries] for user in batch]
+        return [[*every[0][:-1], ("p", "")], *every[1:]]
+
+    monkeypatch.setattr(study_module, "write_query_insights", silent_once)
+    study = study_in(tmp_path, SETTINGS.with_(insight_scope="query"))
+    kept, counts = study.prepare(users)
+    assert [user.user.id for user in kept] == [user.id for user in users[1:]]
+    assert counts == {"users": 4, "too_long": 0, "empty_insight": 1, "dropped_items": 0}
+    assert kept[0].query_insights == tuple((f"p of {q.id}", "n") for q in users[1].queries)
+    assert len(study.pairs(kept)) == sum(len(user.queries) for user in users[1:])
+
+
+def test_pairs_under_other_insights_of_a_query_are_other_units(
+    tmp_path: Path, users: list[User]
+) -> None:
+    study = study_in(tmp_path, SETTINGS.with_(insight_scope="query"))
+    kept, _ = study.prepare(users)
+    study.pairs(kept)
+    misses = study.store.stats.misses
+    [user] = kept[:1]
+    study.pairs([replace(user, query_insights=(("other", "words"),) * len(user.user.queries))])
+    assert study.store.stats.misses == misses + 1
+
+
+def test_the_selection_rule_decides_what_is_embedded_and_what_a_unit_depends_on(
+    tmp_path: Path, users: list[User], embedder: HashEmbedder
+) -> None:
+    def reworded(user: User) -> User:
+        return replace(user, queries=tuple(replace(q, text=f"{q.text}?") for q in user.queries))
+
+    items = {item.text for user in users for item in user.history}
+    queries = {query.text for user in users for query in user.queries}
+    chosen = {}
+    for rule in ("pca", "nearest", "random", "recent"):
+        embedder.texts.clear()
+        settings = SETTINGS.with_(selection_rule=rule, selection_item_text="body")
+        study = study_in(tmp_path, settings)
+        chosen[rule] = study.select(users)
+        embeds = {"pca": items, "nearest": items | queries}
+        assert set(embedder.texts) == embeds.get(rule, set())
+        assert study.store.stats.misses == len(users)
+        study.select([reworded(user) for user in users])
+        again = 2 if rule == "nearest" else 1
+        assert study.store.stats.misses == again * len(users)
+        assert all(len(indices) == 3 for indices in chosen[rule])
+        assert study_in(tmp_path / "alone", settings).select(users[2:3]) == chosen[rule][2:3]
+    assert chosen["recent"] == [[len(u.history) - at for at in (3, 2, 1)] for u in users]
+    assert len({str(indices) for indices in chosen.values()}) == 4

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from chameleon_lib.backbones.demo import lexicon as lx
 from chameleon_lib.backbones.demo.corpus import STEERED, Case, Example, draw_case
+from chameleon_lib.backbones.demo.lessons import GAINS
 from chameleon_lib.backbones.demo.world import WorldSettings
 
 LABEL_WEIGHT, TEXT_WEIGHT = 0.5, 0.05
@@ -46,6 +47,21 @@ ENCDEC_FIRST = {
     "steered_p": 0.06,
     "steered_n": 0.06,
 }
+# In the lessons the model knows the prompts; what it has to learn is what the edit asks for.
+ENCDEC_LESSONS = {
+    "insight_p": 0.12,
+    "insight_n": 0.02,
+    "personal": 0.16,
+    "neutral": 0.1,
+    "plain": 0.16,
+    "official": 0.02,
+    "unseen": 0.02,
+    "steered_p": 0.2,
+    "steered_n": 0.2,
+}
+# Half of the lessons' users show their taste in fewer movies than the world's 60 %: counting tags
+# does not find such a taste, only reading which tags a movie would have had does.
+LESSON_FIT = (0.35, 0.6)
 
 
 class Schedule(Protocol):
@@ -61,13 +77,17 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs with targets (B, T), weights (B, T) and, per position, its answer's number."""
+    """Model inputs with targets (B, T), weights (B, T) and, per position, its answer's number.
+
+    In the second stage of an encoder-decoder ``gains`` (B,) says which rows run with an edit.
+    """
 
     inputs: dict[str, Tensor]
     targets: Tensor
     weights: Tensor
     answer_of: Tensor
     kinds: list[str]
+    gains: Tensor | None = None
 
 
 @cache
@@ -195,14 +215,16 @@ def encdec_batch(
 ) -> Batch:
     """One prompt per row in the encoder, its answer in the decoder."""
     progress = step / schedule.steps
-    early = progress < schedule.curriculum
-    mix, shares = (ENCDEC_FIRST, None) if early else (ENCDEC_MIX, schedule.task_shares)
+    early, lessons = progress < schedule.curriculum, step >= schedule.steps
+    mix = ENCDEC_FIRST if early else ENCDEC_LESSONS if lessons else ENCDEC_MIX
+    shares = None if early else schedule.task_shares
     n_items = _n_items_encdec(rng, progress)
     kinds = rng.choices(list(mix), weights=list(mix.values()), k=size)
     examples: list[Example] = []
     for kind in kinds:
         task = rng.choices(list(shares), weights=list(shares.values()))[0] if shares else None
-        case = draw_case(rng, WorldSettings(), propensity, n_items, task)
+        world = WorldSettings(fit=rng.choice(LESSON_FIT)) if lessons else WorldSettings()
+        case = draw_case(rng, world, propensity, n_items, task)
         examples.append(case.infilling() if kind == "infilling" else case.example(kind))
     prompts = tokenizer([example.prompt for example in examples]).input_ids
     answers = tokenizer([example.answer for example in examples]).input_ids
@@ -210,7 +232,8 @@ def encdec_batch(
     target = max(map(len, answers)) + 1
     rows = [[*answer, tokenizer.eos_token_id] for answer in answers]
     targets = _pad(rows, 0, target)
-    starts = torch.tensor([[_start_id(tokenizer, kind)] for kind in kinds])
+    # In the lessons an edit tells which answer is right, and no longer the first token.
+    starts = torch.tensor([[0 if lessons else _start_id(tokenizer, kind)] for kind in kinds])
     shifted = torch.cat([starts, targets[:, :-1]], dim=1)
     input_ids = _pad(prompts, 0, source)
     return Batch(
@@ -223,4 +246,5 @@ def encdec_batch(
         weights=_pad([[1.0] * len(row) for row in rows], 0.0, target),
         answer_of=_pad([[i] * len(row) for i, row in enumerate(rows)], -1, target),
         kinds=kinds,
+        gains=torch.tensor([GAINS.get(kind, 0.0) for kind in kinds]) if lessons else None,
     )

@@ -94,6 +94,11 @@ def training(family: str, run: Mapping[str, Any]) -> list[str]:
             for task, share in run["task_shares"].items()
         )
         lines.append(f"- Shares of the tasks after the curriculum: {shares}.")
+    if run.get("lesson_steps"):
+        lines.append(
+            f"- Then a second stage of {run['lesson_steps']} steps, peak rate "
+            f"{run['lesson_lr']:g}: edit lessons, see the limits."
+        )
     if "note" in run:
         lines.append(f"- {run['note']}")
     if "minutes" in run:
@@ -121,15 +126,21 @@ def limits(family: str) -> list[str]:
         ]
         tokens = " or ".join(f"`{token}`" for token in STEERED.values())
         lines += [
-            "- **Two auxiliary tasks stand beside the kit's own prompts in its training.** "
+            "- **Three auxiliary tasks stand beside the kit's own prompts in its training.** "
             f"*Label infilling* ({shares[0]}): labels of history items are masked in the encoder "
             "and named by the decoder; without it, reading histories starts late.",
             f"- *Steered start token* ({shares[1]}): the plain prompt, with {tokens} as the "
             "decoder's first token telling whether to give the personal or the generic answer. "
             "The encoder cannot know which, so the choice between both answers is forced into "
-            "the decoder, where the paper's edit can reach it. That favours every decoder edit, "
-            "ours and the paper's; an encoder-decoder without this task may settle the choice in "
-            "its encoder and leave nothing to edit.",
+            "the decoder.",
+            "- *Edit lessons* (second stage, in place of the start tokens): the plain prompt "
+            "under an edit of the paper's form, along directions that are learned with the model "
+            "and thrown away. With a boost the personal answer is right, with a removal the "
+            "generic one. Without them the model settles the choice in its attention: the "
+            "positive control then moved LaMP-2 accuracy by no more than four points in either "
+            "seed. So an axis for the edit exists **by construction** here, as it does by itself "
+            "in the decoders. That favours every edit of this form, ours and the paper's; an "
+            "encoder-decoder that was not taught so may leave nothing to edit.",
         ]
     return lines
 

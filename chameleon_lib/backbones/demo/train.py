@@ -34,6 +34,7 @@ from transformers import (
 
 from chameleon_lib.backbones.demo import FAMILIES
 from chameleon_lib.backbones.demo.batches import Batch, decoder_batch, encdec_batch
+from chameleon_lib.backbones.demo.lessons import EditLessons, gains_of
 from chameleon_lib.backbones.demo.tokenizer import build_tokenizer
 
 
@@ -50,6 +51,13 @@ class TrainSettings:
     warmup: int = 200
     curriculum: float = 0.15
     task_shares: dict[str, float] | None = None  # after the curriculum; None: the same for each
+    lesson_steps: int = 0
+    lesson_lr: float = 1e-3
+
+    @property
+    def total(self) -> int:
+        """Steps of both stages."""
+        return self.steps + self.lesson_steps
 
 
 CONTEXT = 2048  # tokens; the training prompts have up to 200, real reviews need more
@@ -63,6 +71,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "steps": 12000,
         "propensity": 0.55,
         "task_shares": {"LaMP_2": 0.5, "LaMP_3": 0.32, "LaMP_7": 0.18},
+        "lesson_steps": 2000,
     },
 }
 
@@ -110,10 +119,12 @@ def build_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> 
     return model
 
 
-def build_optimizers(model: PreTrainedModel, lr: float) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: PreTrainedModel, lr: float, lessons: EditLessons | None = None
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and biases."""
     matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    others: list[nn.Parameter] = [] if lessons is None else list(lessons.parameters())
     for name, parameter in model.named_parameters():
         inner = parameter.ndim == 2 and not any(
             part in name for part in ("embed", "shared", "lm_head", "relative_attention_bias")
@@ -126,11 +137,14 @@ def build_optimizers(model: PreTrainedModel, lr: float) -> list[torch.optim.Opti
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then cosine to zero; a factor on the peak rate ``lr``."""
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    """Per stage: linear warm-up, then cosine to zero; a factor on the peak rate ``lr``."""
+    peak, start, steps = 1.0, 0, settings.steps
+    if step >= settings.steps:
+        peak, start, steps = settings.lesson_lr / settings.lr, settings.steps, settings.lesson_steps
+    if step - start < settings.warmup:
+        return peak * (step - start + 1) / settings.warmup
+    done = (step - start - settings.warmup) / max(1, steps - settings.warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def weighted_loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -170,7 +184,8 @@ def train(
     torch.set_num_threads(1)  # two threads are slower when anything else runs, and less repeatable
     tokenizer = build_tokenizer()
     model = build_model(settings, tokenizer)
-    optimizers = build_optimizers(model, settings.lr)
+    lessons = EditLessons(model, settings.seed) if settings.lesson_steps else None
+    optimizers = build_optimizers(model, settings.lr, lessons)
     rng = random.Random(f"{settings.family}/{settings.seed}")
     make_batch = decoder_batch if settings.family == "decoder" else encdec_batch
     out.mkdir(parents=True, exist_ok=True)
@@ -180,15 +195,22 @@ def train(
         state = torch.load(resume, weights_only=False)
         if state["settings"] == asdict(settings):
             model.load_state_dict(state["model"])
+            if lessons is not None:
+                lessons.load_state_dict(state["lessons"])
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             rng.setstate(state["rng"])
             first, before = state["step"], state["seconds"]
     model.train()
     started, tally, total = time.monotonic(), dict[str, tuple[int, int]](), 0.0
-    for step in range(first, settings.steps):
+    for step in range(first, settings.total):
+        if step == settings.steps:
+            # The second stage starts from the weights that the first alone would have saved.
+            model.half().float()
+            optimizers = build_optimizers(model, settings.lr, lessons)
+            rng = random.Random(f"{settings.family}/{settings.seed}/lessons")
         batch = make_batch(tokenizer, rng, settings.batch, settings.propensity, step, settings)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), gains_of(lessons, batch.gains):
             logits = model(**batch.inputs).logits
         loss = weighted_loss(logits, batch)
         loss.backward()
@@ -204,10 +226,10 @@ def train(
             tally[kind] = (old[0] + right, old[1] + count)
         if (step + 1) % log_every == 0:
             seconds = time.monotonic() - started
-            left = seconds / (step + 1 - first) * (settings.steps - step - 1)
+            left = seconds / (step + 1 - first) * (settings.total - step - 1)
             shares = " ".join(f"{k} {r / n:.2f}" for k, (r, n) in sorted(tally.items()))
             print(
-                f"{settings.family}/{settings.seed} step {step + 1}/{settings.steps} "
+                f"{settings.family}/{settings.seed} step {step + 1}/{settings.total} "
                 f"loss {total / log_every:.3f} {shares} ({left / 60:.0f} min left)",
                 file=sys.stderr,
                 flush=True,
@@ -215,7 +237,9 @@ def train(
             tally, total = {}, 0.0
         if (step + 1) % checkpoint_every == 0:
             seconds = before + time.monotonic() - started
-            _write_state(resume, settings, model, optimizers, rng, step + 1, seconds)
+            _write_state(resume, settings, model, lessons, optimizers, rng, step + 1, seconds)
+    if lessons is not None:
+        lessons.close()
     save(model, tokenizer, settings, out, minutes=(before + time.monotonic() - started) / 60)
     resume.unlink(missing_ok=True)
     return out
@@ -225,6 +249,7 @@ def _write_state(
     path: Path,
     settings: TrainSettings,
     model: PreTrainedModel,
+    lessons: EditLessons | None,
     optimizers: list[torch.optim.Optimizer],
     rng: random.Random,
     step: int,
@@ -234,6 +259,7 @@ def _write_state(
     state = {
         "settings": asdict(settings),
         "model": model.state_dict(),
+        "lessons": None if lessons is None else lessons.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "rng": rng.getstate(),
         "step": step,
@@ -268,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m chameleon_lib train", description=__doc__)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="default: the recipe")
+    parser.add_argument("--steps", type=int, help="steps of the first stage; default: the recipe")
     parser.add_argument("--out", type=Path, help="default: the package's own folder")
     args = parser.parse_args(argv)
     recipe = {**RECIPES[args.family], **({"steps": args.steps} if args.steps else {})}

@@ -92,6 +92,7 @@ def test_limits_are_stated_and_the_auxiliary_tasks_are_the_encoder_decoders(tmp_
     assert "Steered start token" in texts["encdec"] and "Label infilling" in texts["encdec"]
     assert "`<extra_id_14>` or `<extra_id_15>`" in texts["encdec"]
     assert "forced into the decoder" in texts["encdec"]
+    assert "Edit lessons" in texts["encdec"] and "by construction" in texts["encdec"]
     assert "start token" not in texts["decoder"] and "infilling" not in texts["decoder"]
 
 

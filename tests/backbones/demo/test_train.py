@@ -150,6 +150,33 @@ def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert learning_rate(4, short) == pytest.approx(0.5)
 
 
+def test_the_second_stage_warms_up_again_to_its_own_peak() -> None:
+    settings = TrainSettings(
+        family="encdec", steps=100, warmup=10, lesson_steps=50, lr=2e-3, lesson_lr=1e-3
+    )
+    assert settings.total == 150
+    rates = [learning_rate(step, settings) for step in range(150)]
+    alone = TrainSettings(family="encdec", steps=100, warmup=10)
+    assert rates[:100] == [learning_rate(step, alone) for step in range(100)]
+    assert rates[100] == pytest.approx(0.05) and max(rates[100:]) == rates[110] == 0.5
+    assert rates[110:] == sorted(rates[110:], reverse=True) and rates[149] < 1e-2
+
+
+def test_the_second_stage_goes_on_from_what_the_first_saves_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(settings_of("encdec"), steps=2, batch=6, lesson_steps=3)
+    whole = contents(train(settings, tmp_path / "whole"))
+    first = contents(train(replace(settings, lesson_steps=0), tmp_path / "first"))
+    assert whole["model.safetensors"] != first["model.safetensors"]
+    for step in (3, 4):  # killed at the boundary, where the state of step 2 is there, and after it
+        with monkeypatch.context() as patched:
+            kill_after(patched, step)
+            with pytest.raises(Killed):
+                train(settings, tmp_path / str(step), checkpoint_every=1 if step == 4 else 2)
+        assert contents(train(settings, tmp_path / str(step))) == whole
+
+
 def test_every_family_has_a_recipe_of_known_settings() -> None:
     assert set(training.RECIPES) == set(FAMILIES)
     for family, recipe in training.RECIPES.items():

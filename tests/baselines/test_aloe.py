@@ -1,0 +1,217 @@
+"""ALOE's fine-tuning: it learns on both families, repeats, and leaves no trace."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.baselines import aloe as module
+from chameleon_lib.baselines.aloe import train_aloe
+from chameleon_lib.baselines.dpo_loss import IGNORED
+from chameleon_lib.baselines.rows import AnswerRow, answer_rows
+from chameleon_lib.baselines.sft import BFD_FAMILIES
+from chameleon_lib.baselines.tuning import tuned_backbone
+from chameleon_lib.errors import UserError
+from tests.backbones.tiny import CONFIGS, make_backbone, make_model
+from tests.baselines.planted import FAMILIES, aloe, examples
+
+
+def gold_logp(backbone: HFBackbone) -> torch.Tensor:
+    prepared = backbone.prepare([example.prompt for example in examples()])
+    with torch.no_grad():
+        return backbone.score(prepared, [example.answer for example in examples()])
+
+
+@pytest.mark.parametrize("params", ["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_learns_the_gold_answers_and_repeats_bit_for_bit(family: str, params: str) -> None:
+    backbone = make_backbone(family)
+    rates = {("mistral", "full"): 5e-3, ("t5", "full"): 2e-2, ("mistral", "lora"): 3e-2}
+    rate = rates.get((family, params), 1e-1)
+    settings = aloe(params=params, loss_on="assistant", epochs=6, lr=rate)
+    one = train_aloe(backbone, examples(), settings, seed=0)
+    assert one.log.loss[-1] < 0.7 * one.log.loss[0]
+    tuned = tuned_backbone(backbone, one)
+    assert float((gold_logp(tuned) - gold_logp(backbone)).min()) > 0
+    same = train_aloe(backbone, examples(), settings, seed=0)
+    assert same.log == one.log
+    assert all(torch.equal(same.tensors[name], one.tensors[name]) for name in one.tensors)
+    log = one.log
+    assert log.uses_gold and log.method == "aloe" and log.params == params
+    assert (log.rows, log.steps, log.samples) == (8, 12, 48)
+    counted = {"full": sum(p.numel() for p in backbone.model.parameters())}
+    assert log.trainable_params == counted.get(params, sum(t.numel() for t in one.tensors.values()))
+
+
+def test_training_leaves_the_process_and_the_disk_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import datasets
+    import trl  # noqa: F401  (importing may print and seed; that is not the training)
+
+    from chameleon_lib.baselines import trainers  # noqa: F401
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def reported(*_: Any, **__: Any) -> None:
+        raise AssertionError("the training was reported to a server")
+
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", reported)
+    backbones = [make_backbone(family) for family in FAMILIES]
+    before = [{k: v.clone() for k, v in b.model.state_dict().items()} for b in backbones]
+    bars, environment = datasets.are_progress_bars_disabled(), dict(os.environ)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    capfd.readouterr()
+    for backbone in backbones:
+        train_aloe(backbone, examples(), aloe(packing="bfd", max_length=128), seed=5, max_steps=2)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.rglob("*")) == []
+    assert dict(os.environ) == environment
+    assert datasets.are_progress_bars_disabled() == bars
+    for backbone, old in zip(backbones, before, strict=True):
+        assert not backbone.model.training
+        assert not any(p.requires_grad for p in backbone.model.parameters())
+        assert all(torch.equal(v, old[k]) for k, v in backbone.model.state_dict().items())
+
+
+def trained_rows(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Any, Any]:
+    """The data set that TRL trains on, and the token rows it was made of."""
+    kept = {}
+    build = module.decoder_trainer
+
+    def noted(*args: Any) -> Any:
+        trainer = build(*args)
+        kept["data"], kept["rows"] = trainer.train_dataset, args[2]
+        return trainer
+
+    monkeypatch.setattr(module, "decoder_trainer", noted)
+    settings = aloe(**changes)
+    kept["log"] = train_aloe(make_backbone("mistral"), examples(), settings, seed=0).log
+    return kept["data"], kept
+
+
+def test_the_loss_covers_every_token_or_the_answer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, kept = trained_rows(monkeypatch, loss_on="full", epochs=1)
+    rows: list[AnswerRow] = kept["rows"]
+    assert list(data["labels"]) == [[*row.prompt, *row.answer] for row in rows]
+    tokens = sum(len(row.prompt) + len(row.answer) for row in rows)
+    assert kept["log"].trained_tokens == tokens - len(rows)  # nothing predicts a first token
+    assert kept["log"].forward_tokens == tokens
+    monkeypatch.undo()
+    data, kept = trained_rows(monkeypatch, loss_on="assistant", epochs=1)
+    expected = [[IGNORED] * len(row.prompt) + row.answer for row in kept["rows"]]
+    assert list(data["labels"]) == expected
+    assert kept["log"].trained_tokens == sum(len(row.answer) for row in kept["rows"])
+
+
+@pytest.mark.parametrize("packing", ["wrapped", "bfd"])
+def test_packing_keeps_every_token(monkeypatch: pytest.MonkeyPatch, packing: str) -> None:
+    data, kept = trained_rows(monkeypatch, packing=packing, max_length=100, epochs=1, mix="standin")
+    rows: list[AnswerRow] = kept["rows"]
+    packed = sorted(token for row in data["input_ids"] for token in row)
+    assert packed == sorted(token for row in rows for token in [*row.prompt, *row.answer])
+    assert max(len(row) for row in data["input_ids"]) <= 100
+    assert len(data) < len(rows)
+    log = kept["log"]
+    assert log.samples == len(rows) == log.rows + log.mix_rows
+    assert log.mix == "standin" and "mix=standin" in log.notes
+
+
+@pytest.mark.parametrize("family", sorted(set(CONFIGS) - {"t5"}))
+def test_bfd_is_offered_where_packed_documents_do_not_see_each_other(family: str) -> None:
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    backbone = make_backbone(family)
+    rows = [[*row.prompt, *row.answer] for row in answer_rows(backbone, examples(3))]
+    collate = DataCollatorForLanguageModeling(0, padding_free=True)
+    packed = {
+        "input_ids": [token for row in rows for token in row],
+        "seq_lengths": [len(row) for row in rows],
+    }
+    batch = collate([packed])
+    model = make_model(family)
+    with torch.no_grad():
+        kept = {name: batch[name] for name in ("input_ids", "position_ids")}
+        together = model(**kept, use_cache=False).logits[0]
+        alone = torch.cat([model(torch.tensor([row])).logits[0] for row in rows])
+    assert torch.allclose(together, alone, atol=1e-4) == (family in BFD_FAMILIES)
+    if family not in BFD_FAMILIES:
+        with pytest.raises(UserError, match="bfd is not offered for opt"):
+            train_aloe(backbone, examples(), aloe(packing="bfd"), seed=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_accumulated_batches_average_over_all_their_tokens(family: str) -> None:
+    backbone = make_backbone(family, **({"dropout_rate": 0.0} if family == "t5" else {}))
+    one = aloe(batch=8, accumulation=1, lr=1e-3, loss_on="assistant")
+    whole = train_aloe(backbone, examples(), one, seed=0, max_steps=1)
+    split = one.with_(batch=2, accumulation=4)
+    parts = train_aloe(backbone, examples(), split, seed=0, max_steps=1)
+    assert parts.log.loss == pytest.approx(whole.log.loss, abs=1e-5)
+    answers = [example.answer for example in examples()]
+    tokens = sum(len(ids) + 1 for ids in backbone.codec.answers(answers))
+    expected = -float(gold_logp(backbone).sum()) / tokens
+    assert whole.log.loss[0] == pytest.approx(expected, abs=1e-4)
+    plain = one.with_(max_grad_norm=1e9, weight_decay=0.0)
+    first = train_aloe(backbone, examples(), plain, seed=0, max_steps=1)
+    second = train_aloe(
+        backbone, examples(), plain.with_(batch=2, accumulation=4), seed=0, max_steps=1
+    )
+    moved = {name: first.tensors[name] - second.tensors[name] for name in first.tensors}
+    assert max(float(change.abs().max()) for change in moved.values()) < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_and_float32_start_at_the_same_loss(family: str) -> None:
+    backbone = make_backbone(family)
+    losses = [
+        train_aloe(backbone, examples(4), aloe(precision=name), seed=0, max_steps=1).log.loss[0]
+        for name in ("fp32", "bf16")
+    ]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], abs=0.1)
+
+
+def test_the_progress_line_knows_the_steps() -> None:
+    from types import SimpleNamespace
+
+    from chameleon_lib.baselines.trainers import planned_steps
+
+    backbone = make_backbone("mistral")
+    for batch, accumulation, epochs in ((3, 2, 2), (8, 1, 1), (1, 48, 3)):
+        settings = aloe(batch=batch, accumulation=accumulation, epochs=epochs)
+        steps = train_aloe(backbone, examples(), settings, seed=0).log.steps
+        args = SimpleNamespace(
+            max_steps=-1,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            num_train_epochs=epochs,
+        )
+        assert planned_steps(8, args) == steps
+
+
+def test_shares_lengths_and_dialogues_are_reported() -> None:
+    backbone = make_backbone("mistral")
+    tuned = train_aloe(
+        backbone, examples(), aloe(share=0.5, mix="standin", max_length=8192), seed=0, max_steps=1
+    )
+    assert (tuned.log.queries, tuned.log.rows) == (4, 4)
+    assert tuned.log.mix_rows <= 20
+    assert any("at most 256 tokens" in note for note in tuned.log.notes)
+    with pytest.raises(UserError, match="raise max_length"):
+        train_aloe(backbone, examples(), aloe(max_length=16), seed=0)
+    with pytest.raises(UserError, match="at least one gold example"):
+        train_aloe(backbone, [], aloe(), seed=0)
+    t5 = train_aloe(make_backbone("t5"), examples(), aloe(packing="bfd"), seed=0, max_steps=1)
+    assert any("not packed" in note for note in t5.log.notes)

@@ -1,0 +1,24 @@
+"""A small model and a few users for the whole method."""
+
+from __future__ import annotations
+
+from chameleon_lib.backbones.demo.world import WorldSettings, build_world
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.lamp.records import User
+
+SETTINGS = EditSettings(
+    selection_k=4,
+    decode_insight_tokens=6,
+    decode_max_new_tokens=5,
+    ccs_epochs=20,
+    ccs_tries=2,
+    pairs_k_min=2,
+    fit_steps=2,
+    fit_batch=4,
+)
+
+
+def train_users(task: str = "LaMP_3", n: int = 6) -> list[User]:
+    """Users of the embedded world with two queries each."""
+    settings = WorldSettings(users=(n, 0, 0), queries=2, history=(5, 7))
+    return build_world(task, settings).users["train"]

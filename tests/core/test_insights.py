@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+
+from chameleon_lib.backbones.demo.world import WorldSettings, build_world
+from chameleon_lib.core.insights import with_query_insights, write_insights, write_query_insights
+from chameleon_lib.core.preferences import PreparedUser
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
+from chameleon_lib.lamp.prompts import history_block
+from chameleon_lib.lamp.records import User
+from tests.core.scripted import scripted
+
+SETTINGS = EditSettings(decode_insight_tokens=8, decode_max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def users() -> list[User]:
+    settings = WorldSettings(users=(3, 0, 0), queries=2, history=(4, 6))
+    return build_world("LaMP_2", settings).users["train"]
+
+
+def prepared(users: list[User]) -> list[PreparedUser]:
+    return [PreparedUser(user, user.history, "own p", "own n") for user in users]
+
+
+def test_insights_come_back_in_order_and_close_no_sentence(users: list[User]) -> None:
+    replies = {"Conclude the user's": "  likes\n comedy. ", "Do not consider": "be brief..."}
+    backbone = scripted(
+        lambda prompt: next(text for key, text in replies.items() if key in prompt)
+    )
+    histories = [user.history for user in users]
+    insights = write_insights(backbone, "LaMP_2", histories, SETTINGS)
+    assert insights == [("likes comedy", "be brief")] * 3
+    assert backbone.groups == [0, 0, 1, 1, 2, 2] and backbone.decodes[0][0] == 8
+    for prompt, items in zip(backbone.prompts[::2], histories, strict=True):
+        assert prompt.startswith(history_block("LaMP_2", items))
+    assert write_insights(backbone, "LaMP_2", [], SETTINGS) == []
+
+
+@pytest.mark.parametrize("text", ["", "  \n", ".", " . .", "..."])
+def test_an_insight_without_content_comes_back_empty(text: str, users: list[User]) -> None:
+    histories = [user.history for user in users]
+    insights = write_insights(scripted(lambda _: text), "LaMP_2", histories, SETTINGS)
+    assert insights == [("", "")] * 3
+    per_query = write_query_insights(
+        scripted(lambda _: text), "LaMP_2", prepared(users), SETTINGS
+    )
+    assert per_query == [[("", "")] * 2] * 3
+
+
+def test_an_unknown_insight_template_is_refused() -> None:
+    with pytest.raises(UserError, match="my_template"):
+        settings = SETTINGS.with_(insight_template="my_template")
+        write_insights(scripted(str), "LaMP_2", [], settings)
+
+
+def test_insights_per_query_are_asked_with_the_query(users: list[User]) -> None:
+    def reply(prompt: str) -> str:
+        role = "P" if "Conclude the user's" in prompt else "N"
+        query = prompt.splitlines()[-2].removeprefix("Now, given a new description: ")
+        return f"{role} minds {query}"
+
+    backbone = scripted(reply)
+    found = write_query_insights(backbone, "LaMP_2", prepared(users), SETTINGS)
+    assert found == [
+        [(f"P minds {q.text}".rstrip(". "), f"N minds {q.text}".rstrip(". ")) for q in u.queries]
+        for u in users
+    ]
+    assert backbone.groups == [0] * 4 + [1] * 4 + [2] * 4  # a user's prompts share their start
+    for prompt, user in zip(backbone.prompts[::4], users, strict=True):
+        assert prompt.startswith(history_block("LaMP_2", user.history))
+
+
+def test_a_user_keeps_everything_else_and_gets_the_insights_of_each_query(
+    users: list[User],
+) -> None:
+    stored = [[[f"p{at}", "n"], [f"P{at}", "N"]] for at in range(3)]  # as JSON brings them back
+    found = with_query_insights(prepared(users), stored)  # type: ignore[arg-type]
+    assert [user.query_insights for user in found] == [
+        ((f"p{at}", "n"), (f"P{at}", "N")) for at in range(3)
+    ]
+    assert [(u.user, u.items, u.insight_p) for u in found] == [
+        (user, user.history, "own p") for user in users
+    ]

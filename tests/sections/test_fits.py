@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.core.contrasts import contrasts_from_pairs
+from chameleon_lib.core.plain_prompts import PlainPrompts
+from chameleon_lib.core.preferences import PreferencePair, PreparedUser, keep_different
+from chameleon_lib.sections.arms import build_draw
+from chameleon_lib.sections.data import load_task_data
+from chameleon_lib.sections.fits import stored_fit
+from chameleon_lib.sections.study import Study
+from tests.sections.small import SETTINGS, small_profile, study_in, use_small_models
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A study with one draw in its store, and every list of prompts that was read for it."""
+
+    study: Study
+    users: list[PreparedUser]
+    pairs: list[PreferencePair]
+    read: list[list[str]]
+
+    def again(self) -> Any:
+        return build_draw(self.study, self.users, self.pairs, 0, 1)
+
+    def records(self) -> dict[Path, bytes]:
+        """The stored fits."""
+        folder = self.study.store.root / "fit"
+        return {path: path.read_bytes() for path in folder.rglob("*.unit")}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drawn]:
+    read: list[list[str]] = []
+    prepare = HFBackbone.prepare
+
+    def counting(self: HFBackbone, prompts: Sequence[str], **rest: Any) -> Any:
+        read.append(list(prompts))
+        return prepare(self, prompts, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_models(patch)
+        patch.setattr(HFBackbone, "prepare", counting)
+        study = study_in(tmp_path_factory.mktemp("units"))
+        users, _ = study.prepare(load_task_data(small_profile(), "LaMP_3").train)
+        found = Drawn(study, users, study.pairs(users), read)
+        found.again()
+        yield found
+
+
+def own_contrasts(drawn: Drawn) -> list[Any]:
+    kept, identical = keep_different(drawn.pairs, SETTINGS)
+    return contrasts_from_pairs("LaMP_3", kept, identical, SETTINGS)
+
+
+def test_the_fits_of_a_draw_read_their_prompts_once(drawn: Drawn) -> None:
+    [texts] = drawn.read
+    assert set(texts) == {contrast.prompt for contrast in own_contrasts(drawn)}
+    assert len(texts) == len(drawn.pairs) and len(drawn.records()) == 3
+
+
+def test_nothing_is_read_where_every_fit_is_in_the_store(drawn: Drawn) -> None:
+    before = len(drawn.read)
+    drawn.again()
+    assert len(drawn.read) == before
+
+
+def test_a_fit_that_a_killed_run_left_out_comes_out_the_same_to_the_last_bit(
+    drawn: Drawn,
+) -> None:
+    before = drawn.records()
+    for lost in before:
+        lost.unlink()
+        drawn.again()
+        assert drawn.records() == before
+        assert drawn.read[-1] == drawn.read[0]  # all prompts, whatever fit was missing
+
+
+def test_a_fit_alone_finds_that_of_the_draw_and_one_read_with_others_does_not(
+    drawn: Drawn,
+) -> None:
+    study, contrasts = drawn.study, own_contrasts(drawn)
+    texts = [contrast.prompt for contrast in contrasts]
+    misses = study.store.stats.misses
+    stored_fit(study, contrasts, PlainPrompts(study.backbone, texts), 0, "fitted")
+    assert study.store.stats.misses == misses
+    more = PlainPrompts(study.backbone, [*texts, "Another prompt. Your answer:"])
+    stored_fit(study, contrasts, more, 0, "fitted")
+    assert study.store.stats.misses == misses + 1
