@@ -142,7 +142,7 @@ def limits(family: str) -> list[str]:
             f"- *Edit lessons* (in place of the start tokens, {lessons} of the second stage): the "
             "plain prompt under an edit of the paper's form, along directions that are learned "
             "with the model and thrown away. With a boost the personal answer is right, with a "
-            "removal the generic one. Without them the model settles the choice in its attention; the "
+            "removal the generic one. Without them the model settles it in its attention; the "
             "positive control then moved LaMP-2 accuracy by no more than four points in either "
             "seed. So an axis for the edit exists **by construction** here, as it does by itself "
             "in the decoders. That favours every edit of this form, ours and the paper's; an "
