@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone, backbone_from, load_backbone
-from chameleon_lib.backbones.demo import checkpoint
+from chameleon_lib.backbones.demo import FAMILIES, checkpoint
+from chameleon_lib.backbones.demo.architectures import build_model
+from chameleon_lib.backbones.demo.recipe import TrainSettings
 from chameleon_lib.backbones.demo.tokenizer import build_tokenizer
-from chameleon_lib.backbones.demo.train import FAMILIES, TrainSettings, build_model
 from chameleon_lib.backbones.demo.world import NEUTRAL_INSIGHT, WorldSettings, build_world
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError

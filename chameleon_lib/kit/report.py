@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from chameleon_lib.kit.verdicts import Verdict, load_verdicts
 __all__ = ["banner", "build", "page_problems", "render_notebook"]
 
 TEMPLATES = Path(__file__).parent / "templates"
+_STYLE = re.compile(r"<style\b.*?</style>", re.DOTALL)
+_CSS_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _MARKS = {
     "reproduced": ("✓", "good"),
     "direction only": ("◐", "half"),
@@ -85,13 +88,18 @@ def render_notebook(executed: Path, profile: str) -> Path:
         },
     }
     page, _ = exporter.from_notebook_node(notebook, resources=resources)
-    page = math.restore(page)
+    page = _without_css_comments(math.restore(page))
     problems = page_problems(page)
     if problems:
         raise UserError(f"{executed.name} cannot be published: {'; '.join(problems[:5])}.")
     target = paths.outputs_dir(profile) / "html" / f"{executed.stem}.html"
     paths.replace_text(target, page)
     return target
+
+
+def _without_css_comments(page: str) -> str:
+    """The page without the notes that the library's own style sheets carry."""
+    return _STYLE.sub(lambda style: _CSS_COMMENT.sub("", style.group()), page)
 
 
 def build(profile: str) -> Path:

@@ -77,6 +77,7 @@ def test_a_rendered_notebook_is_self_contained_and_described() -> None:
     assert page == paths.outputs_dir("demo") / "html" / "01_per_user.html"
     assert page_problems(html) == [] and "<script" not in html
     assert html.count("<math ") == 2 and "KITMATH" not in html
+    assert not any("/*" in style for style in re.findall(r"<style.*?</style>", html, re.DOTALL))
     assert "$code$" in html and "\\hat" not in re.sub(r'alttext="[^"]*"', "", html)
     assert [i["alt"] for i in BeautifulSoup(html, "html.parser").find_all("img")] == [ALT]
     assert f"<figcaption>{CAPTION}</figcaption>" in html

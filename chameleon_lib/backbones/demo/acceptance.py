@@ -20,12 +20,7 @@ import torch
 from chameleon_lib.backbones.backbone import HFBackbone
 from chameleon_lib.backbones.demo import FAMILIES, SEEDS, checkpoint
 from chameleon_lib.backbones.demo.cards import write_cards
-from chameleon_lib.backbones.demo.world import (
-    NEUTRAL_INSIGHT,
-    Truth,
-    build_world,
-    habits_followed,
-)
+from chameleon_lib.backbones.demo.world import NEUTRAL_INSIGHT, build_world, habits_followed
 from chameleon_lib.backbones.embedder import load_embedder
 from chameleon_lib.backbones.models import load_backbone
 from chameleon_lib.core.chameleon import Chameleon
@@ -39,7 +34,8 @@ from chameleon_lib.kit.bootstrap import Estimate, paired_bootstrap
 from chameleon_lib.kit.paths import replace_text
 from chameleon_lib.kit.progress import tell
 from chameleon_lib.lamp.metrics import per_sample_scores
-from chameleon_lib.lamp.prompts import answer_prompt
+from chameleon_lib.lamp.prompts import Role, answer_prompt
+from chameleon_lib.lamp.records import User
 from chameleon_lib.lamp.tasks import TASKS, is_valid_answer
 
 TABLE = Path(__file__).with_name("acceptance.csv")
@@ -90,20 +86,25 @@ def measure(backbone: HFBackbone, embedder: Embedder, task: str) -> list[Row]:
     add("neutral insight is impersonal", neutral_named, ">= 0.90", neutral_named.value >= 0.9)
 
     ceiling = per_sample_scores(task, golds, personal)[_SCORE[task]]
-    said = {}
-    for role, insight in (("P", "insight_p"), ("N", "insight_n"), ("", "")):
-        prompts = [_prompt(task, user, q.text, role, insight) for user in test
-                   for q in user.user.queries]  # fmt: skip
-        said[role] = backbone.generate(prompts, max_new_tokens=LIMIT)
-    found = _rate([a == b for a, b in zip(said["P"], personal, strict=True)])
-    add("personalised prompt gives the personal answer", found, ">= 0.95", found.value >= 0.95)
-    found = _rate([a == b for a, b in zip(said["N"], generic, strict=True)])
+    asked = {
+        "planted": _prompts(task, test, "P", [planted.insight for planted in truth]),
+        "own": _prompts(task, test, "P", [user.insight_p for user in test]),
+        "neutral": _prompts(task, test, "N", [user.insight_n for user in test]),
+        "plain": _prompts(task, test, "P", [None] * len(test)),
+    }
+    said = {name: backbone.generate(p, max_new_tokens=LIMIT) for name, p in asked.items()}
+    # Writing the insight and following it are two skills with a goal each. Both at once, as
+    # CHAMELEON uses them, is stated without one: there each wrong insight would count twice.
+    found = _rate([a == b for a, b in zip(said["planted"], personal, strict=True)])
+    add("personalised prompt is followed", found, ">= 0.95", found.value >= 0.95)
+    found = _rate([a == b for a, b in zip(said["own"], personal, strict=True)])
+    add("the same with the insight it wrote itself", found, "", None)
+    found = _rate([a == b for a, b in zip(said["neutral"], generic, strict=True)])
     add("neutral prompt gives the generic answer", found, ">= 0.95", found.value >= 0.95)
     valid = _rate([is_valid_answer(task, text) for texts in said.values() for text in texts])
     add("valid answers (all prompts)", valid, ">= 0.98", valid.value >= 0.98)
 
-    plain = backbone.prepare([_prompt(task, user, q.text, "", "") for user in test
-                              for q in user.user.queries])  # fmt: skip
+    plain = backbone.prepare(asked["plain"])
     with torch.no_grad():
         margins = (backbone.score(plain, personal) - backbone.score(plain, generic)).numpy()
     differ = np.array([p != g for p, g in zip(personal, generic, strict=True)])
@@ -112,10 +113,10 @@ def measure(backbone: HFBackbone, embedder: Embedder, task: str) -> list[Row]:
     goal = "" if task == "LaMP_7" else "within 0.7"
     add("plain-prompt margin (nats)", margin, goal, abs(margin.value) <= 0.7 if goal else None)
 
-    edits = gold_edits(method, world.users["train"], world.truth, task)
+    edits = gold_edits(method, world.users["train"], task)
     edited = [backbone.generate_prepared(plain, max_new_tokens=LIMIT, edit=edit) for edit in edits]
     score = _SCORE[task]
-    base = per_sample_scores(task, golds, said[""])[score]
+    base = per_sample_scores(task, golds, said["plain"])[score]
     after = np.stack([per_sample_scores(task, golds, texts)[score] for texts in edited])
     add(f"ceiling: planted answer ({score})", paired_bootstrap(ceiling), "", None)
     add(f"plain prompt, no edit ({score})", paired_bootstrap(base), "", None)
@@ -130,7 +131,7 @@ def measure(backbone: HFBackbone, embedder: Embedder, task: str) -> list[Row]:
     if task == "LaMP_7":
         tastes = [planted.taste for planted in truth for _ in planted.personal]
         style = np.stack([_habits(texts, tastes) for texts in edited])
-        change = paired_bootstrap(style, _habits(said[""], tastes))
+        change = paired_bootstrap(style, _habits(said["plain"], tastes))
         add("positive control (writing habits change)", change, "> 0", change.low > 0)
     return rows
 
@@ -141,19 +142,19 @@ def _habits(texts: Sequence[str], tastes: Sequence[object]) -> np.ndarray:
     )
 
 
-def _prompt(task: str, user: PreparedUser, query: str, role: str, insight: str) -> str:
-    if not role:
-        return answer_prompt(task, user.items, query, role="P", insight=None)
-    text = getattr(user, insight)
-    return answer_prompt(task, user.items, query, role="P" if role == "P" else "N", insight=text)
+def _prompts(
+    task: str, users: Sequence[PreparedUser], role: Role, insights: Sequence[str | None]
+) -> list[str]:
+    return [
+        answer_prompt(task, user.items, query.text, role=role, insight=insight)
+        for user, insight in zip(users, insights, strict=True)
+        for query in user.user.queries
+    ]
 
 
-def gold_edits(
-    method: Chameleon, train: Sequence[object], truth: dict[str, Truth], task: str
-) -> list[Edit]:
+def gold_edits(method: Chameleon, train: Sequence[User], task: str) -> list[Edit]:
     """The positive control: the edit fitted on gold pairs of train users, one per draw."""
-    del truth  # golds are in the users; the planted truth is not needed to fit
-    prepared = method.prepare(train)  # type: ignore[arg-type]
+    prepared = method.prepare(train)
     backbone, edits = method.backbone, []
     for draw in range(DRAWS):
         order = torch.randperm(len(prepared), generator=torch.Generator().manual_seed(draw))

@@ -3,7 +3,8 @@
 Two small `transformers` models learn the prompts of the kit on train sentences of the embedded
 world. The decoder sees one history and five prompts about it per sequence (a block mask keeps the
 prompts apart), which makes every pass over a history count five times; the encoder-decoder sees
-one prompt per sequence and learns to read histories through label infilling.
+one prompt per sequence, learns to read histories through label infilling, and ends with edit
+lessons (`lessons`).
 A run is fixed by (family, seed, steps), writes checkpoints and resumes after a kill.
 """
 
@@ -11,140 +12,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from chameleon_lib.backbones.demo import FAMILIES
+from chameleon_lib.backbones.demo.architectures import build_model, build_optimizers
 from chameleon_lib.backbones.demo.batches import Batch, decoder_batch, encdec_batch
 from chameleon_lib.backbones.demo.lessons import EditLessons, gains_of
+from chameleon_lib.backbones.demo.recipe import RECIPES, TrainSettings, learning_rate
 from chameleon_lib.backbones.demo.tokenizer import build_tokenizer
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Everything that decides a training run."""
-
-    family: str
-    seed: int = 0
-    steps: int = 6000
-    batch: int = 32
-    lr: float = 2e-3
-    propensity: float = 0.5
-    warmup: int = 200
-    curriculum: float = 0.15
-    task_shares: dict[str, float] | None = None  # after the curriculum; None: the same for each
-    lesson_steps: int = 0
-    lesson_lr: float = 1e-3
-
-    @property
-    def total(self) -> int:
-        """Steps of both stages."""
-        return self.steps + self.lesson_steps
-
-
-CONTEXT = 2048  # tokens; the training prompts have up to 200, real reviews need more
-
-# The encoder-decoder is slow on LaMP-2 (which cue of the query fits the insight) and quick on
-# LaMP-7, hence the shares. The less sure a model is of a taste, the less likely it finds the
-# personal answer; a propensity above one half makes up for that in the slower learner.
-RECIPES: dict[str, dict[str, Any]] = {
-    "decoder": {"steps": 3000},
-    "encdec": {
-        "steps": 12000,
-        "propensity": 0.55,
-        "task_shares": {"LaMP_2": 0.5, "LaMP_3": 0.32, "LaMP_7": 0.18},
-        "lesson_steps": 2000,
-    },
-}
-
-
-def build_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A freshly initialised model of the family (about 1.1 M and 1.9 M parameters)."""
-    torch.manual_seed(settings.seed)
-    common: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 1}
-    if settings.family == "decoder":
-        return MistralForCausalLM(
-            MistralConfig(
-                hidden_size=128,
-                intermediate_size=384,
-                num_hidden_layers=4,
-                num_attention_heads=4,
-                num_key_value_heads=4,
-                max_position_embeddings=CONTEXT,
-                sliding_window=None,
-                bos_token_id=2,
-                tie_word_embeddings=False,
-                **common,
-            )
-        )
-    config: dict[str, Any] = {
-        "decoder_start_token_id": 0,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": CONTEXT,
-    }
-    model = T5ForConditionalGeneration(
-        T5Config(
-            d_model=128,
-            d_kv=32,
-            d_ff=256,
-            num_layers=4,
-            num_decoder_layers=4,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            **common,
-            **config,
-        )
-    )
-    # With unit embeddings the first logits are far too sure of themselves for so small a model.
-    nn.init.normal_(model.shared.weight, std=0.5)
-    return model
-
-
-def build_optimizers(
-    model: PreTrainedModel, lr: float, lessons: EditLessons | None = None
-) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and biases."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = [] if lessons is None else list(lessons.parameters())
-    for name, parameter in model.named_parameters():
-        inner = parameter.ndim == 2 and not any(
-            part in name for part in ("embed", "shared", "lm_head", "relative_attention_bias")
-        )
-        (matrices if inner else others).append(parameter)
-    muon = torch.optim.Muon(
-        matrices, lr=lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-    )
-    return [muon, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
-
-
-def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Per stage: linear warm-up, then cosine to zero; a factor on the peak rate ``lr``."""
-    peak, start, steps = 1.0, 0, settings.steps
-    if step >= settings.steps:
-        peak, start, steps = settings.lesson_lr / settings.lr, settings.steps, settings.lesson_steps
-    if step - start < settings.warmup:
-        return peak * (step - start + 1) / settings.warmup
-    done = (step - start - settings.warmup) / max(1, steps - settings.warmup)
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def weighted_loss(logits: Tensor, batch: Batch) -> Tensor:

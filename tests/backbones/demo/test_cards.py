@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from chameleon_lib.backbones.demo import acceptance, cards
+from chameleon_lib.backbones.demo.architectures import build_model
 from chameleon_lib.backbones.demo.cards import card_text, read_rows, write_cards
+from chameleon_lib.backbones.demo.recipe import TrainSettings
 from chameleon_lib.backbones.demo.tokenizer import build_tokenizer
-from chameleon_lib.backbones.demo.train import TrainSettings, build_model
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.bootstrap import Estimate
 

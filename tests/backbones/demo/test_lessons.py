@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from chameleon_lib.backbones.demo.architectures import build_model
 from chameleon_lib.backbones.demo.batches import encdec_batch
 from chameleon_lib.backbones.demo.lessons import GAINS, EditLessons, gains_of
+from chameleon_lib.backbones.demo.recipe import TrainSettings
 from chameleon_lib.backbones.demo.tokenizer import build_tokenizer
-from chameleon_lib.backbones.demo.train import TrainSettings, build_model
 from chameleon_lib.backbones.sites import site_modules
 from tests.backbones.demo.worlds import random_of
 
