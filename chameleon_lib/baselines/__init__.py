@@ -11,7 +11,7 @@ from chameleon_lib.baselines.dpo import train_dpo
 from chameleon_lib.baselines.mix import Dialogue, load_mix
 from chameleon_lib.baselines.rows import GoldExample, gold_examples
 from chameleon_lib.baselines.settings import AloeSettings, DpoSettings
-from chameleon_lib.baselines.tuning import TrainLog, Tuned, tuned_backbone
+from chameleon_lib.baselines.tuning import TrainLog, Tuned, tuned_backbone, tuned_fingerprint
 
 __all__ = [
     "AloeSettings",
@@ -25,4 +25,5 @@ __all__ = [
     "train_aloe",
     "train_dpo",
     "tuned_backbone",
+    "tuned_fingerprint",
 ]

@@ -39,6 +39,7 @@ class TrainLog:
         samples: Rows seen, repeats counted; packed rows count as the rows they hold, on average.
         trained_tokens: Tokens that carried a loss, repeats counted.
         forward_tokens: Tokens sent through the model, the reference's pass included, padding not.
+        backward_tokens: Those of them that a gradient came back through.
         loss: Mean loss per optimiser step, nats (per token for ALOE, per pair for DPO).
         assumed: ``name=value`` of settings on which the paper is silent.
         departures: ``name=value`` of settings that differ from the paper's.
@@ -59,6 +60,7 @@ class TrainLog:
     samples: int
     trained_tokens: int
     forward_tokens: int
+    backward_tokens: int
     loss: tuple[float, ...]
     assumed: tuple[str, ...]
     departures: tuple[str, ...]
@@ -122,10 +124,17 @@ def tuned_backbone(backbone: HFBackbone, tuned: Tuned) -> HFBackbone:
     else:
         model = _merged(model, tuned.adapter, tuned.tensors, backbone.name)
     model.eval().requires_grad_(False)
-    seal = hashlib.sha256(f"{backbone.fingerprint} {tuned.fingerprint()}".encode()).hexdigest()
     return type(backbone)(
-        model, backbone.codec, name=f"{backbone.name}+{tuned.log.method}", fingerprint=seal
+        model,
+        backbone.codec,
+        name=f"{backbone.name}+{tuned.log.method}",
+        fingerprint=tuned_fingerprint(backbone.fingerprint, tuned),
     )
+
+
+def tuned_fingerprint(base: str, tuned: Tuned) -> str:
+    """The fingerprint of a tuned backbone, from that of the backbone it started from."""
+    return hashlib.sha256(f"{base} {tuned.fingerprint()}".encode()).hexdigest()
 
 
 def _load_weights(model: Any, tensors: Mapping[str, Tensor], name: str) -> None:

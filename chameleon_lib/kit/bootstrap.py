@@ -200,6 +200,7 @@ def bootstrap_metric(
     sums_b: ArrayLike | None = None,
     n_boot: int = N_BOOT,
     seed: int = 0,
+    seed_weights: tuple[Floats | None, Floats | None] = (None, None),
 ) -> Estimate:
     """Bootstrap a metric that is no mean over users (macro-F1, RMSE), or the difference a - b.
 
@@ -209,19 +210,23 @@ def bootstrap_metric(
         sums_b: the other arm for the same users, or None.
         n_boot: number of resamples.
         seed: seed of the resampling.
+        seed_weights: (seeds,) weights of the seeds of both arms, where they do not count equally.
     """
     reduce = METRICS[metric] if isinstance(metric, str) else metric
     a = _stack(sums_a, 2, "sums_a")  # (S, n, k)
-    arms = [(1.0, a)]
+    arms = [(1.0, a, seed_weights[0])]
     if sums_b is not None:
         b = _stack(sums_b, 2, "sums_b")
         _check_users(a, b)
-        arms.append((-1.0, b))
+        arms.append((-1.0, b, seed_weights[1]))
     n = a.shape[1]
-    weights = _weights(n, n_boot, seed)  # (n_boot, n)
-    boot = sum(sign * np.mean([reduce(weights @ s) for s in arm], axis=0) for sign, arm in arms)
-    value = sum(s * float(np.mean([reduce(x.sum(axis=0)) for x in arm])) for s, arm in arms)
-    return _estimate(value, np.asarray(boot), n, len(a))
+    drawn = _weights(n, n_boot, seed)  # (n_boot, n)
+    boot: Floats = np.zeros(n_boot)
+    value = 0.0
+    for sign, arm, weights in arms:
+        boot = boot + sign * np.average([reduce(drawn @ x) for x in arm], axis=0, weights=weights)
+        value += sign * float(np.average([reduce(x.sum(axis=0)) for x in arm], weights=weights))
+    return _estimate(value, boot, n, len(a))
 
 
 @lru_cache(maxsize=4)

@@ -21,13 +21,16 @@ class RunProfile:
         name: folder name below `outputs/` and value of the notebooks' `profile` parameter.
         banner: sentence shown on every page and table of this profile.
         backbones: model ids; `demo:<family>:<seed>` are embedded, the others are hub names.
+        studied: backbones of the studies beside Table 1 and of its rivals (LLM-REC, ALOE, DPO).
         embedder: sentence embedder of the history selection (section 3.1).
         data: where users come from: the embedded world or official LaMP files.
         tasks: LaMP tasks, official names with an underscore.
         n_train: users whose history may be used to fit, per task.
         n_dev: users for choosing knobs, per task.
         n_test: users that are scored, per task.
-        draws: random draws of groups in the group-size study (section 4.4).
+        draws: random groups per backbone and task.
+        repeats: the same on backbones that are not `studied`: they show whether a result depends
+            on the training seed of the model, which takes fewer groups.
         group_size: users per group edit (section 4.3; the paper uses 100).
         seeds: default number of repetitions of whatever is random.
         offline: if true, the hub libraries are told to stay off the network.
@@ -40,6 +43,7 @@ class RunProfile:
     name: str
     banner: str
     backbones: tuple[str, ...]
+    studied: tuple[str, ...]
     embedder: str
     data: str
     tasks: tuple[str, ...]
@@ -47,6 +51,7 @@ class RunProfile:
     n_dev: int
     n_test: int
     draws: int
+    repeats: int
     group_size: int
     seeds: int
     offline: bool
@@ -63,6 +68,7 @@ PROFILES: dict[str, RunProfile] = {
         name="demo",
         banner="Demo run: small embedded models on a synthetic world. Not the paper's numbers.",
         backbones=("demo:decoder:0", "demo:decoder:1", "demo:encdec:0", "demo:encdec:1"),
+        studied=("demo:decoder:0", "demo:encdec:0"),
         embedder="all-MiniLM-L6-v2",
         data="demo",
         tasks=TASKS,
@@ -70,6 +76,7 @@ PROFILES: dict[str, RunProfile] = {
         n_dev=60,
         n_test=200,
         draws=3,
+        repeats=1,
         group_size=100,
         seeds=3,
         offline=True,
@@ -82,6 +89,7 @@ PROFILES: dict[str, RunProfile] = {
         name="laptop",
         banner="Laptop run: official LaMP with small public models. Not the paper's models.",
         backbones=("Qwen/Qwen2.5-0.5B-Instruct", "google/flan-t5-base"),
+        studied=("Qwen/Qwen2.5-0.5B-Instruct", "google/flan-t5-base"),
         embedder=_MINILM,
         data="lamp",
         tasks=TASKS,
@@ -89,6 +97,7 @@ PROFILES: dict[str, RunProfile] = {
         n_dev=50,
         n_test=100,
         draws=3,
+        repeats=3,
         group_size=100,
         seeds=3,
         offline=False,
@@ -101,6 +110,7 @@ PROFILES: dict[str, RunProfile] = {
         name="paper",
         banner="Paper run: official LaMP with the paper's two backbones.",
         backbones=("mistralai/Mistral-7B-Instruct-v0.3", "google/flan-t5-xxl"),
+        studied=("mistralai/Mistral-7B-Instruct-v0.3", "google/flan-t5-xxl"),
         embedder=_MINILM,
         data="lamp",
         tasks=TASKS,
@@ -108,6 +118,7 @@ PROFILES: dict[str, RunProfile] = {
         n_dev=200,
         n_test=1000,
         draws=5,
+        repeats=5,
         group_size=100,
         seeds=5,
         offline=False,

@@ -10,6 +10,7 @@ from typing import Literal
 
 import pandas as pd
 from IPython.display import HTML
+from markupsafe import Markup
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
@@ -150,7 +151,8 @@ def table_html(df: pd.DataFrame, caption: str) -> str:
     )
     body = []
     for row in shown.itertuples(index=False, name=None):
-        cells = [html.escape(_short(cell)) for cell in row]
+        # Markup is a link that the library made; whatever else may stand in a cell is text.
+        cells = [c if isinstance(c, Markup) else html.escape(_short(c)) for c in row]
         tags = [f"<td{_css(num)}>{c}</td>" for c, num in zip(cells, numeric, strict=True)]
         # The first column after the profile names the row for a screen reader.
         first = _row_header(shown)

@@ -17,6 +17,7 @@ from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.preferences import PreparedUser, decode_settings, max_new_tokens
 from chameleon_lib.core.protocols import Prepared
 from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.lamp.prompts import answer_prompt, official_prompt, unseen_prompt
 from chameleon_lib.sections.study import Study
@@ -68,6 +69,20 @@ class Exam:
         pairs = zip(reference.personal, reference.generic, strict=True)
         self._same = torch.tensor([p == g for p, g in pairs], dtype=torch.bool)
 
+    def of(self, study: Study) -> Exam:
+        """The same questions for another backbone, such as a tuned one."""
+        return Exam(study, self.users, self.reference)
+
+    def add_prompts(self, kind: str, texts: Sequence[str]) -> None:
+        """Give the prompts of a kind of one's own, one per query.
+
+        Raises:
+            UserError: Another number of prompts than queries.
+        """
+        if len(texts) != len(self.reference.personal):
+            raise UserError(f"{len(texts)} {kind} prompts for {len(self._same)} queries.")
+        self._texts[kind] = list(texts)
+
     def answer(self, arms: Mapping[str, tuple[str, Edit | None]]) -> dict[str, Answers]:
         """Answers and margins of many arms.
 
@@ -80,7 +95,7 @@ class Exam:
         study, settings = self.study, self.study.settings
         kinds = {kind for kind, _ in arms.values()}
         for kind in kinds - self._texts.keys():
-            self._texts[kind] = prompt_texts(study.task, self.users, kind, settings)
+            self.add_prompts(kind, prompt_texts(study.task, self.users, kind, settings))
         keys = {kind: digest(self._texts[kind]) for kind in kinds}
         records = study.store.map(
             "answers",

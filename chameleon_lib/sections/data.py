@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from chameleon_lib.backbones.demo.world import Truth, WorldSettings, build_world
 from chameleon_lib.errors import UserError
@@ -46,16 +47,19 @@ class TaskData:
 
 
 def available_tasks(
-    profile: RunProfile, data_dir: str, eval_split: str = "dev"
+    profile: RunProfile, data_dir: str, eval_split: str = "dev", tasks: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """Tasks that can run, and one sentence for each task that cannot (missing files)."""
+    """Tasks that can run, of ``tasks`` or all, and a sentence for each whose files are missing."""
     scored = _file_of(eval_split)
+    wanted = [task for task in profile.tasks if not tasks or task in tasks]
+    if not wanted:
+        raise UserError(f"Profile {profile.name} has none of the tasks {', '.join(tasks)}.")
     if not data_dir:
-        return list(profile.tasks), []
+        return wanted, []
     if not Path(data_dir).is_dir():
         raise UserError(f"There is no data folder {data_dir}; give the folder that holds LaMP_N.")
     found, missing = [], []
-    for task in profile.tasks:
+    for task in wanted:
         try:
             find_split(Path(data_dir), task, scored)
         except UserError as problem:
@@ -64,7 +68,7 @@ def available_tasks(
             found.append(task)
     if not found:
         raise UserError(
-            f"{data_dir} holds a {scored} split of none of {', '.join(profile.tasks)}; put "
+            f"{data_dir} holds a {scored} split of none of {', '.join(wanted)}; put "
             f"{scored}_questions.json and {scored}_outputs.json into its LaMP_N folders."
         )
     return found, missing
@@ -76,6 +80,7 @@ def load_task_data(
     data_dir: str = "",
     max_users: int = 0,
     eval_split: str = "dev",
+    world: Mapping[str, Any] | None = None,
 ) -> TaskData:
     """Load the users of one task.
 
@@ -86,6 +91,7 @@ def load_task_data(
         max_users: Cap on the users of each part; 0 means the profile's numbers.
         eval_split: Official split that is scored (A18); ``custom`` divides the dev users by hash
             even where a train file exists. The embedded world always scores its test users.
+        world: Knobs of the embedded world that differ from its own; no meaning for files.
 
     Raises:
         UserError: A profile that needs official files got no folder, or a file is not valid.
@@ -95,9 +101,11 @@ def load_task_data(
         parts, source = _official(Path(data_dir), task, eval_split)
         truth: Mapping[str, Truth] | None = None
     elif profile.data == "demo":
-        world = build_world(task, WorldSettings(users=limits))
-        parts, truth = {split: users for split, users in world.users.items()}, world.truth
+        built = build_world(task, WorldSettings(users=limits, **(world or {})))
+        parts, truth = {split: users for split, users in built.users.items()}, built.truth
         source = "embedded world with planted tastes; the parts share no user and no query"
+        if world:
+            source += f" ({', '.join(f'{name} {value}' for name, value in world.items())})"
     else:
         raise UserError(
             f"Profile {profile.name} runs on official LaMP files: give their folder (--data DIR)."

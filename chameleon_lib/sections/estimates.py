@@ -16,11 +16,12 @@ from chameleon_lib.kit.stats import (
 )
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.methods import METHODS, Method
-from chameleon_lib.sections.per_user import (
+from chameleon_lib.sections.results import (
     Cell,
     Run,
     query_golds,
     query_users,
+    stacked,
 )
 
 # Metric → (score per query, statistic over summed scores).
@@ -46,17 +47,24 @@ def paper_numbers() -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_name("paper_tables.csv"))
 
 
-def paper_value(task: str, metric: str, family: str, method: str) -> float | None:
-    """One cell of the paper's Table 1, or None where it has no such row."""
-    table = paper_numbers()
-    row = table[
-        (table["table"] == "table1")
-        & (table["task"] == task.replace("_", "-"))
-        & (table["metric"] == metric)
-        & (table["backbone"] == PAPER_BACKBONE[family])
-        & (table["method"] == method)
+def paper_value(
+    task: str, metric: str, family: str, method: str, table: str = "table1"
+) -> float | None:
+    """One cell of the paper's Table 1 or 2, or None where it has no such row."""
+    numbers = paper_numbers()
+    row = numbers[
+        (numbers["table"] == table)
+        & (numbers["task"] == task.replace("_", "-"))
+        & (numbers["metric"] == metric)
+        & (numbers["backbone"] == PAPER_BACKBONE[family])
+        & (numbers["method"] == method)
     ]
     return None if row.empty else float(row["value"].iloc[0])
+
+
+def having(cells: Sequence[Cell], *methods: str) -> list[Cell]:
+    """The cells that hold all of these methods: a trained one runs on some backbones only."""
+    return [cell for cell in cells if all(method in cell.scores for method in methods)]
 
 
 def sums(run: Run, cells: Sequence[Cell], method: str, metric: str) -> np.ndarray:
@@ -73,7 +81,7 @@ def sums(run: Run, cells: Sequence[Cell], method: str, metric: str) -> np.ndarra
                 for answers in cell.answers[method]
             ]
         )
-    values = np.concatenate([cell.scores[method][score] for cell in cells])  # (S, queries)
+    values = stacked(cells, method, score)  # (S, queries)
     known = np.isfinite(values)
     totals = [sums_by_user(row, users)[:, 0] for row in np.where(known, values, 0.0)]
     counts = [sums_by_user(row, users)[:, 0] for row in known]
@@ -83,9 +91,25 @@ def sums(run: Run, cells: Sequence[Cell], method: str, metric: str) -> np.ndarra
 def estimate(
     run: Run, cells: Sequence[Cell], method: str, metric: str, against: str | None = None
 ) -> Estimate:
-    """Level of a method, or its paired difference to another method on the same users."""
-    other = None if against is None else sums(run, cells, against, metric)
-    return bootstrap_metric(STATISTICS[metric][1], sums(run, cells, method, metric), other)
+    """Level of a method, or its paired difference to another method on the same users.
+
+    Every cell counts the same, whatever the number of its groups: a backbone is a backbone. Cells
+    without the method, or without the one it is compared with, do not enter.
+    """
+    held = having(cells, method, against or method)
+    other = None if against is None else sums(run, held, against, metric)
+    return bootstrap_metric(
+        STATISTICS[metric][1],
+        sums(run, held, method, metric),
+        other,
+        seed_weights=(_equal(held, method), None if against is None else _equal(held, against)),
+    )
+
+
+def _equal(cells: Sequence[Cell], method: str) -> np.ndarray:
+    """(S,) weights of the seeds of a method under which every cell counts the same."""
+    counts = [len(cell.answers[method]) for cell in cells]
+    return np.concatenate([np.full(count, 1 / count) for count in counts])
 
 
 def metrics_of(run: Run, task: str) -> list[str]:
@@ -95,8 +119,8 @@ def metrics_of(run: Run, task: str) -> list[str]:
 
 
 def methods_in(cells: Sequence[Cell]) -> list[Method]:
-    """The rows that these cells hold, in table order."""
-    return [method for method in METHODS if all(method.id in cell.scores for cell in cells)]
+    """The rows that any of these cells holds, in table order."""
+    return [method for method in METHODS if having(cells, method.id)]
 
 
 def difference_on(
@@ -105,8 +129,9 @@ def difference_on(
     """Paired difference to Instruct on a part of the queries."""
     score, statistic = STATISTICS[metric]
     users = np.array(query_users(run, cells[0].task))[chosen].tolist()
-    parts = []
+    held, parts = having(cells, method), []
     for name in (method, "instruct"):
-        values = np.concatenate([cell.scores[name][score] for cell in cells])[:, chosen]
+        values = stacked(held, name, score)[:, chosen]
         parts.append(np.stack([sums_by_user(row, users) for row in values]))
-    return bootstrap_metric(statistic, parts[0], parts[1])
+    weights = (_equal(held, method), _equal(held, "instruct"))
+    return bootstrap_metric(statistic, parts[0], parts[1], seed_weights=weights)

@@ -1,9 +1,14 @@
-"""Directions and preference fits of one group of pairs, kept in the artifact store."""
+"""Directions and preference fits of one group of pairs, kept in the artifact store.
+
+Records hold the seconds they took. Only the ``timed_`` functions hand them out: seconds differ from
+run to run and must reach no table that is compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 
@@ -11,7 +16,9 @@ from chameleon_lib.core.directions import Directions, control_directions, fit_di
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import Contrast, fit_by_preference
 from chameleon_lib.core.plain_prompts import PlainPrompts
+from chameleon_lib.core.protocols import Backbone
 from chameleon_lib.kit.progress import tell
+from chameleon_lib.sections.counting import CountingBackbone
 from chameleon_lib.sections.study import Study
 
 
@@ -24,8 +31,21 @@ def stored_directions(
     main: Directions | None = None,
 ) -> Directions:
     """Directions of the paper or of a control, kept in the store."""
+    return timed_directions(study, name, h_p, h_n, seed, main)[0]
+
+
+def timed_directions(
+    study: Study,
+    name: str,
+    h_p: torch.Tensor,
+    h_n: torch.Tensor,
+    seed: int,
+    main: Directions | None = None,
+) -> tuple[Directions, float]:
+    """:func:`stored_directions` with the seconds that finding them took."""
 
     def compute() -> dict[str, Any]:
+        start = time.perf_counter()
         found = (
             fit_directions(h_p, h_n, study.settings, seed)
             if name == "paper"
@@ -34,7 +54,8 @@ def stored_directions(
         tensors = {f"diagnostics/{key}": value for key, value in found.diagnostics.items()}
         for key in ("theta_p", "theta_n", "ccs_loss", "gate_p", "gate_n"):
             tensors[key] = getattr(found, key)
-        return {"json": [found.alpha_p, found.alpha_n], "tensors": tensors}
+        seconds = time.perf_counter() - start
+        return {"json": [found.alpha_p, found.alpha_n, seconds], "tensors": tensors}
 
     chosen = study.settings.canonical()
     record = study.store.get_or_compute(
@@ -56,8 +77,8 @@ def stored_directions(
     diagnostics = {
         k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("diagnostics/")
     }
-    alpha_p, alpha_n = record["json"]
-    return Directions(
+    alpha_p, alpha_n, seconds = record["json"]
+    directions = Directions(
         theta_p=tensors["theta_p"],
         theta_n=tensors["theta_n"],
         ccs_loss=tensors["ccs_loss"],
@@ -67,6 +88,7 @@ def stored_directions(
         gate_n=tensors["gate_n"].bool(),
         diagnostics=diagnostics,
     )
+    return directions, float(seconds)
 
 
 def stored_fit(
@@ -84,13 +106,32 @@ def stored_fit(
     Returns:
         The edit, and the record of the fit.
     """
+    return timed_fit(study, contrasts, prompts, seed, name)[:2]
+
+
+def timed_fit(
+    study: Study,
+    contrasts: Sequence[Contrast],
+    prompts: PlainPrompts,
+    seed: int,
+    name: str,
+    stop: Callable[[], bool] | None = None,
+) -> tuple[Edit, dict[str, Any], float]:
+    """:func:`stored_fit` with its seconds, the reading of prompts not read before included.
+
+    ``stop`` is asked after every step whether time is up; the caller then gives the study a store
+    of its own, since nothing in the key tells.
+    """
     layers = tuple(range(study.backbone.n_layers))
     settings = study.settings
 
     def compute() -> dict[str, Any]:
         tell(f"{study.backbone_id} {study.task}: fitting {name}, draw {seed}")
+        start = time.perf_counter()
+        counting = CountingBackbone(study.backbone)
+        backbone = cast(Backbone, counting)
         fit = fit_by_preference(
-            study.backbone, contrasts, layers, settings, seed=seed, prompts=prompts
+            backbone, contrasts, layers, settings, seed=seed, prompts=prompts, stop=stop
         )
         record = {
             "loss": fit.loss,
@@ -99,6 +140,9 @@ def stored_fit(
             "n_pairs": fit.n_pairs,
             "n_agreed": fit.n_agreed,
             "n_held_out": fit.n_held_out,
+            "learned_tokens": counting.learned,
+            "looked_tokens": counting.looked,
+            "seconds": time.perf_counter() - start,
         }
         tensors = {"theta_p": fit.edit.theta_p, "theta_n": fit.edit.theta_n}
         return {"json": record, "tensors": tensors}
@@ -107,7 +151,7 @@ def stored_fit(
     record = study.store.get_or_compute(
         "fit",
         {
-            "backbone": study.backbone.fingerprint,
+            "backbone": study.fingerprint,
             "contrasts": list(contrasts),
             "read_together": prompts.texts,  # what is padded together moves the last digits
             "layers": list(layers),
@@ -115,7 +159,11 @@ def stored_fit(
             "settings": {k: v for k, v in chosen.items() if k.startswith(("fit_", "edit_"))},
         },
         compute,
-        modules=("chameleon_lib.core.fitting", "chameleon_lib.backbones"),
+        modules=(
+            "chameleon_lib.core.fitting",
+            "chameleon_lib.backbones",
+            "chameleon_lib.sections.counting",
+        ),
     )
     edit = Edit(
         layers=layers,
@@ -128,4 +176,5 @@ def stored_fit(
         site=settings.edit_site,
         compute_dtype=settings.edit_compute_dtype,
     )
-    return edit, record["json"]
+    log = dict(record["json"])
+    return edit, log, float(log.pop("seconds"))

@@ -1,4 +1,4 @@
-"""The rows of Table 1: every method, baseline and control by name."""
+"""The rows of the tables: every method, baseline and control by name."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Method:
-    """A row of Table 1.
+    """A row of the tables.
 
     Attributes:
         id: Key of the row.
         title: Row name.
-        kind: ``baseline`` (no edit), ``edit``, ``control`` or ``ceiling``.
+        kind: ``baseline`` (no edit), ``rival`` (another method), ``edit``, ``control`` or
+            ``ceiling``.
         labels: Gold labels the method has seen: ``none`` or ``train``.
         paper: Name of the method in the paper's tables, if it has a row there.
     """
@@ -29,6 +30,11 @@ METHODS: tuple[Method, ...] = (
     Method("official_history", "Plain LaMP prompt, selected history", "baseline"),
     Method("instruct", "Instruct (A.3, no insight)", "baseline", paper="Instruct"),
     Method("insight", "A.3 with insight, no edit", "baseline"),
+    Method("llm_rec", "LLM-REC (adapted)", "rival", paper="LLM-REC"),
+    Method("llm_rec_comb", "LLM-REC (adapted), recommending", "rival"),
+    Method("llm_rec_basic", "LLM-REC (adapted), no history", "rival"),
+    Method("aloe", "ALOE (trained on gold answers)", "rival", labels="train", paper="ALOE"),
+    Method("dpo", "DPO, LoRA on the same pairs", "rival"),
     Method("chameleon", "CHAMELEON (paper)", "edit", paper="CHAMELEON"),
     Method("chameleon+insight", "CHAMELEON (paper) + insight", "edit"),
     Method("chameleon_top5", "CHAMELEON (paper), up to 5 layers", "edit"),
@@ -49,6 +55,3 @@ METHODS: tuple[Method, ...] = (
     Method("fitted_gold", "positive control: fitted on gold pairs", "ceiling", labels="train"),
 )
 
-
-# Rows of the paper that the next notebooks add; the table names them so that nobody misses them.
-PENDING = {"LLM-REC": "baselines/llm_rec", "ALOE": "baselines/aloe"}

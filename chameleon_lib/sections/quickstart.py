@@ -24,10 +24,10 @@ from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.lamp.records import User
 from chameleon_lib.sections.answering import Exam
 from chameleon_lib.sections.arms import draw_group
-from chameleon_lib.sections.cells import reference_answers
 from chameleon_lib.sections.data import TaskData, load_task_data, without_gold
 from chameleon_lib.sections.fits import stored_directions, stored_fit
 from chameleon_lib.sections.loading import settings_for
+from chameleon_lib.sections.scoring import reference_answers
 from chameleon_lib.sections.study import Study
 
 

@@ -10,7 +10,7 @@ from chameleon_lib.kit.figures import FigureOutput, dot_ci, save_figure
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
-from chameleon_lib.sections.per_user import Run
+from chameleon_lib.sections.results import Run
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from chameleon_lib.baselines import GoldExample
 from chameleon_lib.core.fitting import Contrast
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.sections import cells as cells_module
 from chameleon_lib.sections import fits as fits_module
-from chameleon_lib.sections.per_user import Run, run
+from chameleon_lib.sections import tunings as tunings_module
+from chameleon_lib.sections.per_user import run
+from chameleon_lib.sections.results import Run
 from tests.sections.small import SETTINGS, small_profile, use_small_models
 
 TASKS = ("LaMP_3", "LaMP_7")
@@ -23,11 +26,13 @@ PROFILE = small_profile(tasks=TASKS)
 
 @dataclass
 class Watch:
-    """What reached a fit: groups of users, contrasts and pair texts."""
+    """What reached a fit: groups of users, contrasts and pair texts; ALOE's and DPO's rows."""
 
     groups: list[list[PreparedUser]] = field(default_factory=list)
     contrasts: list[Contrast] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
+    examples: list[GoldExample] = field(default_factory=list)
+    preferences: list[Contrast] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Finished:
 def finish(folder: Path) -> Finished:
     """Compute the run into ``folder``."""
     watch = Watch()
+    aloe, dpo = tunings_module.train_aloe, tunings_module.train_dpo
     build, fit = cells_module.build_draw, fits_module.fit_by_preference
 
     def build_draw(study: Any, group: Any, pairs: Any, *rest: Any) -> Any:
@@ -53,10 +59,20 @@ def finish(folder: Path) -> Finished:
         watch.contrasts += contrasts
         return fit(backbone, contrasts, *a, **k)
 
+    def train_aloe(backbone: Any, examples: Sequence[GoldExample], *a: Any, **k: Any) -> Any:
+        watch.examples += examples
+        return aloe(backbone, examples, *a, **k)
+
+    def train_dpo(backbone: Any, contrasts: Sequence[Contrast], *a: Any, **k: Any) -> Any:
+        watch.preferences += contrasts
+        return dpo(backbone, contrasts, *a, **k)
+
     with pytest.MonkeyPatch.context() as patch:
         use_small_models(patch)
         patch.setattr(cells_module, "build_draw", build_draw)
         patch.setattr(fits_module, "fit_by_preference", fit_by_preference)
+        patch.setattr(tunings_module, "train_aloe", train_aloe)
+        patch.setattr(tunings_module, "train_dpo", train_dpo)
         return Finished(run(PROFILE, SETTINGS, store=ArtifactStore(folder)), watch, folder)
 
 

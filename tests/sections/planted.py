@@ -13,15 +13,18 @@ from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.lamp.metrics import per_sample_scores
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.answering import Answers
-from chameleon_lib.sections.cells import Cell
 from chameleon_lib.sections.data import TaskData, load_task_data
 from chameleon_lib.sections.methods import METHODS
-from chameleon_lib.sections.per_user import Run, agreeing
+from chameleon_lib.sections.results import Cell, Run, agreeing
 from tests.sections.small import SETTINGS
 
 BASE = 0.4  # share of right answers of a method without an effect
 SEEDS = 2
-FAMILY = {"demo:decoder:0": "decoder", "demo:encdec:0": "encoder-decoder"}
+FAMILY = {
+    "demo:decoder:0": "decoder",
+    "demo:decoder:1": "decoder",
+    "demo:encdec:0": "encoder-decoder",
+}
 
 
 @lru_cache(maxsize=8)
@@ -56,7 +59,7 @@ def _cell(run: Run, task: str, backbone: str, rates: Mapping[str, float]) -> Cel
         seeds = 1 if method.kind == "baseline" or method.id == "neutral" else SEEDS
         rate = rates.get(method.id, BASE)
         answers[method.id] = [
-            _answers(run, task, rate, np.random.default_rng([number, seed, len(backbone)]))
+            _answers(run, task, rate, np.random.default_rng([number, seed, *backbone.encode()]))
             for seed in range(seeds)
         ]
     scores = {name: scores_of(run, task, found) for name, found in answers.items()}

@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 
 from chameleon_lib.backbones.demo.world import habits_followed
+from chameleon_lib.baselines.llm_rec import VARIANTS
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.lamp.metrics import per_sample_scores
 from chameleon_lib.lamp.tasks import is_valid_answer
-from chameleon_lib.sections.cells import Cell, compute_cell, reference_answers
+from chameleon_lib.sections.cells import compute_cell
 from chameleon_lib.sections.data import TaskData, load_task_data, without_gold
+from chameleon_lib.sections.grid import Desk
 from chameleon_lib.sections.methods import METHODS
+from chameleon_lib.sections.results import Cell
+from chameleon_lib.sections.scoring import reference_answers
 from chameleon_lib.sections.study import Study
-from tests.sections.small import SETTINGS, small_profile, use_small_models
+from tests.sections.small import SETTINGS, methods_of, small_profile, use_small_models
 
 DRAWS = (0, 3)  # seeds of the groups, not their number
 PROFILE = small_profile(n_test=4)
@@ -40,13 +44,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         study = Study(PROFILE, "demo:decoder:0", "LaMP_7", SMALL, store)
         data = load_task_data(PROFILE, "LaMP_7")
         test, counts = study.prepare(without_gold(data.test))
-        yield Made(study, data, test, compute_cell(study, data, test, counts, DRAWS))
+        yield Made(study, data, test, compute_cell(Desk(study, data, test, counts), DRAWS))
 
 
 def test_a_cell_has_every_method_in_order_with_its_seeds(made: Made) -> None:
     cell = made.cell
-    assert list(cell.answers) == list(cell.scores) == [method.id for method in METHODS]
-    seeds = {m.id: 1 if m.kind == "baseline" or m.id == "neutral" else 2 for m in METHODS}
+    assert list(cell.answers) == list(cell.scores) == methods_of(cell.backbone, cell.task)
+    once = {m.id for m in METHODS if m.kind == "baseline"} | {"neutral", *VARIANTS}
+    seeds = {name: 1 if name in once else 2 for name in cell.answers}
     seeds["random"] = 4  # three were asked for, and every draw gets as many
     assert {name: len(found) for name, found in cell.answers.items()} == seeds
     assert (cell.backbone, cell.family, cell.task) == ("demo:decoder:0", "decoder", "LaMP_7")

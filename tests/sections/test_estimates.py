@@ -18,7 +18,7 @@ from chameleon_lib.sections.estimates import (
     sums,
 )
 from chameleon_lib.sections.methods import METHODS
-from chameleon_lib.sections.per_user import agreeing, query_golds, stacked
+from chameleon_lib.sections.results import agreeing, query_golds, stacked
 from tests.sections.planted import SEEDS, planted_run
 
 TASKS = ("LaMP_2", "LaMP_3", "LaMP_7")
@@ -121,10 +121,27 @@ def test_a_task_has_its_official_metrics_first_and_habits_in_the_world_alone() -
     assert {m for task in TASKS for m in metrics_of(run, task)} == set(STATISTICS)
 
 
-def test_a_row_that_one_cell_lacks_is_no_row_of_the_table() -> None:
-    [cell] = planted_run().cells
+def test_a_row_that_one_cell_lacks_is_counted_on_the_others() -> None:
+    run = planted_run()
+    [cell] = run.cells
     assert methods_in([cell]) == list(METHODS)
     scores = {name: value for name, value in cell.scores.items() if name != "answer_only"}
-    assert [m.id for m in methods_in([cell, replace(cell, scores=scores)])] == [
-        m.id for m in METHODS if m.id != "answer_only"
-    ]
+    poorer = replace(cell, scores=scores)
+    assert methods_in([cell, poorer]) == list(METHODS)
+    assert [m.id for m in methods_in([poorer])] == [m.id for m in METHODS if m.id != "answer_only"]
+    alone = estimate(run, [cell], "answer_only", "mae", "instruct")
+    assert estimate(run, [poorer, cell], "answer_only", "mae", "instruct") == alone
+    assert estimate(run, [cell, cell], "random", "mae").seeds == 2 * alone.seeds
+
+
+def test_every_training_seed_counts_the_same_whatever_the_number_of_its_groups() -> None:
+    run = planted_run({"chameleon": 0.9}, backbones=("demo:decoder:0", "demo:decoder:1"))
+    first, second = run.cells
+    answers = {**second.answers, "chameleon": second.answers["chameleon"][:1]}
+    fewer = replace(second, answers=answers, scores={**second.scores, "chameleon": {
+        name: rows[:1] for name, rows in second.scores["chameleon"].items()
+    }})  # fmt: skip
+    found = estimate(run, [first, fewer], "chameleon", "mae")
+    means = [float(cell.scores["chameleon"]["abs_error"].mean()) for cell in (first, fewer)]
+    assert means[0] != means[1]
+    assert found.value == pytest.approx(np.mean(means)) and found.seeds == 3

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.sections import per_user
+from chameleon_lib.sections import grid
 from chameleon_lib.sections.data import TaskData, load_task_data
-from chameleon_lib.sections.per_user import query_golds, run
+from chameleon_lib.sections.per_user import run
+from chameleon_lib.sections.results import query_golds
 from tests.sections.finished import Finished, units
 from tests.sections.small import BACKBONES, SETTINGS, small_profile, use_small_models
 
@@ -28,36 +29,39 @@ def test_no_test_user_is_in_a_group_and_no_test_text_reaches_a_fit(
         assert not ids & {user.id for user in done.data[task].test}
     users = [user for data in done.data.values() for user in (*data.test, *data.dev)]
     texts = [t for u in users for t in (*(i.text for i in u.history), *(q.text for q in u.queries))]
-    read = "\n".join([*(c.prompt for c in watch.contrasts), *watch.queries])
+    trained = [example.prompt for example in watch.examples]
+    assert trained and watch.preferences
+    read = "\n".join([*(c.prompt for c in watch.contrasts), *watch.queries, *trained])
     assert not [text for text in texts if text in read]
     ids = {user.id for user in users}
-    assert not {contrast.user_id for contrast in watch.contrasts} & ids
+    assert not {seen.user_id for seen in [*watch.contrasts, *watch.preferences]} & ids
+    assert not {example.user_id for example in watch.examples} & ids
 
 
-def test_golds_of_train_users_reach_the_positive_control_alone(
+def test_golds_of_train_users_reach_aloe_and_the_positive_control_alone(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other train golds: everything comes from the store but the fit on gold pairs."""
+    """Other train golds: everything comes from the store but what is fitted to gold answers."""
     use_small_models(monkeypatch)
-    monkeypatch.setattr(per_user, "load_task_data", _with_golds("train"))
+    monkeypatch.setattr(grid, "load_task_data", _with_golds("train"))
     before = units(finished.folder)
     profile = small_profile(tasks=("LaMP_3",), backbones=BACKBONES[:1])
     done = run(profile, SETTINGS, store=ArtifactStore(finished.folder))
     assert before.items() <= units(finished.folder).items()
     new = units(finished.folder).keys() - before
     stages = [path.relative_to(finished.folder).parts[0] for path in new]
-    assert sorted(stages) == ["answers", "fit"]  # the fit on gold pairs, and what its edit says
+    assert sorted(stages) == ["aloe", "answers", "answers", "fit"]
     mine, other = finished.run.cells[0].answers, done.cells[0].answers
     for method in other:
         same = [a.texts for a in mine[method]] == [a.texts for a in other[method]]
-        assert same or method == "fitted_gold"
+        assert same or method in ("aloe", "fitted_gold")
 
 
 def test_golds_of_test_users_change_scores_and_nothing_else(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_small_models(monkeypatch)
-    monkeypatch.setattr(per_user, "load_task_data", _with_golds("test"))
+    monkeypatch.setattr(grid, "load_task_data", _with_golds("test"))
     before = units(finished.folder)
     profile = small_profile(tasks=("LaMP_3",), backbones=BACKBONES[:1])
     done = run(profile, SETTINGS, store=ArtifactStore(finished.folder))

@@ -8,12 +8,13 @@ import pytest
 
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.lamp.data import write_lamp
-from chameleon_lib.sections import per_user
+from chameleon_lib.sections import grid
 from chameleon_lib.sections.data import load_task_data
 from chameleon_lib.sections.methods import METHODS
-from chameleon_lib.sections.per_user import agreeing, query_golds, query_users, run, stacked
+from chameleon_lib.sections.per_user import run
+from chameleon_lib.sections.results import agreeing, query_golds, query_users, stacked
 from tests.sections.finished import PROFILE, TASKS, Finished, units
-from tests.sections.small import BACKBONES, SETTINGS, small_profile, use_small_models
+from tests.sections.small import BACKBONES, SETTINGS, methods_of, small_profile, use_small_models
 
 OWN_SCORES = {"LaMP_3": {"abs_error", "squared_error"}, "LaMP_7": {"rouge1", "rougeL", "habits"}}
 
@@ -27,7 +28,7 @@ def test_every_cell_has_every_method_with_one_score_per_seed_and_query(
     seeds = {method.id: 1 for method in METHODS} | {"random": SETTINGS.controls_random_draws}
     for cell in done.cells:
         n = len(query_users(done, cell.task))
-        assert list(cell.answers) == list(cell.scores) == [method.id for method in METHODS]
+        assert list(cell.answers) == list(cell.scores) == methods_of(cell.backbone, cell.task)
         assert 0 < n <= 8 and cell.counts["users"] == 8
         for method, scores in cell.scores.items():
             assert set(scores) == {"valid", "changed", "margin", *OWN_SCORES[cell.task]}
@@ -80,7 +81,7 @@ def test_a_user_one_backbone_cannot_use_is_left_out_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_small_models(monkeypatch)
-    study_type, lost = per_user.Study, load_task_data(PROFILE, "LaMP_3").test[2].id
+    study_type, lost = grid.Study, load_task_data(PROFILE, "LaMP_3").test[2].id
 
     class Picky(study_type):  # type: ignore[misc, valid-type]
         def prepare(self, users: Any) -> Any:
@@ -89,7 +90,7 @@ def test_a_user_one_backbone_cannot_use_is_left_out_for_all(
                 prepared = [user for user in prepared if user.user.id != lost]
             return prepared, counts
 
-    monkeypatch.setattr(per_user, "Study", Picky)
+    monkeypatch.setattr(grid, "Study", Picky)
     profile = small_profile(tasks=("LaMP_3",), n_test=4)
     done = run(profile, SETTINGS, store=ArtifactStore(tmp_path))
     assert lost not in done.test_users["LaMP_3"] and done.test_users["LaMP_3"]
@@ -110,7 +111,7 @@ def test_official_files_run_without_planted_truth(
     assert list(done.data) == ["LaMP_3"] and len(done.notes) == 1 and "LaMP-7" in done.notes[0]
     assert done.settings.pairs_on_too_few == "warn"
     [cell] = done.cells
-    assert list(cell.scores) == [method.id for method in METHODS]
+    assert list(cell.scores) == methods_of(cell.backbone, cell.task)
     assert not agreeing(done, "LaMP_3").any() and "personal_right" not in cell.draws[0]
     golds, neutral = query_golds(done, "LaMP_3"), cell.answers["neutral"][0].texts
     same = [gold == said for gold, said in zip(golds, neutral, strict=True)]

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.sections import loading, per_user
+from chameleon_lib.sections import grid, loading
 from chameleon_lib.sections import study as study_module
 from chameleon_lib.sections.data import load_task_data
-from chameleon_lib.sections.per_user import Plan, run
+from chameleon_lib.sections.grid import Plan, run_grid
+from chameleon_lib.sections.results import Cell
 from tests.backbones.demo.small import HashEmbedder
 from tests.sections.finished import PROFILE, TASKS
 from tests.sections.small import BACKBONES, SETTINGS, open_small, small_profile
@@ -24,14 +25,14 @@ def test_the_groups_are_drawn_by_the_seeds_that_the_settings_or_the_call_name(
 ) -> None:
     plans: list[Plan] = []
 
-    def compute(plan: Plan, _backbone: str) -> Any:
+    def compute(plan: Plan, _backbone: str) -> list[Cell]:
         plans.append(plan)
+        return []
 
-    monkeypatch.setattr(per_user, "_compute", compute)
     monkeypatch.setattr(Plan, "common_users", lambda *_a, **_k: set())
     seeded = SETTINGS.with_(group_draws=2, group_seeds=(4, 9))
     for draws in (0, 3):
-        run(PROFILE, seeded, draws=draws, store=ArtifactStore(tmp_path))
+        run_grid(compute, PROFILE, seeded, draws=draws, store=ArtifactStore(tmp_path))
     assert [plan.draws for plan in plans] == [(4, 9)] * 4 + [(0, 1, 2)] * 4
     assert pickle.loads(pickle.dumps(plans[0])) == plans[0]
 
@@ -42,27 +43,24 @@ def test_several_workers_fill_the_store_stage_by_stage_and_the_longest_task_firs
     warmed: list[tuple[str, list[tuple[str, str]], int, int]] = []
 
     def warm(work: Any, units: Any, *, workers: int, threads: int, label: str) -> None:
-        assert work.__module__ == per_user.__name__  # a worker has to import it by name
+        pickle.dumps(work)  # a worker has to import it by name
         warmed.append((label, [(p.task, name) for p, name in units], workers, threads))
 
-    monkeypatch.setattr(per_user, "warm", warm)
-    monkeypatch.setattr(per_user, "_compute", _compute_nothing)
+    monkeypatch.setattr(grid, "warm", warm)
     monkeypatch.setattr(Plan, "common_users", lambda *_a, **_k: set())
-    run(PROFILE, SETTINGS, store=ArtifactStore(tmp_path), workers=2)
+    run_grid(_compute_nothing, PROFILE, SETTINGS, store=ArtifactStore(tmp_path), workers=2)
     every = [(task, name) for task in reversed(TASKS) for name in BACKBONES]
     once = [(task, BACKBONES[0]) for task in reversed(TASKS)]
     assert warmed == [
         ("history selection", once, 2, 1), ("insights", every, 2, 1), ("cells", every, 2, 1),
     ]  # fmt: skip
-    run(PROFILE, SETTINGS, store=ArtifactStore(tmp_path), workers=1)
+    run_grid(_compute_nothing, PROFILE, SETTINGS, store=ArtifactStore(tmp_path), workers=1)
     assert len(warmed) == 3
 
 
-def _compute_nothing(_plan: Plan, _backbone: str) -> None:
-    return None
 
-
-_compute_nothing.__module__ = per_user.__name__
+def _compute_nothing(_plan: Plan, _backbone: str) -> list[Cell]:
+    return []
 
 
 def test_only_one_backbone_of_the_hub_has_to_be_opened_for_the_next_cell(

@@ -1,0 +1,85 @@
+"""The other methods of the paper's tables, asked by the same exam: LLM-REC, ALOE and DPO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from chameleon_lib.baselines.llm_rec import answer_prompts, variants_for, write_summaries
+from chameleon_lib.core.contrasts import contrasts_from_pairs
+from chameleon_lib.core.preferences import PreferencePair, PreparedUser, keep_different
+from chameleon_lib.kit.progress import tell
+from chameleon_lib.sections.answering import Answers, Exam
+from chameleon_lib.sections.study import Study
+from chameleon_lib.sections.tunings import (
+    TunedStudy,
+    aloe_settings,
+    dpo_settings,
+    stored_aloe,
+    stored_dpo,
+    training_log,
+)
+
+Log = dict[str, Any]
+
+
+def prompted_rivals(exam: Exam) -> dict[str, list[Answers]]:
+    """LLM-REC's three variants without raw history (those of them that the task has)."""
+    study = exam.study
+    variants = [name for name in variants_for(study.task) if not name.endswith("_hist")]
+    for variant in variants:
+        summaries = _summaries(study, exam.users, variant)
+        exam.add_prompts(variant, answer_prompts(exam.users, summaries, variant, study.settings))
+    answers = exam.answer({variant: (variant, None) for variant in variants})
+    return {name: [answer] for name, answer in answers.items()}
+
+
+def trained_rivals(
+    exam: Exam, group: Sequence[PreparedUser], pairs: Sequence[PreferencePair], seed: int
+) -> dict[str, tuple[Answers, Log]]:
+    """ALOE on the group's gold answers and DPO on its own pairs, with the log of the training.
+
+    Args:
+        exam: Of the untouched backbone.
+        group: Train users with gold answers.
+        pairs: Their pairs, unfiltered: exactly those that the edits are made from.
+        seed: Number of the draw.
+    """
+    study = exam.study
+    aloe, dpo = aloe_settings(study), dpo_settings(study)
+    kept, identical = keep_different(pairs, study.settings)
+    contrasts = contrasts_from_pairs(study.task, kept, identical, study.settings)
+    tunings = {
+        "aloe": stored_aloe(study, group, aloe, seed),
+        "dpo": stored_dpo(study, contrasts, dpo, seed),
+    }
+    kinds = {"aloe": "instruct" if aloe.history == "a3" else "unseen", "dpo": "instruct"}
+    found = {}
+    for name, tuned in tunings.items():
+        asked = exam.of(TunedStudy(study, tuned)).answer({name: (kinds[name], None)})
+        found[name] = (asked[name], training_log(tuned.log))
+    return found
+
+
+def _summaries(study: Study, users: Sequence[PreparedUser], variant: str) -> list[str]:
+    """LLM-REC's summaries, one per query, kept in the store per user."""
+
+    def compute(batch: list[PreparedUser]) -> list[list[str]]:
+        tell(f"{study.backbone_id} {study.task}: {variant} summaries")
+        written = iter(write_summaries(study.backbone, batch, variant, study.settings))
+        return [[next(written) for _ in user.user.queries] for user in batch]
+
+    rows = study.store.map(
+        "summaries",
+        users,
+        compute,
+        inputs={"variant": variant, **study.inputs("decode_", "prompts_", "model_")},
+        key_of=lambda user: [
+            [[item.text, item.label] for item in user.items],
+            [query.text for query in user.user.queries],
+        ],
+        batch_size=64,
+        label=f"{study.backbone_id} {study.task} {variant}",
+        modules=("chameleon_lib.baselines.llm_rec", "chameleon_lib.backbones"),
+    )
+    return [summary for row in rows for summary in row]

@@ -1,0 +1,143 @@
+"""What stands behind Table 1: floors without a model, pairs, directions by layer, trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from chameleon_lib.kit.stats import (
+    Estimate,
+    bootstrap_metric,
+    confusion_by_user,
+    sums_by_user,
+)
+from chameleon_lib.kit.tables import estimate_columns
+from chameleon_lib.lamp.baselines import baselines_for
+from chameleon_lib.lamp.metrics import per_sample_scores
+from chameleon_lib.lamp.records import User
+from chameleon_lib.lamp.tasks import get_task, is_valid_answer
+from chameleon_lib.sections.estimates import STATISTICS
+from chameleon_lib.sections.methods import METHODS
+from chameleon_lib.sections.results import Run
+
+
+def floors(run: Run, task: str) -> pd.DataFrame:
+    """Baselines that need no model, on the test users and on all labelled users."""
+    rows = []
+    data = run.data[task]
+    chosen = set(run.test_users[task])
+    parts = [("test users", [user for user in data.test if user.id in chosen])]
+    parts.append(("all users", list(data.everyone)))
+    for name, baseline in baselines_for(task).items():
+        for part, users in parts:
+            row: dict[str, Any] = {"baseline": name.replace("_", " "), "users": part}
+            answers = baseline(users, data.train)
+            for metric in get_task(task).metrics:
+                found = _floor(task, users, answers, metric)
+                row |= estimate_columns(found, metric)
+            row["valid rate"] = float(np.mean([is_valid_answer(task, a) for a in answers]))
+            rows.append(row)
+    frame = pd.DataFrame(rows)
+    return frame[[c for c in frame.columns if c not in ("n", "seeds")] + ["n", "seeds"]]
+
+
+def _floor(task: str, users: Sequence[User], answers: list[str], metric: str) -> Estimate:
+    gold = [str(query.gold) for user in users for query in user.queries]
+    owner = [user.id for user in users for _ in user.queries]
+    score, statistic = STATISTICS[metric]
+    if statistic == "macro_f1":
+        return bootstrap_metric(
+            statistic, confusion_by_user(gold, answers, get_task(task).labels, owner)
+        )
+    values = per_sample_scores(task, gold, answers)[score]
+    return bootstrap_metric(statistic, sums_by_user(values, owner))
+
+
+def directions(run: Run, task: str) -> pd.DataFrame:
+    """Per backbone, draw and layer: pairs, CCS loss with its floor and control, geometry."""
+    rows = []
+    for cell in (c for c in run.cells if c.task == task):
+        for index, log in enumerate(cell.draws):
+            for layer in log["rows"]:
+                rows.append(
+                    {
+                        "backbone": cell.backbone,
+                        "draw": index,
+                        "layer": int(layer["layer"]),
+                        "edited": int(layer["layer"]) in log["layers"],
+                        "pairs kept": log["kept"],
+                        "pairs identical": log["identical"],
+                        **{k: v for k, v in layer.items() if k != "layer"},
+                        "n": log["users"],
+                        "seeds": 1,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def pair_counts(run: Run) -> pd.DataFrame:
+    """Per backbone and task: pairs before and after the filter, and how many are right."""
+    rows = []
+    for cell in run.cells:
+        logs = cell.draws
+        row: dict[str, Any] = {
+            "backbone": cell.backbone,
+            "task": get_task(cell.task).name.replace("_", "-"),
+            "pairs asked": float(np.mean([log["pairs"] for log in logs])),
+            "pairs kept": float(np.mean([log["kept"] for log in logs])),
+            "drop rate": float(np.mean([log["identical"] / log["pairs"] for log in logs])),
+        }
+        if "personal_right" in logs[0]:
+            row["personal right"] = float(np.mean([log["personal_right"] for log in logs]))
+            row["neutral right"] = float(np.mean([log["neutral_right"] for log in logs]))
+        row |= {
+            "edited layers": " | ".join(",".join(map(str, log["layers"])) for log in logs),
+            "left out: too long": cell.counts["too_long"],
+            "left out: empty insight": cell.counts["empty_insight"],
+            "history items dropped": cell.counts["dropped_items"],
+            "n": logs[0]["users"],
+            "seeds": len(logs),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def trainings(run: Run) -> pd.DataFrame:
+    """What ALOE and DPO were trained on and whether they learned: means over groups.
+
+    The loss is the mean of the first and of the last quarter of the steps, per token for ALOE and
+    per pair for DPO.
+    """
+    titles = {method.id: method.title for method in METHODS}
+    rows = []
+    for cell in run.cells:
+        for name in ("aloe", "dpo"):
+            logs = [log[name] for log in cell.draws if name in log]
+            if not logs:
+                continue
+            first = logs[0]
+            row: dict[str, Any] = {
+                "backbone": cell.backbone,
+                "task": get_task(cell.task).name.replace("_", "-"),
+                "method": titles[name],
+                "gold answers seen": first["queries"] if first["uses_gold"] else 0,
+                "weights": first["params"],
+                "trainable weights": first["trainable_params"],
+                "dialogues mixed in": f"{first['mix_rows']} ({first['mix']})",
+                "steps": first["steps"],
+            }
+            for key in ("rows", "ties"):
+                row[key] = float(np.mean([log[key] for log in logs]))
+            for label, part in (("first", slice(None, 1)), ("last", slice(-1, None))):
+                quarters = [np.array_split(np.asarray(log["loss"]), 4)[part][0] for log in logs]
+                row[f"loss, {label} quarter"] = float(np.mean([q.mean() for q in quarters]))
+            row |= {
+                "departures from the paper": ", ".join(first["departures"]),
+                "n": cell.draws[0]["users"],
+                "seeds": len(logs),
+            }
+            rows.append(row)
+    return pd.DataFrame(rows)
