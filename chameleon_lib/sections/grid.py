@@ -145,15 +145,17 @@ def run_grid(
         Plan(profile, settings, task, data_dir, max_users, seeds, store.root, knobs)
         for task in found
     ]
-    pool = {"workers": profile.workers if workers is None else workers, "threads": profile.threads}
-    if pool["workers"] > 1:
+    workers = profile.workers if workers is None else workers
+    if workers > 1:
         # The longest answers first, so that no worker is left alone with them at the end.
         queue = plans[::-1]
         every = [(plan, name) for plan in queue for name in profile.backbones]
-        warm(_select, [(plan, profile.backbones[0]) for plan in queue],
-             label="history selection", **pool)  # fmt: skip
-        warm(_prepare, every, label="insights", **pool)
-        warm(compute, every, label="cells", **pool)
+        phases = [
+            ("history selection", _select, [(plan, profile.backbones[0]) for plan in queue]),
+            ("insights", _prepare, every),
+            ("cells", compute, every),
+        ]
+        warm(phases, workers=workers, threads=profile.threads)
     data = {plan.task: plan.data() for plan in plans}
     cells = [cell for plan in plans for name in profile.backbones for cell in compute(plan, name)]
     users = {

@@ -15,6 +15,8 @@ from typing import Any
 
 from chameleon_lib.kit.progress import Progress
 
+Phase = tuple[str, Callable[..., Any], Sequence[tuple[Any, ...]]]
+
 
 def _start_worker(threads: int) -> None:
     """Fix the thread count, and end with the parent: a killed notebook must leave no worker."""
@@ -31,35 +33,30 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def warm(
-    work: Callable[..., Any],
-    units: Sequence[tuple[Any, ...]],
-    *,
-    workers: int,
-    threads: int,
-    label: str,
-) -> None:
-    """Call ``work(*unit)`` for every unit, in ``workers`` processes.
+def warm(phases: Sequence[Phase], *, workers: int, threads: int) -> None:
+    """Call ``work(*unit)`` for every unit of every phase, in ``workers`` processes.
+
+    A phase starts when the one before is done. The processes live through all of them: a new one
+    costs seconds of imports.
 
     Args:
-        work: Importable function that leaves its results in the artifact store.
-        units: Its arguments, picklable.
+        phases: Label of the progress line, importable function that leaves its results in the
+            artifact store, and its arguments per unit, picklable.
         workers: Processes; 1 runs in this process.
         threads: Torch threads per process.
-        label: Progress line.
 
     Raises:
         Exception: Whatever the first failing unit raised.
     """
     if workers == 1:
-        for unit in units:
-            work(*unit)
+        for _, work, units in phases:
+            for unit in units:
+                work(*unit)
         return
     context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool,
-        Progress(label, len(units)) as progress,
-    ):
-        for future in [pool.submit(work, *unit) for unit in units]:
-            future.result()
-            progress.advance(1)
+    with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
+        for label, work, units in phases:
+            with Progress(label, len(units)) as progress:
+                for future in [pool.submit(work, *unit) for unit in units]:
+                    future.result()
+                    progress.advance(1)

@@ -39,22 +39,39 @@ def units(folder: Path, n: int) -> list[tuple[str, int]]:
 def test_every_unit_is_computed_in_other_processes_with_the_threads_asked_for(
     tmp_path: Path,
 ) -> None:
-    warm(write_square, units(tmp_path, 5), workers=2, threads=3, label="squares")
+    warm([("squares", write_square, units(tmp_path, 5))], workers=2, threads=3)
     found = [(tmp_path / f"{n}.txt").read_text().split() for n in range(5)]
     assert [int(value) for value, *_ in found] == [0, 1, 4, 9, 16]
     assert str(os.getpid()) not in {pid for _, pid, _ in found}
     assert {threads for *_, threads in found} == {"3"}
 
 
+def after_the_first(folder: str, number: int) -> None:
+    assert (Path(folder) / "first" / "3.txt").is_file()  # the last unit of the phase before
+    write_square(folder, number)
+
+
+def test_phases_follow_each_other_in_the_same_processes(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    first.mkdir()
+    phases = [("one", write_square, units(first, 4)), ("two", after_the_first, units(tmp_path, 4))]
+    warm(phases, workers=2, threads=1)
+    pids = [
+        {(folder / f"{n}.txt").read_text().split()[1] for n in range(4)}
+        for folder in (first, tmp_path)
+    ]
+    assert len(pids[0] | pids[1]) <= 2 and str(os.getpid()) not in pids[1]
+
+
 def test_one_worker_is_this_process(tmp_path: Path) -> None:
-    warm(write_square, units(tmp_path, 2), workers=1, threads=1, label="squares")
+    warm([("squares", write_square, units(tmp_path, 2))], workers=1, threads=1)
     assert (tmp_path / "1.txt").read_text().split()[:2] == ["1", str(os.getpid())]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failing_unit_fails_the_run(workers: int, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError, match="unit 2"):
-        warm(fail_at_two, units(tmp_path, 3), workers=workers, threads=1, label="failing")
+        warm([("failing", fail_at_two, units(tmp_path, 3))], workers=workers, threads=1)
     assert (tmp_path / "0.txt").is_file() and not (tmp_path / "2.txt").exists()
 
 
@@ -73,8 +90,8 @@ def test_a_worker_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         "from chameleon_lib.sections.parallel import warm\n"
         "from tests.sections.test_parallel import sleep_long\n"
         "if __name__ == '__main__':\n"
-        f"    warm(sleep_long, [({str(tmp_path)!r}, 1), ({str(tmp_path)!r}, 2)], workers=2,\n"
-        "         threads=1, label='sleepers')\n"
+        f"    units = [({str(tmp_path)!r}, 1), ({str(tmp_path)!r}, 2)]\n"
+        "    warm([('sleepers', sleep_long, units)], workers=2, threads=1)\n"
     )
     script = tmp_path / "parent.py"
     script.write_text(code)

@@ -42,9 +42,10 @@ def test_several_workers_fill_the_store_stage_by_stage_and_the_longest_task_firs
 ) -> None:
     warmed: list[tuple[str, list[tuple[str, str]], int, int]] = []
 
-    def warm(work: Any, units: Any, *, workers: int, threads: int, label: str) -> None:
-        pickle.dumps(work)  # a worker has to import it by name
-        warmed.append((label, [(p.task, name) for p, name in units], workers, threads))
+    def warm(phases: Any, *, workers: int, threads: int) -> None:
+        for label, work, units in phases:
+            pickle.dumps(work)  # a worker has to import it by name
+            warmed.append((label, [(p.task, name) for p, name in units], workers, threads))
 
     monkeypatch.setattr(grid, "warm", warm)
     monkeypatch.setattr(Plan, "common_users", lambda *_a, **_k: set())
