@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ import torch
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.baselines.lora import adapter_of, changed_weights, lora_config
 from chameleon_lib.baselines.mix import choose_mix, load_mix
+from chameleon_lib.baselines.options import drawn, out_of_time
 from chameleon_lib.baselines.rows import AnswerRow, GoldExample, answer_rows, dialogue_rows
 from chameleon_lib.baselines.settings import AloeSettings
 from chameleon_lib.baselines.sft import decoder_trainer, encdec_trainer
@@ -32,6 +33,7 @@ def train_aloe(
     *,
     seed: int,
     max_steps: int | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Tuned:
     """Fine-tune a copy of the backbone on gold answers.
 
@@ -45,6 +47,7 @@ def train_aloe(
         settings: The recipe.
         seed: Seeds the draw of examples and dialogues, adapters and the order of the rows.
         max_steps: Optimiser steps, instead of the settings'.
+        stop: Asked after every step whether time is up; the schedule stays that of all steps.
 
     Raises:
         UserError: No example, or one that does not fit the model's context.
@@ -54,11 +57,10 @@ def train_aloe(
     if not examples:
         raise UserError("ALOE needs at least one gold example of a train user; got none.")
     start = time.perf_counter()
-    taken = max(1, round(settings.share * len(examples)))
-    order = random.Random(f"aloe/{seed}").sample(range(len(examples)), taken)
+    order = drawn("aloe", len(examples), settings.share, seed)
     rows = answer_rows(backbone, [examples[at] for at in order])
     limit, notes = _length_limit(backbone, settings)
-    mixed, dropped = _mix_rows(backbone, settings, taken, seed, limit)
+    mixed, dropped = _mix_rows(backbone, settings, len(order), seed, limit)
     notes += dropped
     together = [*rows, *mixed]
     # Dialogues must not all come last, neither in packed rows nor for whoever reads the loss.
@@ -79,7 +81,7 @@ def train_aloe(
             if backbone.family == "decoder"
             else encdec_trainer(backbone, model, together, common, adapter)
         )
-        meter = trainers.run(trainer, f"{backbone.name} ALOE")
+        meter = trainers.run(trainer, f"{backbone.name} ALOE", stop)
         trained = trainer.model
         trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
         if adapter is None:
@@ -90,12 +92,13 @@ def train_aloe(
         notes += ("encoder-decoder: the loss is on the answer, rows are not packed",)
     if mixed:
         notes += (f"mix={settings.mix}",)
+    notes += out_of_time(len(meter.loss), meter.planned)
     log = TrainLog(
         method="aloe",
         uses_gold=True,
         params=settings.params,
         trainable_params=trainable,
-        queries=taken,
+        queries=len(order),
         ties=0,
         rows=len(rows),
         mix=settings.mix if mixed else "none",
@@ -104,6 +107,7 @@ def train_aloe(
         samples=round(meter.samples * len(together) / _countable(trainer, together)),
         trained_tokens=meter.trained,
         forward_tokens=meter.forward,
+        backward_tokens=meter.forward,
         loss=tuple(meter.loss),
         assumed=settings.assumptions(),
         departures=settings.departures(),

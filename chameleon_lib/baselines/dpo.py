@@ -8,9 +8,8 @@ leave, identical answers dropped. No gold label is seen.
 from __future__ import annotations
 
 import copy
-import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.baselines.lora import adapter_of, lora_config, silence_dropout
+from chameleon_lib.baselines.options import drawn, out_of_time
 from chameleon_lib.baselines.rows import PairRow, pair_rows
 from chameleon_lib.baselines.settings import DpoSettings
 from chameleon_lib.baselines.tuning import TrainLog, Tuned
@@ -35,6 +35,7 @@ def train_dpo(
     *,
     seed: int,
     max_steps: int | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Tuned:
     """Tune a LoRA adapter on a copy of the backbone by the DPO loss.
 
@@ -49,6 +50,7 @@ def train_dpo(
         settings: The recipe.
         seed: Seeds the draw of queries, the adapter, dropout and the order of the pairs.
         max_steps: Optimiser steps, instead of the settings'.
+        stop: Asked after every step whether time is up; the schedule stays that of all steps.
 
     Raises:
         UserError: No pair with two different answers, or one that does not fit the context.
@@ -56,8 +58,7 @@ def train_dpo(
     from chameleon_lib.baselines import trainers
 
     start = time.perf_counter()
-    taken = max(1, round(settings.share * len(contrasts))) if contrasts else 0
-    order = random.Random(f"dpo/{seed}").sample(range(len(contrasts)), taken)
+    order = drawn("dpo", len(contrasts), settings.share, seed)
     pairs = [contrasts[at] for at in order if contrasts[at].rejected is not None]
     if not pairs:
         raise UserError("DPO needs at least one pair with two different answers; got none.")
@@ -73,25 +74,26 @@ def train_dpo(
         if backbone.family == "decoder":
             common = trainers.arguments(settings, steps, seed, folder, backbone.device)
             trainer = decoder_trainer(backbone, model, rows, reference, settings, common, adapter)
-            meter = trainers.run(trainer, label)
+            meter = trainers.run(trainer, label, stop)
             tuned = trainer.model
         else:
             from chameleon_lib.baselines.dpo_loop import train_pairs
 
             tuned, meter = train_pairs(
-                backbone, model, rows, reference, settings, adapter, seed, steps, label
+                backbone, model, rows, reference, settings, adapter, seed, steps, label, stop
             )
         trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
         tensors, shape = adapter_of(tuned)
     if settings.quantisation == "none":
         notes += ("quantisation none (the paper: bnb.nf4)",)
+    notes += out_of_time(len(meter.loss), meter.planned)
     log = TrainLog(
         method="dpo",
         uses_gold=settings.pairs == "gold",
         params="lora",
         trainable_params=trainable,
-        queries=taken,
-        ties=taken - len(pairs),
+        queries=len(order),
+        ties=len(order) - len(pairs),
         rows=len(rows),
         mix="none",
         mix_rows=0,
@@ -99,6 +101,7 @@ def train_dpo(
         samples=meter.samples,
         trained_tokens=meter.trained,
         forward_tokens=meter.forward + _reference_tokens(rows),
+        backward_tokens=meter.forward,
         loss=tuple(meter.loss),
         assumed=settings.assumptions(),
         departures=settings.departures(),

@@ -5,7 +5,7 @@ Prompt in the encoder, answer in the decoder. Both answers of a pair share one e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +32,7 @@ def train_pairs(
     seed: int,
     max_steps: int | None,
     label: str,
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[Any, Meter]:
     """Tune an adapter on an encoder-decoder.
 
@@ -45,6 +46,7 @@ def train_pairs(
         seed: Seeds the order of the pairs; the adapter takes torch's global state.
         max_steps: Optimiser steps, or None for whole epochs.
         label: Progress line.
+        stop: Asked after every step whether time is up.
 
     Returns:
         The PEFT model and the counts.
@@ -63,7 +65,7 @@ def train_pairs(
     steps = max_steps or per_epoch * settings.epochs
     warmup = -int(-steps * settings.warmup // 1)  # rounded up, as the library does
     schedule = get_scheduler(settings.schedule, optimizer, warmup, steps)
-    meter = Meter()
+    meter = Meter(planned=steps)
     order = _batches(len(rows), settings, seed)
     with Progress(label, steps) as progress:
         for _ in range(steps):
@@ -82,6 +84,8 @@ def train_pairs(
             optimizer.zero_grad()
             meter.step()
             progress.advance()
+            if stop is not None and stop():
+                break
     return tuned, meter
 
 

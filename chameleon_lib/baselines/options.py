@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import types
 import typing
 from contextlib import nullcontext
@@ -104,6 +105,24 @@ class TunerSettings:
             for item in fields(self)
             if getattr(self, item.name) != item.default
         )
+
+
+def drawn(method: str, n: int, share: float, seed: int) -> list[int]:
+    """Which of ``n`` training queries a method is given, in the order in which it gets them.
+
+    Args:
+        method: ``aloe`` or ``dpo``; each has draws of its own.
+        n: Training queries.
+        share: Share that is used; at least one query if there is any.
+        seed: Seed of the training.
+    """
+    taken = max(1, round(share * n)) if n else 0
+    return random.Random(f"{method}/{seed}").sample(range(n), taken)
+
+
+def out_of_time(steps: int, planned: int) -> tuple[str, ...]:
+    """The note of a training that its clock has stopped, if it has."""
+    return () if steps >= planned else (f"stopped by the clock after {steps} of {planned} steps",)
 
 
 def _checked(item: Field[Any], value: Any, kind: Any) -> Any:

@@ -7,6 +7,7 @@ behaviour it replaces (TRL 1.16.0, transformers 5.23.0).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +23,11 @@ from chameleon_lib.kit.progress import Progress
 
 @dataclass
 class Meter:
-    """Counts of a training; one entry of ``loss`` per optimiser step."""
+    """Counts of a training; one entry of ``loss`` per optimiser step, ``planned`` of them at most.
+    """
 
     loss: list[float] = field(default_factory=list)
+    planned: int = 0
     samples: int = 0
     trained: int = 0
     forward: int = 0
@@ -44,12 +47,17 @@ class Meter:
 
 
 class _StepEnd(TrainerCallback):
-    def __init__(self, meter: Meter, progress: Progress) -> None:
-        self.meter, self.progress = meter, progress
+    def __init__(
+        self, meter: Meter, progress: Progress, stop: Callable[[], bool] | None
+    ) -> None:
+        self.meter, self.progress, self.stop = meter, progress, stop
 
-    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+    def on_step_end(self, *args: Any, **_kwargs: Any) -> None:
         self.meter.step()
         self.progress.advance()
+        if self.stop is not None and self.stop():
+            _arguments, _state, control = args
+            control.should_training_stop = True
 
 
 class _Counted(ABC):
@@ -172,13 +180,12 @@ def arguments(
     }
 
 
-def run(trainer: Any, label: str) -> Meter:
-    """Train, and return what was counted."""
+def run(trainer: Any, label: str, stop: Callable[[], bool] | None = None) -> Meter:
+    """Train, and return what was counted; ``stop`` is asked after every step."""
     trainer.remove_callback(PrinterCallback)  # it prints to stdout where there is no bar
-    trainer.meter = Meter()
-    steps = planned_steps(len(trainer.train_dataset), trainer.args)
-    with Progress(label, steps) as progress:
-        trainer.add_callback(_StepEnd(trainer.meter, progress))
+    trainer.meter = Meter(planned=planned_steps(len(trainer.train_dataset), trainer.args))
+    with Progress(label, trainer.meter.planned) as progress:
+        trainer.add_callback(_StepEnd(trainer.meter, progress, stop))
         trainer.train()
     meter: Meter = trainer.meter
     return meter

@@ -120,6 +120,7 @@ def fit_by_preference(
     seed: int = 0,
     prompts: PlainPrompts | None = None,
     on_step: Callable[[int, float], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> FittedDirections:
     """Fit one shared pair of directions per layer on preference contrasts.
 
@@ -138,6 +139,7 @@ def fit_by_preference(
         prompts: The prompts of several fits of this backbone, read once for all of them; those of
             ``contrasts`` by default.
         on_step: Called with (step, training loss), e.g. for a progress line.
+        stop: Asked after every step whether time is up; the held-out users then have a last look.
 
     Raises:
         UserError: No contrast with a rejected answer.
@@ -207,14 +209,17 @@ def fit_by_preference(
         losses.append(float(loss.detach()))
         if on_step is not None:
             on_step(step, losses[-1])
+        out_of_time = stop is not None and stop()
         if not held_pairs:
             best, best_step = thetas.detach().clone(), step
-        elif step % CHECK_EVERY == 0 or step == settings.fit_steps:
+        elif step % CHECK_EVERY == 0 or step == settings.fit_steps or out_of_time:
             curve.append((step, held_out_loss()))
             if curve[-1][1] < best_loss:
                 best, best_step, best_loss = thetas.detach().clone(), step, curve[-1][1]
             elif step - best_step >= settings.fit_patience * CHECK_EVERY:
                 break
+        if out_of_time:
+            break
     return FittedDirections(
         edit=edit_of(best / best.norm(dim=-1, keepdim=True)),
         loss=losses,

@@ -14,6 +14,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.style import COLOURS, INK, LINES, MARKERS, MUTED, style
 
 Better = Literal["higher", "lower"]
+_LETTERS_PER_INCH = 15  # of a legend at 9 points
 
 
 def _need(df: pd.DataFrame, columns: list[str]) -> None:
@@ -114,12 +115,12 @@ def line_ci(
     high: str = "ci_high",
     reference: float | None = None,
     reference_label: str = "",
-    better: Better = "higher",
+    better: Better | None = "higher",
     logx: bool = False,
 ) -> Figure:
     """Draw lines with intervals over a numeric x (group size, seconds), one per group.
 
-    Args are those of `dot_ci`; `x` is the column of the abscissa, `logx` scales it by log 2 with
+    Args are those of `dot_ci`; `better` is None for a quantity that is neither; `x` is the column of the abscissa, `logx` scales it by log 2 with
     a tick at every measured x.
     """
     _need(df, [x, value, low, high] + [c for c in (group,) if c])
@@ -146,7 +147,7 @@ def line_ci(
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.minorticks_off()
         ax.set_xlabel(xlabel)
-        ax.set_ylabel(_arrow(ylabel, better, vertical=True))
+        ax.set_ylabel(ylabel if better is None else _arrow(ylabel, better, vertical=True))
         _heading(fig, title, profile)
         if len(groups) > 1 or reference_label:
             _legend_below(fig, ax)
@@ -249,4 +250,7 @@ def _arrow(label: str, better: Better, *, vertical: bool) -> str:
 
 def _legend_below(fig: Figure, ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), fontsize=9)
+    # As many columns as the longest label lets stand side by side.
+    fitting = int(_LETTERS_PER_INCH * fig.get_figwidth() / (max(map(len, labels)) + 6))
+    columns = min(len(labels), max(1, min(4, fitting)))
+    fig.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)

@@ -61,6 +61,7 @@ def timed_directions(
     record = study.store.get_or_compute(
         "directions",
         {
+            "format": 2,
             "name": name,
             "seed": seed,
             "h": [h_p, h_n],

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from chameleon_lib.core.history import select_items, selection_key
 from chameleon_lib.core.insights import with_query_insights, write_insights, write_query_insights
 from chameleon_lib.core.preferences import (
     PreferencePair,
@@ -31,6 +30,7 @@ from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.lamp.records import HistoryItem, User
 from chameleon_lib.sections.loading import open_backbone, open_embedder
+from chameleon_lib.sections.selection import stored_selection
 
 _BATCH = 64
 _Fitted = tuple[User, tuple[HistoryItem, ...], int]  # with the items that fit, and how many did not
@@ -67,6 +67,11 @@ class Study:
         """The backbone, loaded on first use."""
         return open_backbone(self.backbone_id, self.settings)
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the backbone computes."""
+        return self.backbone.fingerprint
+
     @cached_property
     def embedder(self) -> Embedder:
         """The sentence embedder, loaded on first use."""
@@ -76,24 +81,14 @@ class Study:
         """For a store key: backbone, task and the settings that start with one of ``fields``."""
         chosen = self.settings.canonical()
         return {
-            "backbone": self.backbone.fingerprint,
+            "backbone": self.fingerprint,
             "task": self.task,
             "settings": {k: v for k, v in chosen.items() if k.startswith(fields)},
         }
 
     def select(self, users: Sequence[User]) -> list[list[int]]:
         """Eq. 1-2, or ``selection_rule``: indices of the selected history items, per user."""
-        chosen = self.settings.canonical()
-        return self.store.map(
-            "select",
-            users,
-            lambda batch: select_items(batch, self.embedder, self.settings),
-            inputs={k: v for k, v in chosen.items() if k.startswith("selection_")},
-            key_of=lambda user: selection_key(user, self.settings),
-            batch_size=4 * _BATCH,
-            label=f"{self.task} history selection",
-            modules=("chameleon_lib.core.history", "chameleon_lib.backbones.embedder"),
-        )
+        return stored_selection(self.store, users, self.settings, lambda: self.embedder)
 
     def prepare(self, users: Sequence[User]) -> tuple[list[PreparedUser], dict[str, int]]:
         """Selected history and both insights per user.

@@ -203,3 +203,28 @@ def test_the_leash_keeps_the_agreed_answers_likely(backbone: HFBackbone) -> None
     loose, tight = (fit(backbone, both, fit_leash=weight) for weight in (0.0, 5.0))
     assert (loose.n_agreed, tight.n_agreed) == (0, 9)
     assert drop(loose.edit) > drop(tight.edit)
+
+
+def test_a_fit_stops_when_time_is_up_and_looks_at_the_held_out_users_once_more(
+    backbone: HFBackbone,
+) -> None:
+    whole = fit(backbone, planted() + agreed(), fit_steps=12)
+    for steps in (1, 7):
+        asked = iter(range(1, 99))
+        cut = fit_by_preference(
+            backbone,
+            planted() + agreed(),
+            LAYERS,
+            SETTINGS.with_(fit_steps=12),
+            stop=lambda asked=asked, steps=steps: next(asked) >= steps,  # type: ignore[misc]
+        )
+        assert cut.loss == whole.loss[:steps]
+        assert [step for step, _ in cut.held_out] == [*range(5, steps, 5), steps]
+        assert 1 <= cut.best_step <= steps
+    never = fit_by_preference(
+        backbone, planted() + agreed(), LAYERS, SETTINGS.with_(fit_steps=12), stop=lambda: False
+    )
+    assert never.loss == whole.loss and never.held_out == whole.held_out
+    alone = [Contrast(prompt(u), "comedy", "action", "only") for u in range(4)]
+    short = fit_by_preference(backbone, alone, LAYERS, SETTINGS, stop=lambda: True)
+    assert len(short.loss) == short.best_step == 1

@@ -44,6 +44,8 @@ class WorldSettings:
         noise: Probability that a history label is random.
         agree: Share of queries on which the user and the generic answer agree anyway.
         fit: Share of LaMP-2 history movies that fit the user's tag.
+        common: Probability that a user's taste is the one common taste of the world. At 0 nothing
+            about a user can be guessed from other users; above it, something can.
         seed: Seed of the world.
 
     Raises:
@@ -57,12 +59,13 @@ class WorldSettings:
     noise: float = 0.02
     agree: float = 0.25
     fit: float = 0.6
+    common: float = 0.0
     seed: int = 7
 
     def __post_init__(self) -> None:
         if min(*self.users, self.queries - 1) < 0 or not 1 <= self.history[0] <= self.history[1]:
             raise UserError(f"Users, queries or history lengths are out of range in {self}.")
-        for name in ("strength", "noise", "agree", "fit"):
+        for name in ("strength", "noise", "agree", "fit", "common"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"The world's {name} is {getattr(self, name)}; give 0 to 1.")
 
@@ -119,6 +122,11 @@ def draw_taste(task: str, rng: random.Random) -> Taste:
         slang=rng.random() < 0.5,
         short=rng.random() < 0.5,
     )
+
+
+def common_taste(task: str, settings: WorldSettings) -> Taste:
+    """The one taste that ``settings.common`` of the users share; it depends on the seed alone."""
+    return draw_taste(task, random.Random(f"{settings.seed}/{task}/common"))
 
 
 def insight_text(task: str, taste: Taste) -> str:
@@ -273,6 +281,10 @@ def build_world(task: str, settings: WorldSettings | None = None) -> World:
         for index in range(settings.users[split_index]):
             rng = random.Random(f"{settings.seed}/{task}/{split}/{index}")
             taste = draw_taste(task, rng)
+            # A stream of its own: who keeps a taste of their own is the same user at any `common`.
+            joins = random.Random(f"{settings.seed}/{task}/{split}/{index}/common")
+            if joins.random() < settings.common:
+                taste = common_taste(task, settings)
             # Official ids: task number - 1, split digit, running index.
             stem = f"{int(task[-1]) - 1}{split_index}"
             user_id = f"{stem}{sample}"

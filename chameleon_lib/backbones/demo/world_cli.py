@@ -47,6 +47,7 @@ def _parser() -> _Parser:
         ("strength", "probability that the taste decides"),
         ("noise", "probability that a history label is random"),
         ("agree", "share of queries on which user and generic answer agree"),
+        ("common", "probability that a user's taste is the one common taste"),
     ):
         parser.add_argument(
             f"--{name}", type=float, default=getattr(default, name), metavar="F", help=meaning
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         strength=args.strength,
         noise=args.noise,
         agree=args.agree,
+        common=args.common,
         seed=args.seed,
     )
     task = get_task(args.task).name

@@ -17,6 +17,7 @@ from chameleon_lib.backbones.demo.world import (
     World,
     WorldSettings,
     build_world,
+    common_taste,
     draw_taste,
     generic_answer,
     habits_followed,
@@ -26,6 +27,7 @@ from chameleon_lib.backbones.demo.world import (
 )
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import cli
+from chameleon_lib.kit.hashing import digest
 from chameleon_lib.lamp.data import find_split, load_users
 from chameleon_lib.lamp.tasks import TAGS, TASKS, is_valid_answer
 from tests.backbones.demo.worlds import all_tastes, random_of, whole_sentences
@@ -71,6 +73,38 @@ def test_a_user_does_not_depend_on_how_many_others_there_are(world: World) -> No
     more = build_world(world.task, replace(SMALL, users=(45, 12, 33)))
     for split in SPLITS:
         assert more.users[split][: len(world.users[split])] == world.users[split]
+
+
+@pytest.mark.parametrize(
+    ("task", "found"),
+    [("LaMP_2", "a85d36e7ba98"), ("LaMP_3", "84134da72861"), ("LaMP_7", "7b2e98a0b712")],
+)
+def test_without_a_common_taste_the_world_is_what_it_was(task: str, found: str) -> None:
+    """Every committed table rests on these users, to the byte."""
+    world = build_world(task)
+    assert digest([world.users, world.truth])[:12] == found
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_common_is_the_share_of_users_with_the_one_common_taste(share: float) -> None:
+    settings = WorldSettings(users=(200, 10, 200), common=share)
+    world = build_world("LaMP_7", settings)  # of 200 tastes, so two users seldom share theirs
+    one = common_taste("LaMP_7", settings)
+    assert one == common_taste("LaMP_7", replace(settings, common=0.5, users=(1, 1, 1)))
+    for split in ("train", "test"):
+        having = [world.truth[user.id].taste == one for user in world.users[split]]
+        assert abs(sum(having) / len(having) - share) < 0.08
+    tastes = {truth.taste for truth in world.truth.values() if truth.taste != one}
+    assert len(tastes) > 20 or share == 1.0
+
+
+def test_a_user_who_keeps_a_taste_of_their_own_is_the_same_at_any_common(world: World) -> None:
+    shared = build_world(world.task, replace(SMALL, common=0.5))
+    one = common_taste(world.task, SMALL)
+    for split in SPLITS:
+        for before, after in zip(world.users[split], shared.users[split], strict=True):
+            moved = shared.truth[after.id].taste == one != world.truth[before.id].taste
+            assert (after == before) != moved
 
 
 def test_golds_and_labels_are_answers_of_the_task(world: World) -> None:
@@ -145,8 +179,8 @@ def test_a_movie_history_shows_the_taste_as_often_as_fit_says() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"strength": 1.5}, {"noise": -0.1}, {"agree": 2.0}, {"history": (5, 3)}, {"history": (0, 3)},
-     {"users": (-1, 2, 2)}, {"queries": 0}],
+    [{"strength": 1.5}, {"noise": -0.1}, {"agree": 2.0}, {"common": 1.1}, {"history": (5, 3)},
+     {"history": (0, 3)}, {"users": (-1, 2, 2)}, {"queries": 0}],
 )  # fmt: skip
 def test_a_knob_out_of_range_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(UserError, match="give 0 to 1|out of range"):
@@ -228,9 +262,11 @@ def test_the_command_writes_the_world_that_its_options_describe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = "--train 4 --dev 2 --test 3 --history 3 4 --strength 1 --noise 0 --agree 0 --seed 5"
+    words += " --common 0.5"
     assert cli.main(["world", "--task", "LaMP-2", "--out", str(tmp_path), *words.split()]) == 0
     expected = build_world(
-        "LaMP_2", WorldSettings((4, 2, 3), 1, (3, 4), strength=1, noise=0, agree=0, seed=5)
+        "LaMP_2",
+        WorldSettings((4, 2, 3), 1, (3, 4), strength=1, noise=0, agree=0, common=0.5, seed=5),
     )
     for split in SPLITS:
         questions, outputs = find_split(tmp_path, "LaMP_2", split)
