@@ -120,8 +120,8 @@ def line_ci(
 ) -> Figure:
     """Draw lines with intervals over a numeric x (group size, seconds), one per group.
 
-    Args are those of `dot_ci`; `better` is None for a quantity that is neither; `x` is the column of the abscissa, `logx` scales it by log 2 with
-    a tick at every measured x.
+    Args are those of `dot_ci`; `better` is None for a quantity that is neither; `x` is the column
+    of the abscissa, `logx` scales it by log 2 with a tick at every measured x.
     """
     _need(df, [x, value, low, high] + [c for c in (group,) if c])
     groups = list(dict.fromkeys(df[group].astype(str))) if group else [""]

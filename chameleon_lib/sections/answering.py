@@ -152,7 +152,8 @@ def prompt_texts(
             elif kind == "official_history":
                 texts.append(official_prompt(task, user.items, query))
             elif kind == "unseen":
-                texts.append(unseen_prompt(task, query.text))
+                baseline = settings.prompts_baseline
+                texts.append(unseen_prompt(task, query.text, baseline=baseline))  # type: ignore[arg-type]
             else:
                 role, insight = {
                     "instruct": ("P", None),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from chameleon_lib.kit.stats import Estimate
+from chameleon_lib.kit.stats import MIN_USERS, Estimate
 from chameleon_lib.lamp.metrics import higher_is_better, per_sample_scores
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.control_ledger import added_to_default, ledger_tests
@@ -54,6 +54,13 @@ def _count(places: Sequence[str], total: int) -> str:
     return f"{len(places)} of {total}" + (f" ({', '.join(places)})" if places else "")
 
 
+def _scale(run: Run) -> str:
+    """Profile and test users, with a warning below the number that allows a judgement."""
+    users = min(len(ids) for ids in run.test_users.values())
+    few = f" (fewer than {MIN_USERS}: too few to judge by)" if users < MIN_USERS else ""
+    return f"{run.profile.name} profile, {users} test users{few}"
+
+
 def primary(task: str) -> str:
     """The metric a task is judged by."""
     return get_task(task).metrics[0]
@@ -84,7 +91,7 @@ def direction_sentence(run: Run) -> str:
     """Does the edit act through a personalised direction? ``run`` is Table 1's."""
     places = combinations(run)
     words = [
-        f"{run.profile.name} profile, {len(places)} combinations of task and family. One direction "
+        f"{_scale(run)}, {len(places)} combinations of task and family. One direction "
         "serves a whole group, so it can be personal only in what it makes of the history in the "
         "prompt."
     ]
@@ -148,7 +155,7 @@ def insight_sentence(run: Run) -> str:
         insight["more"] += found.low > 0
         insight["less"] += found.high < 0
     words = [
-        f"{run.profile.name} profile. The insight in the prompt, without any edit, gains in "
+        f"{_scale(run)}. The insight in the prompt, without any edit, gains in "
         f"{insight['more']} of {len(places)} combinations of task and family and costs in "
         f"{insight['less']}. {_room(run)}"
     ]
@@ -185,7 +192,7 @@ def ambiguity_sentence(run: Run, frame: pd.DataFrame) -> str:
     """Which ambiguities matter? ``run`` is the ledger's, ``frame`` its effects."""
     tests = ledger_tests(run)
     words = [
-        f"{run.profile.name} profile, {tests} comparisons with the default. By chance alone "
+        f"{_scale(run)}, {tests} comparisons with the default. By chance alone "
         f"{0.05 * tests:.1f} intervals of 95 % would leave out 0; at the width that covers all "
         "comparisons at once hardly any would."
     ]

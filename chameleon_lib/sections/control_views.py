@@ -130,8 +130,8 @@ def ledger_figure(run: Run, frame: pd.DataFrame, task: str, profile: str) -> Fig
             f"Change of {metric} when one reading is changed, 95 % intervals over {_users(drawn)} "
             f"test users; of {tests} comparisons {0.05 * tests:.1f} would leave out 0 by chance. "
             f"Instruct is asked in the wording of the reading; the default edit against it: "
-            f"{default}. Not drawn: A13 (the figure of insight and edit), and for want of a changed "
-            f"answer {', '.join(same) or 'none'} ({profile} profile)."
+            f"{default}. Not drawn: A13 (see the figure of insight and edit), and for want of a "
+            f"changed answer {', '.join(same) or 'none'} ({profile} profile)."
         ),
         data=drawn,
         profile=profile,

@@ -213,6 +213,7 @@ def stored_edit(study: Study, h_p: Tensor, h_n: Tensor, seed: int) -> Edit:
     """The paper's edit without the fits that Table 1 makes for its diagnostics alone."""
     settings = study.settings
     fields = ("direction_", "ccs_", "layers_", "edit_")
+    chosen = {k: v for k, v in settings.canonical().items() if k.startswith(fields)}
 
     def compute() -> dict[str, Any]:
         edit = fit_directions(h_p, h_n, settings, seed, diagnostics=False).to_edit(settings)
@@ -221,7 +222,7 @@ def stored_edit(study: Study, h_p: Tensor, h_n: Tensor, seed: int) -> Edit:
 
     record = study.store.get_or_compute(
         "variant",
-        {"seed": seed, "h": [h_p, h_n], "settings": study.inputs(*fields)["settings"]},
+        {"seed": seed, "h": [h_p, h_n], "settings": chosen},
         compute,
         modules=("chameleon_lib.core.directions",),
     )

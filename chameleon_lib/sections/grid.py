@@ -151,7 +151,7 @@ def run_grid(
         queue = plans[::-1]
         every = [(plan, name) for plan in queue for name in profile.backbones]
         phases = [
-            ("history selection", _select, [(plan, profile.backbones[0]) for plan in queue]),
+            ("history selection", _select, [(plan, part) for plan in queue for part in _PARTS]),
             ("insights", _prepare, every),
             ("cells", compute, every),
         ]
@@ -165,13 +165,14 @@ def run_grid(
     return Run(profile, settings, data, users, cells, notes)
 
 
-def _select(plan: Plan, backbone: str) -> None:
-    data = plan.data()
-    for part in (data.train, data.test):
-        plan.study(backbone).select(part)
+_PARTS = ("train", "test")
+
+
+def _select(plan: Plan, part: str) -> None:
+    plan.study(plan.profile.backbones[0]).select(getattr(plan.data(), part))
 
 
 def _prepare(plan: Plan, backbone: str) -> None:
     data = plan.data()
-    for part in (data.train, data.test):
-        plan.study(backbone).prepare(without_gold(part))
+    for part in _PARTS:
+        plan.study(backbone).prepare(without_gold(getattr(data, part)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from chameleon_lib.baselines import Tuned
 from chameleon_lib.baselines.llm_rec import answer_prompts, variants_for, write_summaries
 from chameleon_lib.core.contrasts import contrasts_from_pairs
 from chameleon_lib.core.preferences import PreferencePair, PreparedUser, keep_different
@@ -34,29 +35,35 @@ def prompted_rivals(exam: Exam) -> dict[str, list[Answers]]:
     return {name: [answer] for name, answer in answers.items()}
 
 
+def tunings_of(
+    study: Study, group: Sequence[PreparedUser], pairs: Sequence[PreferencePair], seed: int
+) -> dict[str, Tuned]:
+    """ALOE on the group's gold answers, and DPO on exactly the pairs the edits are made from.
+
+    Args:
+        study: Of the untouched backbone.
+        group: Train users with gold answers.
+        pairs: Their pairs, unfiltered.
+        seed: Number of the draw.
+    """
+    kept, identical = keep_different(pairs, study.settings)
+    contrasts = contrasts_from_pairs(study.task, kept, identical, study.settings)
+    return {
+        "aloe": stored_aloe(study, group, aloe_settings(study), seed),
+        "dpo": stored_dpo(study, contrasts, dpo_settings(study), seed),
+    }
+
+
 def trained_rivals(
     exam: Exam, group: Sequence[PreparedUser], pairs: Sequence[PreferencePair], seed: int
 ) -> dict[str, tuple[Answers, Log]]:
-    """ALOE on the group's gold answers and DPO on its own pairs, with the log of the training.
-
-    Args:
-        exam: Of the untouched backbone.
-        group: Train users with gold answers.
-        pairs: Their pairs, unfiltered: exactly those that the edits are made from.
-        seed: Number of the draw.
-    """
+    """What ALOE and DPO answer, with the logs of their trainings; arguments as above."""
     study = exam.study
-    aloe, dpo = aloe_settings(study), dpo_settings(study)
-    kept, identical = keep_different(pairs, study.settings)
-    contrasts = contrasts_from_pairs(study.task, kept, identical, study.settings)
-    tunings = {
-        "aloe": stored_aloe(study, group, aloe, seed),
-        "dpo": stored_dpo(study, contrasts, dpo, seed),
-    }
-    kinds = {"aloe": "instruct" if aloe.history == "a3" else "unseen", "dpo": "instruct"}
+    kinds = {"aloe": "instruct" if aloe_settings(study).history == "a3" else "unseen"}
     found = {}
-    for name, tuned in tunings.items():
-        asked = exam.of(TunedStudy(study, tuned)).answer({name: (kinds[name], None)})
+    for name, tuned in tunings_of(study, group, pairs, seed).items():
+        arm = (kinds.get(name, "instruct"), None)
+        asked = exam.of(TunedStudy(study, tuned)).answer({name: arm})
         found[name] = (asked[name], training_log(tuned.log))
     return found
 

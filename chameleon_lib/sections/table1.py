@@ -109,10 +109,11 @@ def effects(run: Run, task: str) -> pd.DataFrame:
                 )
             where_agree = f"{primary} change where users agree"
             if same.any():
-                row |= estimate_columns(
-                    difference_on(run, cells, method.id, primary, same),
-                    where_agree,
+                found = estimate_columns(
+                    difference_on(run, cells, method.id, primary, same), where_agree
                 )
+                # n of the row are all users, not those of the agreeing queries.
+                row |= {k: v for k, v in found.items() if k not in ("n", "seeds")}
             if task == "LaMP_2":
                 # One seed: pooled over seeds a user would count several times.
                 first = having(cells, method.id)[0].scores

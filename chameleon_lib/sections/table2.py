@@ -93,7 +93,6 @@ def effects(runs: Sequence[Run], task: str) -> pd.DataFrame:
     frames = []
     for name, run in conditions(runs, task):
         frame = table1.effects(run, task)
-        frame["n"] = len(run.test_users[task])  # of the changes; fewer agree with everybody
         frames.append(_named(frame, name))
     return pd.concat(frames, ignore_index=True)
 

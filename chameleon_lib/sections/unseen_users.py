@@ -16,10 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from chameleon_lib.baselines import Tuned
-from chameleon_lib.core.contrasts import contrasts_from_pairs
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.preferences import PreferencePair, PreparedUser, keep_different
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.progress import tell
@@ -28,14 +25,10 @@ from chameleon_lib.sections.answering import Answers, Exam
 from chameleon_lib.sections.arms import Draw, build_draw
 from chameleon_lib.sections.grid import Plan, run_grid, studied
 from chameleon_lib.sections.results import Cell, Run
+from chameleon_lib.sections.rivals import tunings_of
 from chameleon_lib.sections.scoring import reference_answers, score_cell
-from chameleon_lib.sections.study import Study
 from chameleon_lib.sections.tunings import (
     TunedStudy,
-    aloe_settings,
-    dpo_settings,
-    stored_aloe,
-    stored_dpo,
     training_log,
 )
 from chameleon_lib.sections.unseen_groups import groups
@@ -73,9 +66,17 @@ def run(profile: RunProfile, settings: EditSettings, **options: Any) -> list[Run
     main = run_grid(_compute, profile, settings, **options)
     if any(data.truth is None for data in main.data.values()):
         note = "Whether users share a taste cannot be set in real data: no common-taste condition."
-        return [replace(main, notes=[*main.notes, note])]
+        return [_noted(main, note)]
     common = unseen_common.run(profile, settings, **{**options, "tasks": list(main.data)})
-    return [main, *common]
+    return [_noted(run) for run in (main, *common)]
+
+
+def _noted(run: Run, *notes: str) -> Run:
+    """The run with what was refused nowhere, and other notes."""
+    groups_of = sum(len(c.draws) for c in run.cells if c.condition == run.conditions[0])
+    what = "test user" if notes else "test user or a text of one"
+    checked = f"Checked before every fit: none of the {groups_of} groups holds a {what}."
+    return replace(run, notes=[*run.notes, checked, *notes])
 
 
 def _compute(plan: Plan, backbone: str) -> list[Cell]:
@@ -90,7 +91,7 @@ def _compute(plan: Plan, backbone: str) -> list[Cell]:
     answers: dict[str, dict[str, list[Answers]]] = {reading: {} for reading in READINGS}
     for index, group, own in groups(study, data, plan.draws):
         draw = build_draw(study, group, own, index, n_random)
-        for name, tuned in _tunings(study, group, own, index).items():
+        for name, tuned in tunings_of(study, group, own, index).items():
             draw.log[name] = training_log(tuned.log)
             asked = exam.of(TunedStudy(study, tuned)).answer(_plain())
             for reading in READINGS:
@@ -104,18 +105,6 @@ def _compute(plan: Plan, backbone: str) -> list[Cell]:
             answers[reading][name] = [said[f"{reading}/{name}/{draw.index}"] for draw in draws]
     logs = [draw.log for draw in draws]
     return [score_cell(desk, answers[reading], logs, reading) for reading in READINGS]
-
-
-def _tunings(
-    study: Study, group: Sequence[PreparedUser], pairs: Sequence[PreferencePair], seed: int
-) -> dict[str, Tuned]:
-    """ALOE on the group's gold answers and DPO on its pairs: the trainings of Table 1."""
-    kept, identical = keep_different(pairs, study.settings)
-    contrasts = contrasts_from_pairs(study.task, kept, identical, study.settings)
-    return {
-        "aloe": stored_aloe(study, group, aloe_settings(study), seed),
-        "dpo": stored_dpo(study, contrasts, dpo_settings(study), seed),
-    }
 
 
 def _plain() -> dict[str, tuple[str, Edit | None]]:

@@ -115,7 +115,6 @@ VARIANTS: tuple[Variant, ...] = (
     _v("A17", "eq. 2: max norm", _ALIKE, selection_norm="max"),
     _v("A17", "eq. 2: 3 components", _ALIKE, selection_n_components=3),
     _v("A22", "edit arithmetic: float64", edit_compute_dtype="float64"),
-    _v("A22", "weights: float32", _HUB, model_dtype="float32"),
     _v("A23", "template misprint mended", f"{_SLOW}: its models know the printed words alone",
        prompts_fix_typos=True),
     _v("B1", "embedded text: body alone", f"{_SLOW}: every history would be embedded again",
@@ -141,8 +140,8 @@ ELSEWHERE: Mapping[str, tuple[tuple[str, ...], str]] = {
     "A19": (("eval_user_mode", "unseen_prompt"), "both readings are shown in notebook 02"),
     "A20": (("pairs_k_min", "pairs_on_too_few"), "single users are shown in notebook 03"),
     "A21": (("t5_stack", "t5_pair_layout"), "not run: the settings refuse the other readings"),
-    "A22": (("model_dtype",), "the precision of the weights is the profile's; embedded models are "
-            "float32 whatever is asked"),
+    "A22": (("model_dtype",), "the precision of the weights is the profile's (two copies of a "
+            "large model may not fit), and embedded models are float32 whatever is asked"),
     "B6": (("pairs_history",), "not run: the settings refuse the whole profile"),
     "B7": (("pairs_query_source",), "not run: the settings refuse leave-one-out queries"),
     "B9": (("prompts_overflow",), "not run: 'error' stops where an item would be dropped, and is "

@@ -204,3 +204,14 @@ def test_a_claim_of_the_kit_itself_holds_or_does_not_and_is_never_reproduced() -
     assert words.pop("not reproduced") == "does not hold"
     assert all(word == status for status, word in words.items())
     assert {"holds", "does not hold", "opposite", "too few users"} <= set(words)
+
+
+def test_equal_seeds_leave_no_noise_that_a_verdict_could_hang_on() -> None:
+    rates = np.random.default_rng(0).random(60)
+    sums = np.stack([sums_by_user(rates * part) for part in (0.1, 0.1, 0.1)])
+    found = bootstrap_metric("mean", sums, sums[:1], n_boot=200)
+    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
+    assert str(found.value) == "0.0"  # and no negative zero
+    tripled = sums * np.array([1.0, 2.0, 3.0])[:, None, None]
+    unequal = bootstrap_metric("mean", tripled, seed_weights=(np.array([1, 0, 0]), None))
+    assert unequal.value == pytest.approx(bootstrap_metric("mean", sums[:1]).value)

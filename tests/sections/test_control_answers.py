@@ -109,8 +109,11 @@ def test_labels_shuffled_between_edit_and_instruct_reproduce_nothing() -> None:
 
 
 def test_few_users_are_not_judged() -> None:
-    found = verdicts(run_of(n_users=60, chameleon=0.9), ledger_of(), "06_controls")
+    few = run_of(n_users=60, chameleon=0.9)
+    found = verdicts(few, ledger_of(), "06_controls")
     assert {v.status for v in found[:4]} == {TOO_FEW_USERS}
+    for said in (answers.direction_sentence(few), answers.insight_sentence(few)):
+        assert said.startswith("demo profile, 60 test users (fewer than 100: too few to judge by)")
 
 
 def test_a_reading_that_rescues_the_edit_is_named_with_its_width() -> None:

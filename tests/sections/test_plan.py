@@ -51,7 +51,7 @@ def test_several_workers_fill_the_store_stage_by_stage_and_the_longest_task_firs
     monkeypatch.setattr(Plan, "common_users", lambda *_a, **_k: set())
     run_grid(_compute_nothing, PROFILE, SETTINGS, store=ArtifactStore(tmp_path), workers=2)
     every = [(task, name) for task in reversed(TASKS) for name in BACKBONES]
-    once = [(task, BACKBONES[0]) for task in reversed(TASKS)]
+    once = [(task, part) for task in reversed(TASKS) for part in ("train", "test")]
     assert warmed == [
         ("history selection", once, 2, 1), ("insights", every, 2, 1), ("cells", every, 2, 1),
     ]  # fmt: skip

@@ -78,6 +78,8 @@ def test_both_readings_are_asked_of_the_studied_backbones(unseen: Unseen) -> Non
         assert set(cell.scores) == IN_ALL | {"fitted_shuffled", "fitted_gold", "aloe", "dpo"}
         assert {len(found) for found in cell.answers.values()} == {1}
     assert [set(cell.scores) for cell in common.cells] == [IN_ALL, IN_ALL | {"fitted_shuffled"}]
+    for run, n_groups in zip(unseen.runs, (2, 1), strict=True):
+        assert f"none of the {n_groups} groups" in run.notes[-1]
 
 
 def test_a_user_without_history_is_asked_the_question_alone(unseen: Unseen) -> None:
