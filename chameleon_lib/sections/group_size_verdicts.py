@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from chameleon_lib.kit.stats import Estimate, own_claim, verdict
+from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.kit.verdicts import Verdict
-from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
+from chameleon_lib.sections.claims import judged_claim
 from chameleon_lib.sections.estimates import estimate
 from chameleon_lib.sections.group_size_ladder import OTHER, OWN
 from chameleon_lib.sections.group_size_tables import cells_of, groups_of, size_of
@@ -143,29 +143,19 @@ def claim_frame(found: Sequence[Claim]) -> pd.DataFrame:
 
 def judged(run: Run, found: Sequence[Claim], notebook: str) -> list[Verdict]:
     """One verdict per claim."""
-    verdicts = []
-    for claim in found:
-        metric = get_task(claim.task).metrics[0]
-        margins = list(claim.margins.values())
-        status = verdict(claim.effect, margins, higher_is_better(metric))
-        effect = claim.effect
-        verdicts.append(
-            Verdict(
-                claim=f"{claim.task.replace('_', '-')}, {FAMILY_TITLES[claim.family]}: "
-                f"{claim.words} ({metric} change)",
-                section="4.4",
-                notebook=notebook,
-                paper=claim.paper,
-                ours=effect,
-                status=own_claim(status) if claim.own else status,
-                n=0 if effect is None else effect.n,
-                seeds=0 if effect is None else effect.seeds,
-                scorer=f"{metric}, LaMP evaluator's definition",
-                csv=f"tables/figure3_{claim.task}_claims.csv",
-                note="must also beat: " + ", ".join(claim.margins).replace("_", " "),
-                split="test users of the embedded world"
-                if run.data[claim.task].truth is not None
-                else "official dev users",
-            )
+    return [
+        judged_claim(
+            run,
+            claim.task,
+            claim.family,
+            claim.words,
+            claim.effect,
+            claim.margins,
+            section="4.4",
+            notebook=notebook,
+            csv=f"tables/figure3_{claim.task}_claims.csv",
+            paper=claim.paper,
+            own=claim.own,
         )
-    return verdicts
+        for claim in found
+    ]

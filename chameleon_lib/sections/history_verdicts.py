@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from chameleon_lib.kit.stats import Estimate, own_claim, verdict
+from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.kit.verdicts import Verdict
-from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
+from chameleon_lib.sections.claims import judged_claim
 from chameleon_lib.sections.estimates import having
 from chameleon_lib.sections.history_conditions import PAPER
 from chameleon_lib.sections.history_tables import PLOT, cells_of
@@ -153,30 +153,20 @@ def claim_frame(found: Sequence[Claim]) -> pd.DataFrame:
 
 def judged(run: Run, found: Sequence[Claim], notebook: str) -> list[Verdict]:
     """One verdict per claim."""
-    verdicts = []
-    for claim in found:
-        metric = get_task(claim.task).metrics[0]
-        effect, margins = claim.effect, list(claim.margins.values())
-        better = higher_is_better(metric)
-        status = verdict(effect, margins, better, paper_sign=claim.sign)
-        beat = "must also beat: " + ", ".join(claim.margins)
-        verdicts.append(
-            Verdict(
-                claim=f"{claim.task.replace('_', '-')}, {FAMILY_TITLES[claim.family]}: "
-                f"{claim.words} ({metric} change)",
-                section="4.6",
-                notebook=notebook,
-                paper=claim.paper,
-                ours=effect,
-                status=own_claim(status) if claim.own else status,
-                n=0 if effect is None else effect.n,
-                seeds=0 if effect is None else effect.seeds,
-                scorer=f"{metric}, LaMP evaluator's definition",
-                csv=f"tables/figure5_{claim.task}_claims.csv",
-                note=beat if claim.margins else "no other control was run",
-                split="test users of the embedded world"
-                if run.data[claim.task].truth is not None
-                else "official dev users",
-            )
+    return [
+        judged_claim(
+            run,
+            claim.task,
+            claim.family,
+            claim.words,
+            claim.effect,
+            claim.margins,
+            section="4.6",
+            notebook=notebook,
+            csv=f"tables/figure5_{claim.task}_claims.csv",
+            paper=claim.paper,
+            own=claim.own,
+            sign=claim.sign,
         )
-    return verdicts
+        for claim in found
+    ]

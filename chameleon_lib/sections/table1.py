@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from chameleon_lib.kit.stats import mcnemar, own_claim, verdict
+from chameleon_lib.kit.stats import mcnemar
 from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.kit.verdicts import Verdict
-from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
+from chameleon_lib.sections.claims import NOT_IN_PAPER, judged_claim
 from chameleon_lib.sections.estimates import (
     STATISTICS,
     difference_on,
@@ -139,24 +139,18 @@ def _verdict(run: Run, task: str, family: str, claim: str, notebook: str) -> Ver
     method, base, printed, others = CLAIMS[claim]
     metric = get_task(task).metrics[0]
     cells = having(run.of(task, family), method, base, *others)
-    effect = estimate(run, cells, method, metric, base)
-    margins = [estimate(run, cells, method, metric, name) for name in others]
-    status = verdict(effect, margins, higher_is_better(metric))
-    return Verdict(
-        claim=f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}: {claim} ({metric} change)",
+    return judged_claim(
+        run,
+        task,
+        family,
+        claim,
+        estimate(run, cells, method, metric, base),
+        {name: estimate(run, cells, method, metric, name) for name in others},
         section="4.2",
         notebook=notebook,
-        paper=_paper_change(task, metric, family, printed),
-        ours=effect,
-        status=status if printed else own_claim(status),
-        n=effect.n,
-        seeds=effect.seeds,
-        scorer=f"{metric}, LaMP evaluator's definition",
         csv=f"tables/table1_{task}_effects.csv",
-        note="must also beat: " + ", ".join(others).replace("_", " "),
-        split="test users of the embedded world"
-        if run.data[task].truth is not None
-        else "official dev users",
+        paper=_paper_change(task, metric, family, printed),
+        own=not printed,
     )
 
 
@@ -165,5 +159,5 @@ def _paper_change(task: str, metric: str, family: str, base: str) -> str:
     before = paper_value(task, metric, family, base) if base else None
     after = paper_value(task, metric, family, "CHAMELEON")
     if before is None or after is None:
-        return "not in the paper"
+        return NOT_IN_PAPER
     return f"{after - before:+.3f} ({before:.3f} → {after:.3f})"

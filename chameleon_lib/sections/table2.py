@@ -10,11 +10,10 @@ from dataclasses import replace
 
 import pandas as pd
 
-from chameleon_lib.kit.stats import own_claim, verdict
 from chameleon_lib.kit.verdicts import Verdict
-from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections import table1, table1_details
+from chameleon_lib.sections.claims import NOT_IN_PAPER, judged_claim
 from chameleon_lib.sections.data import TaskData
 from chameleon_lib.sections.estimates import estimate, having, paper_value
 from chameleon_lib.sections.methods import METHODS
@@ -138,30 +137,20 @@ def _verdict(
     method, base, others = CLAIMS[claim]
     metric = get_task(task).metrics[0]
     cells = having(run.of(task, family), method, base, *others)
-    effect = estimate(run, cells, method, metric, base)
-    margins = [estimate(run, cells, method, metric, name) for name in others]
-    status = verdict(effect, margins, higher_is_better(metric))
-    paper = "not in the paper"
-    if method == "chameleon" and condition in _OF_PAPER:
-        paper = _paper_change(task, metric, family, base)
-    else:
-        status = own_claim(status)
-    return Verdict(
-        claim=f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}, {READINGS[condition]}: {claim} "
-        f"({metric} change)",
+    printed = method == "chameleon" and condition in _OF_PAPER
+    return judged_claim(
+        run,
+        task,
+        family,
+        f"{READINGS[condition]}, {claim}",
+        estimate(run, cells, method, metric, base),
+        {name: estimate(run, cells, method, metric, name) for name in others},
         section="4.3",
         notebook=notebook,
-        paper=paper,
-        ours=effect,
-        status=status,
-        n=effect.n,
-        seeds=effect.seeds,
-        scorer=f"{metric}, LaMP evaluator's definition",
         csv=f"tables/table2_{task}_effects.csv",
-        note=f"reading: {condition}; must also beat: " + ", ".join(others).replace("_", " "),
-        split="test users of the embedded world"
-        if run.data[task].truth is not None
-        else "official dev users",
+        paper=_paper_change(task, metric, family, base) if printed else NOT_IN_PAPER,
+        own=not printed,
+        remark=f"reading: {condition}",
     )
 
 

@@ -17,6 +17,7 @@ from chameleon_lib.kit.stats import (
     verdict,
 )
 from chameleon_lib.kit.verdicts import Verdict
+from chameleon_lib.sections.claims import split_of
 from chameleon_lib.sections.estimates import estimate
 from chameleon_lib.sections.results import FAMILY_TITLES, Cell, Run
 from chameleon_lib.sections.time_budget import OURS, RIVALS, TASK
@@ -124,7 +125,6 @@ def _made(
     table: str,
     note: str,
 ) -> Verdict:
-    world = run.data[TASK].truth is not None
     return Verdict(
         claim=f"{TASK.replace('_', '-')}, {claim} (accuracy)",
         section="4.5",
@@ -137,5 +137,5 @@ def _made(
         scorer="accuracy, LaMP evaluator's definition",
         csv=f"tables/{table}.csv",
         note=note,
-        split="test users of the embedded world" if world else "official dev users",
+        split=split_of(run, TASK),
     )

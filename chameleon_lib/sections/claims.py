@@ -1,0 +1,71 @@
+"""From an effect and its controls to a verdict record: the same wording in every section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from chameleon_lib.kit.stats import Estimate, own_claim, verdict
+from chameleon_lib.kit.verdicts import Verdict
+from chameleon_lib.lamp.metrics import higher_is_better
+from chameleon_lib.lamp.tasks import get_task
+from chameleon_lib.sections.results import FAMILY_TITLES, Run
+
+NOT_IN_PAPER = "not in the paper"
+
+
+def judged_claim(
+    run: Run,
+    task: str,
+    family: str,
+    words: str,
+    effect: Estimate | None,
+    margins: Mapping[str, Estimate],
+    *,
+    section: str,
+    notebook: str,
+    csv: str,
+    paper: str = NOT_IN_PAPER,
+    own: bool = False,
+    sign: int = 1,
+    remark: str = "",
+) -> Verdict:
+    """Judge one claim about the primary metric of a task by the kit's only rule.
+
+    Args:
+        run: Where the numbers are from.
+        task: Task name.
+        family: Backbone family.
+        words: The claim, such as "CHAMELEON's edit beats Instruct".
+        effect: Ours minus the baseline; None if it was not run.
+        margins: Control → ours minus that control on the same users.
+        section: Section of the paper.
+        notebook: Stem of the notebook.
+        csv: Table behind the number, relative to outputs/<profile>.
+        paper: The paper's number as text.
+        own: Whether the claim is the kit's, which gets words of its own.
+        sign: -1 where a loss is claimed.
+        remark: Put before the controls in the note.
+    """
+    metric = get_task(task).metrics[0]
+    status = verdict(effect, list(margins.values()), higher_is_better(metric), paper_sign=sign)
+    beaten = "must also beat: " + ", ".join(margins) if margins else "no other control was run"
+    return Verdict(
+        claim=f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}: {words} ({metric} change)",
+        section=section,
+        notebook=notebook,
+        paper=paper,
+        ours=effect,
+        status=own_claim(status) if own else status,
+        n=effect.n if effect else 0,
+        seeds=effect.seeds if effect else 0,
+        scorer=f"{metric}, LaMP evaluator's definition",
+        csv=csv,
+        note="; ".join(filter(None, (remark, beaten.replace("_", " ")))),
+        split=split_of(run, task),
+    )
+
+
+def split_of(run: Run, task: str) -> str:
+    """Which users are scored, in words."""
+    planted = run.data[task].truth is not None
+    return "test users of the embedded world" if planted else "official dev users"
