@@ -168,7 +168,7 @@ def figure(frame: pd.DataFrame, profile: str) -> FigureOutput:
         profile=profile,
         xlabel="margin change against Instruct, nats",
         row="cell",
-        method="edit",
+        panel="edit",
         reference_label="Instruct",
     )
     best, worst = frame.iloc[0], frame.iloc[-1]

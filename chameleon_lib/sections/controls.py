@@ -93,6 +93,7 @@ class _Bench:
         self.reference = reference_answers(self.study, desk.data, desk.test)
         self._exam: tuple[str, Exam] | None = None
         self._own = self.exam(plan.settings, desk.test)
+        self._pairs = self._grouped(self.study.pairs(self.train))
         self._h: dict[int, tuple[Tensor, Tensor]] = {}
 
     def cell(self, variant: Variant) -> Cell:
@@ -164,11 +165,12 @@ class _Bench:
     def _pairs_of(self, variant: Variant) -> dict[int, list[PreferencePair]]:
         """Unfiltered pairs of every group, made anew where a reading changes how."""
         changed = {k: v for k, v in _only(variant, _PAIRS).items() if k not in _PROMPT_ALONE}
-        study, train = self.study, self.train
-        if changed:
-            study = self._study(self.plan.settings.with_(**changed))
-            train, _ = study.prepare(self.blind)
-        pairs = study.pairs(train)
+        if not changed:
+            return self._pairs
+        study = self._study(self.plan.settings.with_(**changed))
+        return self._grouped(study.pairs(study.prepare(self.blind)[0]))
+
+    def _grouped(self, pairs: Sequence[PreferencePair]) -> dict[int, list[PreferencePair]]:
         groups = {i: {user.user.id for user in group} for i, group in self.groups.items()}
         return {i: [pair for pair in pairs if pair.user_id in ids] for i, ids in groups.items()}
 
@@ -195,7 +197,7 @@ class _Bench:
         """The fitted edit of Table 1 at the strength of ``settings``."""
         study, defaults = self.study, self.plan.settings
         group = with_gold(self.groups[index], self.desk.data.train)
-        pairs = self._pairs_of(Variant("", DEFAULT))[index]
+        pairs = self._pairs[index]
         own = contrasts_from_pairs(study.task, *keep_different(pairs, defaults), defaults)
         # The gold ones are read beside them in Table 1, whose fit this is; the fit sees none.
         gold = gold_contrasts(study.task, group, pairs, defaults)

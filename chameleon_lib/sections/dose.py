@@ -30,7 +30,7 @@ from chameleon_lib.lamp.records import User
 from chameleon_lib.sections.answering import Answers, Exam
 from chameleon_lib.sections.arms import draw_group
 from chameleon_lib.sections.controls import stored_edit
-from chameleon_lib.sections.data import without_gold
+from chameleon_lib.sections.data import TaskData, without_gold
 from chameleon_lib.sections.fits import stored_directions, stored_fit
 from chameleon_lib.sections.grid import Desk, Plan, run_grid, studied
 from chameleon_lib.sections.results import Cell, Run, sorted_ids
@@ -86,13 +86,17 @@ def name_of(dose: float) -> str:
 
 def _compute(plan: Plan, backbone: str, *, doses: Sequence[float]) -> list[Cell]:
     plans = [replace(plan, world=(*plan.world, ("strength", dose))) for dose in doses]
+    worlds = [each.data() for each in plans]
     everyone = [
-        {user.user.id for user in _asked(each.study(name), each.data().test)}
-        for each in plans
+        {user.user.id for user in _asked(each.study(name), data.test)}
         for name in sorted(plan.profile.backbones, key=lambda name: name == backbone)
+        for each, data in zip(plans, worlds, strict=True)
     ]
     tested = set.intersection(*everyone)
-    return [_cell(each, backbone, dose, tested) for each, dose in zip(plans, doses, strict=True)]
+    return [
+        _cell(each.study(backbone), data, plan.draws, dose, tested)
+        for each, data, dose in zip(plans, worlds, doses, strict=True)
+    ]
 
 
 def _asked(study: Study, users: Sequence[User]) -> list[PreparedUser]:
@@ -107,12 +111,13 @@ def _asked(study: Study, users: Sequence[User]) -> list[PreparedUser]:
     return found
 
 
-def _cell(plan: Plan, backbone: str, dose: float, tested: set[str]) -> Cell:
+def _cell(
+    study: Study, data: TaskData, draws: Sequence[int], dose: float, tested: set[str]
+) -> Cell:
     """All arms of one backbone at one dose."""
-    data, study = plan.data(), plan.study(backbone)
-    tell(f"{backbone} {plan.task}: taste of strength {dose:g}, {len(tested)} test users")
+    tell(f"{study.backbone_id} {study.task}: taste of strength {dose:g}, {len(tested)} test users")
     test = [user for user in _asked(study, data.test) if user.user.id in tested]
-    edits, logs = _edits(study, data.train, plan.draws)
+    edits, logs = _edits(study, data.train, draws)
     arms: dict[str, tuple[str, Edit | None]] = {
         "instruct": ("instruct", None),
         **{name: ("instruct", edit) for name, edit in edits.items()},

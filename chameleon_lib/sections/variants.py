@@ -19,6 +19,7 @@ DEFAULT = "default"
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)  # A12; 1 is the paper's
 _HUB = "needs a model of the hub"
 _SLOW = "left out of the embedded world"
+_UNKNOWN = f"{_SLOW}: its models know the printed prompts alone"
 _ALIKE = f"{_SLOW}: of 12 to 16 items all readings take nearly the same 10, and one is shown"
 
 
@@ -115,11 +116,10 @@ VARIANTS: tuple[Variant, ...] = (
     _v("A17", "eq. 2: max norm", _ALIKE, selection_norm="max"),
     _v("A17", "eq. 2: 3 components", _ALIKE, selection_n_components=3),
     _v("A22", "edit arithmetic: float64", edit_compute_dtype="float64"),
-    _v("A23", "template misprint mended", f"{_SLOW}: its models know the printed words alone",
-       prompts_fix_typos=True),
+    _v("A23", "template misprint mended", _UNKNOWN, prompts_fix_typos=True),
     _v("B1", "embedded text: body alone", f"{_SLOW}: every history would be embedded again",
        selection_item_text="body"),
-    _v("B2", "insight per query", insight_scope="query"),
+    _v("B2", "insight per query", _UNKNOWN, insight_scope="query"),
     _v("B3", "Instruct without the agent block", prompts_baseline="drop_agent_block"),
     _v("B4", "order: remove, then boost", edit_order="n_then_p"),
     _v("B5", "layer loss: mean over tries", layers_loss_stat="mean_tries"),
