@@ -18,8 +18,8 @@ from chameleon_lib.core.fitting import Contrast, fit_by_preference
 from chameleon_lib.core.plain_prompts import PlainPrompts
 from chameleon_lib.core.protocols import Backbone
 from chameleon_lib.kit.progress import tell
-from chameleon_lib.sections.counting import CountingBackbone
 from chameleon_lib.sections.study import Study
+from chameleon_lib.sections.time_budget.counting import CountingBackbone
 
 
 def stored_directions(
@@ -163,7 +163,7 @@ def timed_fit(
         modules=(
             "chameleon_lib.core.fitting",
             "chameleon_lib.backbones",
-            "chameleon_lib.sections.counting",
+            "chameleon_lib.sections.time_budget.counting",
         ),
     )
     edit = Edit(

@@ -13,10 +13,10 @@ from chameleon_lib.baselines import GoldExample
 from chameleon_lib.core.fitting import Contrast
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.sections import cells as cells_module
 from chameleon_lib.sections import fits as fits_module
 from chameleon_lib.sections import tunings as tunings_module
-from chameleon_lib.sections.per_user import run
+from chameleon_lib.sections.per_user import cell as cells_module
+from chameleon_lib.sections.per_user.study import run
 from chameleon_lib.sections.results import Run
 from tests.sections.small import SETTINGS, small_profile, use_small_models
 

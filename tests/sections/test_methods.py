@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from chameleon_lib.sections.estimates import paper_numbers
 from chameleon_lib.sections.methods import METHODS
-from chameleon_lib.sections.table1 import CLAIM_CONTROLS, FITTED_CONTROLS
+from chameleon_lib.sections.per_user.tables import CLAIM_CONTROLS, FITTED_CONTROLS
 
 
 def test_no_two_rows_share_an_id_or_a_title() -> None:

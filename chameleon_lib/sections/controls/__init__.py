@@ -1,0 +1,1 @@
+"""Notebook 06: controls, ambiguities and dose-response."""

@@ -1,0 +1,1 @@
+"""Section 4.4, Figure 3: how many users a group needs."""

@@ -1,0 +1,172 @@
+"""The claims of section 4.6 and the verdicts on them: how many items, and chosen by which rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from chameleon_lib.kit.stats import Estimate
+from chameleon_lib.kit.tables import estimate_columns
+from chameleon_lib.kit.verdicts import Verdict
+from chameleon_lib.lamp.tasks import get_task
+from chameleon_lib.sections.claims import judged_claim
+from chameleon_lib.sections.estimates import having
+from chameleon_lib.sections.history_ablation.conditions import PAPER
+from chameleon_lib.sections.history_ablation.tables import PLOT, cells_of
+from chameleon_lib.sections.paired import Term, contrast
+from chameleon_lib.sections.results import FAMILY_TITLES, Cell, Run
+
+_TITLES = {"chameleon": "CHAMELEON (paper)", "insight": "A.3 with insight, no edit"}
+_OTHERS = ("recent", "nearest")  # beside random; "pca raw" is another reading, no control
+
+Cells = dict[tuple[str, int], list[Cell]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim with its numbers.
+
+    Attributes:
+        task: Task name.
+        family: Family of the backbones.
+        words: What is claimed.
+        own: Whether the kit makes the claim, and not the paper.
+        sign: 1 where a gain is claimed, -1 where a loss is.
+        paper: The paper's number in words.
+        effect: The change of the primary metric; None where it was not run.
+        margins: Control → the effect minus that control's, on the same users.
+    """
+
+    task: str
+    family: str
+    words: str
+    own: bool
+    sign: int
+    paper: str
+    effect: Estimate | None = None
+    margins: dict[str, Estimate] = field(default_factory=dict)
+
+
+def claims(run: Run, task: str) -> list[Claim]:
+    """The paper's two claims on the number of items, and ours on the rule, for every family."""
+    k = run.settings.selection_k
+    found = []
+    for family in run.families:
+        cells = cells_of(run, task, family)
+        numbers = sorted(number for rule, number in cells if rule == PAPER)
+        found.append(_number(run, task, family, cells, numbers[0], k, 1))
+        found.append(_number(run, task, family, cells, k, numbers[-1], -1))
+        found += [
+            _rule(run, task, family, cells, rule, method, k)
+            for rule, method in (
+                (PAPER, "chameleon"),
+                (PAPER, "insight"),
+                ("pca raw", "insight"),
+            )
+        ]
+    return found
+
+
+def _number(
+    run: Run, task: str, family: str, cells: Cells, few: int, many: int, sign: int
+) -> Claim:
+    """More items help CHAMELEON (sign 1) or hurt it (-1), beyond what they do to Instruct.
+
+    A prompt without any edit changes with its items as well: only what exceeds that is the
+    method's.
+    """
+    metric = get_task(task).metrics[0]
+    words = (
+        f"too little history limits the gain: {many} items beat {few}"
+        if sign == 1
+        else f"too much history hurts: {many} items are worse than {few}"
+    )
+    plot = PLOT.get((task, metric), {})
+    paper = "not shown in the paper"
+    if family == "decoder" and few in plot and many in plot:
+        paper = f"~{plot[many] - plot[few]:+.3f} (plot reading)"
+    less, more = cells.get((PAPER, few)), cells.get((PAPER, many))
+    if few == many or not less or not more:
+        return Claim(task, family, words, False, sign, paper)
+    change = [Term(1, more, "chameleon"), Term(-1, less, "chameleon")]
+    prompt = [Term(-1, more, "instruct"), Term(1, less, "instruct")]
+    return Claim(
+        task,
+        family,
+        words,
+        False,
+        sign,
+        paper,
+        contrast(run, change, metric),
+        {"the change of Instruct": contrast(run, change + prompt, metric)},
+    )
+
+
+def _rule(
+    run: Run, task: str, family: str, cells: Cells, rule: str, method: str, k: int
+) -> Claim:
+    """A rule chooses better than chance, and than the other controls where they were run."""
+    metric = get_task(task).metrics[0]
+    words = (
+        f"beyond the paper's figure, {rule} selection beats random items at {k} items "
+        f"({_TITLES[method]})"
+    )
+    claim = Claim(task, family, words, True, 1, "no such comparison in the paper")
+    mine = having(cells.get((rule, k), []), method)
+    against = {
+        other: held
+        for other in ("random", *_OTHERS)
+        if (held := having(cells.get((other, k), []), method))
+    }
+    if not mine or "random" not in against:
+        return claim
+    found = {
+        other: contrast(run, [Term(1, mine, method), Term(-1, held, method)], metric)
+        for other, held in against.items()
+    }
+    effect = found.pop("random")
+    return Claim(task, family, words, True, 1, claim.paper, effect, found)
+
+
+def claim_frame(found: Sequence[Claim]) -> pd.DataFrame:
+    """Every claim that was run and every control it must beat, one row each."""
+    rows = []
+    for claim in found:
+        if claim.effect is None:
+            continue
+        shown = {"": claim.effect, **{f"minus {n}": m for n, m in claim.margins.items()}}
+        for control, value in shown.items():
+            rows.append(
+                {
+                    "family": FAMILY_TITLES[claim.family],
+                    "claim": claim.words,
+                    "control": control or "the change itself",
+                    "metric": get_task(claim.task).metrics[0],
+                    **estimate_columns(value, "change"),
+                }
+            )
+    frame = pd.DataFrame(rows)
+    return frame[[c for c in frame.columns if c not in ("n", "seeds")] + ["n", "seeds"]]
+
+
+def judged(run: Run, found: Sequence[Claim], notebook: str) -> list[Verdict]:
+    """One verdict per claim."""
+    return [
+        judged_claim(
+            run,
+            claim.task,
+            claim.family,
+            claim.words,
+            claim.effect,
+            claim.margins,
+            section="4.6",
+            notebook=notebook,
+            csv=f"tables/figure5_{claim.task}_claims.csv",
+            paper=claim.paper,
+            own=claim.own,
+            sign=claim.sign,
+        )
+        for claim in found
+    ]

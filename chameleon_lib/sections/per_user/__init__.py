@@ -1,0 +1,1 @@
+"""Section 4.2, Table 1: users with a history."""

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chameleon_lib.kit.profiles import PROFILES
+from chameleon_lib.kit.stats import DIRECTION_ONLY, DOES_NOT_HOLD, HOLDS, NOT_RUN, OPPOSITE
+from chameleon_lib.kit.store import ArtifactStore
+from chameleon_lib.kit.tables import check_table
+from chameleon_lib.sections.controls import dose, dose_tables
+from chameleon_lib.sections.results import Run
+from tests.sections.finished import units
+from tests.sections.planted_conditions import conditions_run
+from tests.sections.small import SETTINGS, small_profile, use_small_models
+
+DOSES = (0.25, 0.5, 0.75, 0.95)
+RISING = (0.3, 0.5, 0.7, 0.86)  # on one line over the doses
+FLAT = (0.4,) * 4
+
+
+def planted(**rates: tuple[float, ...]) -> Run:
+    by_dose = {
+        dose.name_of(value): {name: own[place] for name, own in rates.items()}
+        for place, value in enumerate(DOSES)
+    }
+    return conditions_run(by_dose, backbones=("demo:decoder:0",))
+
+
+def statuses(run: Run) -> list[str]:
+    found = dose_tables.verdicts(run, PROFILES["demo"], "06_controls")
+    assert [v.ours is not None and v.n == 120 for v in found] == [True, True]
+    return [v.status for v in found]
+
+
+def test_an_effect_that_grows_with_the_dose_holds() -> None:
+    assert statuses(planted(chameleon=RISING, fitted=FLAT)) == [HOLDS, DOES_NOT_HOLD]
+    assert statuses(planted(chameleon=FLAT, fitted=RISING)) == [DOES_NOT_HOLD, HOLDS]
+
+
+def test_an_effect_that_random_directions_have_as_well_is_a_direction_only() -> None:
+    assert statuses(planted(chameleon=RISING, random=RISING))[0] == DIRECTION_ONLY
+
+
+def test_an_effect_that_shrinks_is_opposite_and_a_constant_one_does_not_hold() -> None:
+    strong = (0.9,) * 4
+    assert statuses(planted(chameleon=RISING[::-1], fitted=strong)) == [OPPOSITE, DOES_NOT_HOLD]
+
+
+def test_the_slope_is_that_of_a_straight_line_through_the_differences() -> None:
+    run = planted(chameleon=RISING)
+    cells = [run.of("LaMP_2", "decoder", dose.name_of(value))[0] for value in DOSES]
+    gains = [
+        cell.scores["chameleon"]["accuracy"].mean() - cell.scores["instruct"]["accuracy"].mean()
+        for cell in cells
+    ]
+    found = dose_tables.slope(run, "LaMP_2", "decoder", "chameleon", "accuracy", "instruct")
+    assert found.value == pytest.approx(np.polyfit(DOSES, gains, 1)[0])
+    assert found.low > 0 and (found.n, found.seeds) == (120, 2)
+
+
+def test_responses_and_slopes_may_be_saved() -> None:
+    run = planted(chameleon=RISING, fitted=RISING)
+    responses, slopes = dose_tables.responses(run), dose_tables.slopes(run)
+    assert len(check_table(responses, "responses", "demo")) == 3 * len(DOSES)
+    assert len(check_table(slopes, "slopes", "demo")) == 3
+    paper = responses[responses["edit"] == "CHAMELEON (paper)"]
+    assert paper["strength"].tolist() == list(DOSES)
+    assert paper["accuracy change"].is_monotonic_increasing
+    assert set(responses["pairs kept"]) == {8.5}
+
+
+@pytest.mark.parametrize(("profile", "folder"), [("laptop", ""), ("demo", "somewhere")])
+def test_tastes_cannot_be_planted_in_real_users(profile: str, folder: str) -> None:
+    done = dose.run(PROFILES[profile], SETTINGS, data_dir=folder)
+    assert done is None
+    [verdict] = dose_tables.verdicts(done, PROFILES[profile], "06_controls")
+    assert (verdict.status, verdict.n, verdict.ours) == (NOT_RUN, 0, None)
+
+
+def test_doses_differ_in_golds_and_histories_and_in_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = use_small_models(monkeypatch)
+    options = {"doses": (0.25, 0.95), "users": (10, 6), "group": 6, "tasks": ("LaMP_3",)}
+    profile = small_profile()
+    done = dose.run(profile, SETTINGS, store=ArtifactStore(tmp_path), **options)
+    assert done is not None and done.conditions == ["strength 0.25", "strength 0.95"]
+    assert {cell.backbone for cell in done.cells} == set(profile.studied)
+    weak, strong = done.cells
+    for cell in done.cells:
+        assert list(cell.answers) == ["instruct", "chameleon", "fitted", "random"]
+        assert cell.draws[0]["tested"] == done.test_users["LaMP_3"]
+        assert cell.scores["instruct"]["valid"].shape == (1, len(done.test_users["LaMP_3"]))
+        assert 0 < len(done.test_users["LaMP_3"]) <= 6 and cell.draws[0]["users"] == 6
+    # The same queries and planted answers, so a margin is defined for the same queries.
+    undefined = [np.isnan(cell.answers["instruct"][0].margin).tolist() for cell in done.cells]
+    assert undefined[0] == undefined[1]
+    first, last = (cell.answers["instruct"][0].margin for cell in (weak, strong))
+    assert not np.array_equal(first, last, equal_nan=True)  # other labels in the histories
+    assert not embedder.texts
+    before = units(tmp_path)
+    again = dose.run(profile, SETTINGS, store=ArtifactStore(tmp_path), **options)
+    assert units(tmp_path) == before and again is not None

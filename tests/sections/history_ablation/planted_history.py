@@ -1,0 +1,87 @@
+"""Finished runs of the history ablation made by hand, from the planted ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from chameleon_lib.sections.history_ablation.study import Choices
+from chameleon_lib.sections.results import Cell, Run
+from tests.sections.planted import BASE, planted_run
+from tests.sections.small import SETTINGS
+
+K = SETTINGS.selection_k  # 3: the "paper's number" of these runs
+FEW, MANY = f"pca · {K - 1} items", f"pca · {K + 2} items"
+PAPER = f"pca · {K} items"
+RANDOM, RAW = f"random · {K} items", f"pca raw · {K} items"
+RECENT, NEAREST = f"recent · {K} items", f"nearest · {K} items"
+CONDITIONS = (FEW, PAPER, MANY, RAW, RANDOM, RECENT, NEAREST)
+PROMPTS_ONLY = (RAW,)
+
+# Who is right is drawn anew in every condition: it is lent from methods that draw it differently.
+_LENDERS = {
+    "instruct": ("instruct", "official", "official_history", "insight", "neutral"),
+    "chameleon": ("chameleon", "p_only", "n_only", "svd_diff", "logistic", "random", "answer_only"),
+    "fitted": ("fitted", "fitted_shuffled", "permute_answers", "from_neutral", "mean_difference"),
+}
+_LENDERS["insight"] = _LENDERS["instruct"][::-1]
+Rates = Mapping[str, Mapping[str, float]]
+
+
+def planted_history(
+    rates: Rates | None = None, *, conditions: tuple[str, ...] = CONDITIONS, **planted: Any
+) -> Run:
+    """A run whose method ``m`` under condition ``c`` answers right at ``rates[c][m]``."""
+    runs = []
+    for at, name in enumerate(conditions):
+        wanted = (rates or {}).get(name, {})
+        found = {}
+        for method, lenders in _LENDERS.items():
+            lent = {lenders[at % len(lenders)]: wanted.get(method, BASE)}
+            found[method] = planted_run(lent, **planted)
+        runs.append((name, at, found))
+    first = runs[0][2]["instruct"]
+    cells = [
+        _cell({method: run.cells[index] for method, run in found.items()}, name, at)
+        for index in range(len(first.cells))
+        for name, at, found in runs
+    ]
+    return replace(first, cells=cells)
+
+
+def _cell(sources: Mapping[str, Cell], condition: str, at: int) -> Cell:
+    methods = ["instruct", "insight"]
+    methods += [] if condition in PROMPTS_ONLY else ["chameleon", "fitted"]
+    base, answers, scores = sources["instruct"], {}, {}
+    for method in methods:
+        lender = _LENDERS[method][at % len(_LENDERS[method])]
+        answers[method] = sources[method].answers[lender]
+        scores[method] = dict(sources[method].scores[lender])
+    n = len(answers["instruct"][0].texts)
+    share = (at + 1) / 10
+    scores["insight"]["named"] = np.array([np.arange(n) < round(share * n)], dtype=float)
+    scores["insight"]["items"] = np.full((1, n), float(condition.split()[-2]))
+    counts = {"users": n, "too_long": 1, "empty_insight": 2, "dropped_items": at}
+    logs: list[dict[str, Any]] = [{}]
+    if condition not in PROMPTS_ONLY:
+        logs = [{"users": 10, "kept": 4 + i, "identical": 6, "layers": [i]} for i in range(2)]
+    return replace(base, condition=condition, answers=answers, scores=scores, counts=counts,
+                   draws=logs)  # fmt: skip
+
+
+def planted_choices(run: Run, task: str) -> Choices:
+    """``pca`` takes the first items that lack the user's tag, ``random`` those that carry it."""
+    truth = run.data[task].truth
+    assert truth is not None
+    ids = set(run.test_users[task])
+    found: Choices = {("pca", K): [], ("random", K): []}
+    for user in run.data[task].test:
+        if user.id in ids:
+            tag = truth[user.id].taste.tag
+            order = sorted(range(len(user.history)), key=lambda i: user.history[i].label == tag)
+            found["pca", K].append(sorted(order[:K]))
+            found["random", K].append(sorted(order[-K:]))
+    return found

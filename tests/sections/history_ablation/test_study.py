@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.store import ArtifactStore
+from chameleon_lib.lamp.data import write_lamp
+from chameleon_lib.sections import fits as fits_module
+from chameleon_lib.sections import grid
+from chameleon_lib.sections.data import load_task_data
+from chameleon_lib.sections.history_ablation import study as history_ablation
+from chameleon_lib.sections.history_ablation.conditions import DEMO, FULL, RULES, Design
+from chameleon_lib.sections.results import Run, query_users
+from tests.backbones.demo.small import HashEmbedder
+from tests.sections.finished import units
+from tests.sections.small import BACKBONES, SETTINGS, small_profile, use_small_models
+
+PROFILE = small_profile(studied=BACKBONES)
+DESIGN = Design(
+    tasks=("LaMP_2",),
+    n_train=6,
+    n_test=5,
+    group_size=4,
+    fitted_items=(3,),
+    control_items=(3,),
+    control_arms=(("pca raw", "prompts"), ("random", "edit"), ("recent", "prompts"),
+                  ("nearest", "prompts")),
+    world=(("history", (6, 7)),),
+)  # fmt: skip
+OPTIONS: dict[str, Any] = {"items": "2,3", "design": DESIGN, "draws": 2}
+ARMS = {
+    "pca · 2 items": {"instruct": 1, "insight": 1, "chameleon": 2},
+    "pca · 3 items": {"instruct": 1, "insight": 1, "chameleon": 2, "fitted": 2},
+    "pca raw · 3 items": {"instruct": 1, "insight": 1},
+    "random · 3 items": {"instruct": 1, "insight": 1, "chameleon": 2},
+    "recent · 3 items": {"instruct": 1, "insight": 1},
+    "nearest · 3 items": {"instruct": 1, "insight": 1},
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run, what its fits learned from, what was embedded, and where its store is."""
+
+    run: Run
+    fitted_on: list[set[str]]
+    embedder: HashEmbedder
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    folder = tmp_path_factory.mktemp("history")
+    fit, seen = fits_module.fit_by_preference, []
+
+    def watched(backbone: Any, contrasts: Sequence[Any], *a: Any, **k: Any) -> Any:
+        seen.append({contrast.user_id for contrast in contrasts})
+        return fit(backbone, contrasts, *a, **k)
+
+    with pytest.MonkeyPatch.context() as patch:
+        embedder = use_small_models(patch)
+        patch.setattr(fits_module, "fit_by_preference", watched)
+        run = history_ablation.run(PROFILE, SETTINGS, store=ArtifactStore(folder), **OPTIONS)
+    return Done(run, seen, embedder, folder)
+
+
+def test_every_condition_has_its_arms_with_one_answer_per_query_and_group(done: Done) -> None:
+    n = len(query_users(done.run, "LaMP_2"))
+    assert 0 < n <= 5 and done.run.conditions == list(ARMS)
+    for family in done.run.families:
+        for condition, arms in ARMS.items():
+            [cell] = done.run.of("LaMP_2", family, condition)
+            shapes = {m: s["accuracy"].shape for m, s in cell.scores.items()}
+            assert shapes == {method: (seeds, n) for method, seeds in arms.items()}
+            items = cell.scores["insight"]["items"]
+            assert set(items[0]) == {float(condition.split()[-2])}
+            assert cell.scores["insight"]["named"].shape == (1, n)
+
+
+def test_users_and_groups_are_the_same_in_every_condition(done: Done) -> None:
+    edited = [cell for cell in done.run.cells if "chameleon" in cell.scores]
+    assert len(edited) == 6
+    assert {tuple(log["tested"]) for cell in done.run.cells for log in cell.draws} == {
+        tuple(done.run.test_users["LaMP_2"])
+    }
+    for cell in edited:
+        assert [log["users"] for log in cell.draws] == [4, 4]
+        assert [log["kept"] + log["identical"] for log in cell.draws] == [4, 4]
+
+
+def test_no_test_user_reaches_a_fit(done: Done) -> None:
+    train = {user.id for user in done.run.data["LaMP_2"].train}
+    assert len(train) == 6 and done.fitted_on
+    assert all(users <= train for users in done.fitted_on)
+
+
+def test_items_are_embedded_once_for_all_conditions(done: Done) -> None:
+    data = done.run.data["LaMP_2"]
+    users = [*data.train, *data.test]
+    assert all(6 <= len(user.history) <= 7 for user in users)
+    items = sum(len(user.history) for user in users)
+    queries = sum(len(user.queries) for user in data.test)  # for "nearest", prompts alone
+    assert len(done.embedder.texts) == items + queries
+
+
+def test_a_condition_asks_with_the_items_of_its_rule(done: Done) -> None:
+    said = [cell.answers["instruct"][0].margin.tolist() for cell in done.run.cells[:6]]
+    assert len({str(margins) for margins in said}) == 6
+
+
+def test_the_same_run_again_computes_nothing(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_models(monkeypatch)
+    before = units(done.folder)
+    again = history_ablation.run(
+        PROFILE, SETTINGS, store=ArtifactStore(done.folder), **OPTIONS
+    )
+    assert units(done.folder) == before
+    for mine, other in zip(done.run.cells, again.cells, strict=True):
+        assert mine.draws == other.draws
+        for method, scores in mine.scores.items():
+            for name, values in scores.items():
+                np.testing.assert_array_equal(values, other.scores[method][name])
+
+
+def test_choices_name_every_rule_at_every_number(
+    done: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_small_models(monkeypatch)
+    store = ArtifactStore(done.folder)
+    found = history_ablation.choices(done.run, "LaMP_2", "2,3", store=store)
+    assert set(found) == {(rule, k) for rule in RULES for k in (2, 3)}
+    n = len(done.run.test_users["LaMP_2"])
+    for (_, k), picked in found.items():
+        assert [len(indices) for indices in picked] == [k] * n
+    assert len({str(found[rule, 3]) for rule in RULES}) == len(RULES)
+
+
+def test_a_user_that_one_condition_loses_is_left_out_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_small_models(monkeypatch)
+    study_type = grid.Study
+    sized = replace(PROFILE, n_train=6, n_test=5)
+    data = load_task_data(sized, "LaMP_2", world={"history": (6, 7)})
+    lost = {data.test[1].id, data.train[0].id}
+
+    class Picky(study_type):  # type: ignore[misc, valid-type]
+        def prepare(self, users: Any) -> Any:
+            prepared, counts = super().prepare(users)
+            if (self.backbone_id, self.settings.selection_k) == (BACKBONES[1], 2):
+                prepared = [user for user in prepared if user.user.id not in lost]
+            return prepared, counts
+
+    monkeypatch.setattr(grid, "Study", Picky)
+    design = replace(DESIGN, group_size=6, control_arms=(("random", "prompts"),))
+    run = history_ablation.run(
+        PROFILE, SETTINGS, store=ArtifactStore(tmp_path), items="2,3", design=design, draws=1
+    )
+    assert run.test_users["LaMP_2"] == [user.id for user in data.test if user.id not in lost]
+    for cell in run.cells:
+        assert cell.scores["instruct"]["accuracy"].shape == (1, 4)
+        assert cell.draws[0].get("users", 5) == 5  # of six train users one is lost
+
+
+def test_the_embedded_world_runs_the_cut_design_and_official_files_the_full_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def noted(compute: Any, profile: Any, settings: Any, **options: Any) -> Run:
+        asked.append((compute.keywords["conditions"], profile, settings, options))
+        return Run(profile, settings, {}, {}, [])
+
+    monkeypatch.setattr(history_ablation, "run_grid", noted)
+    settings = SETTINGS.with_(selection_k=10, group_size=100, pairs_on_too_few="error")
+    profile = small_profile(n_train=150, n_test=200)
+    for folder in ("", str(tmp_path)):
+        history_ablation.run(profile, settings, data_dir=folder, max_users=7)
+    (demo, cut, grouped, options), (full, whole, ungrouped, official) = asked
+    assert (cut.n_train, cut.n_test) == (DEMO.n_train, DEMO.n_test)
+    assert (whole.n_train, whole.n_test) == (150, 200) and cut.backbones == profile.studied
+    assert (grouped.group_size, ungrouped.group_size) == (DEMO.group_size, 100)
+    assert {grouped.pairs_on_too_few, ungrouped.pairs_on_too_few} == {"warn"}
+    assert len(demo) == 9 and len(full) == 25
+    assert options["tasks"] == DEMO.tasks and official["tasks"] == FULL.tasks
+    assert options["world"] == {"history": (28, 32)} and official["world"] == {}
+    assert official["data_dir"] == str(tmp_path) and options["max_users"] == 7
+
+
+def test_the_papers_number_must_be_among_the_items(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="about 3"):
+        history_ablation.run(PROFILE, SETTINGS, store=ArtifactStore(tmp_path), items="2,4")
+
+
+def test_official_files_run_without_planted_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_small_models(monkeypatch)
+    users = load_task_data(small_profile(n_dev=16), "LaMP_3").dev
+    write_lamp(users, tmp_path / "data" / "LaMP_3", "dev")
+    run = history_ablation.run(
+        small_profile(),
+        SETTINGS,
+        items="3",
+        data_dir=str(tmp_path / "data"),
+        store=ArtifactStore(tmp_path / "units"),
+        max_users=5,
+        draws=1,
+    )
+    assert list(run.data) == ["LaMP_3"] and len(run.notes) == 1 and "LaMP-2" in run.notes[0]
+    assert {cell.condition for cell in run.cells} == {f"{rule} · 3 items" for rule in RULES}
+    assert all("named" not in cell.scores["insight"] for cell in run.cells)
+    assert all("fitted" in cell.scores for cell in run.cells)
