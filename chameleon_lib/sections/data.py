@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from chameleon_lib.backbones.demo.world import Truth, WorldSettings, build_world
+from chameleon_lib.backbones.demo.world import Truth, World, WorldSettings, build_world
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.profiles import RunProfile
@@ -101,7 +102,7 @@ def load_task_data(
         parts, source = _official(Path(data_dir), task, eval_split)
         truth: Mapping[str, Truth] | None = None
     elif profile.data == "demo":
-        built = build_world(task, WorldSettings(users=limits, **(world or {})))
+        built = _world(task, WorldSettings(users=limits, **(world or {})))
         parts, truth = {split: users for split, users in built.users.items()}, built.truth
         source = "embedded world with planted tastes; the parts share no user and no query"
         if world:
@@ -117,6 +118,12 @@ def load_task_data(
     )
     check_disjoint(train, test)
     return TaskData(task, train, dev, test, everyone, truth, source, digest([train, dev, test]))
+
+
+@lru_cache(maxsize=8)
+def _world(task: str, settings: WorldSettings) -> World:
+    """The embedded world; many cells ask for the same one."""
+    return build_world(task, settings)
 
 
 def _file_of(eval_split: str) -> str:

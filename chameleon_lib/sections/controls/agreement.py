@@ -166,7 +166,7 @@ def figure(frame: pd.DataFrame, profile: str) -> FigureOutput:
         drawn,
         title="Agreement of users and effect of the edit",
         profile=profile,
-        xlabel="margin change against Instruct, nats",
+        xlabel="margin change, nats",
         row="cell",
         panel="edit",
         reference_label="Instruct",
