@@ -13,26 +13,31 @@ from pathlib import Path
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.verdicts import Verdict, load_verdicts
+from chameleon_lib.kit.verdicts import Verdict, load_verdicts, tally
 
 __all__ = ["BEGIN", "END", "main", "rewritten", "table"]
 
 BEGIN = "<!-- verdicts:begin -->"
 END = "<!-- verdicts:end -->"
 PROFILE = "demo"
+HEADLINE = "01_per_user"  # the notebook whose verdicts are listed one by one
 _HEAD = ("claim", "paper", "ours [95 % CI]", "n", "seeds", "verdict")
 _NONE_YET = "No demo run has been recorded yet."
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as a Markdown table; one sentence if there are none."""
+    """All verdicts counted, and those of Table 1 one by one; one sentence if there are none."""
     if not verdicts:
         return _NONE_YET
-    lines = [_line(_HEAD), "|---|---|---|--:|--:|---|"]
-    for found in verdicts:
+    counts = tally(verdicts)
+    lines = [_line(tuple(counts[0])), _line(("---", "---", *["--:"] * (len(counts[0]) - 2)))]
+    lines += [_line([str(cell) for cell in row.values()]) for row in counts]
+    lines += ["", f"The claims of [{HEADLINE}](notebooks/{HEADLINE}.ipynb), one by one:", ""]
+    lines += [_line(_HEAD), "|---|---|---|--:|--:|---|"]
+    for found in (verdict for verdict in verdicts if verdict.notebook == HEADLINE):
         ours = "not run" if found.ours is None else str(found.ours).replace("-", "−")
-        counts = [str(number) if number else "–" for number in (found.n, found.seeds)]
-        lines.append(_line((found.claim, found.paper, ours, *counts, found.status)))
+        numbers = [str(number) if number else "–" for number in (found.n, found.seeds)]
+        lines.append(_line((found.claim, found.paper, ours, *numbers, found.status)))
     return "\n".join(lines)
 
 

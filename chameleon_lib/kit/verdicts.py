@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,8 +14,10 @@ from chameleon_lib.kit import paths
 from chameleon_lib.kit.csvtext import round_sig
 from chameleon_lib.kit.stats import (
     DIRECTION_ONLY,
+    DOES_NOT_HOLD,
     HOLDS,
     MIN_USERS,
+    NOT_REPRODUCED,
     NOT_RUN,
     OPPOSITE,
     REPRODUCED,
@@ -41,6 +44,8 @@ class Verdict:
         csv: the table behind it, relative to outputs/<profile>, such as "tables/x.csv".
         note: one sentence for the reader; may be empty.
         split: the data split, such as "dev".
+        own: whether the claim is the kit's and not the paper's; its words are then "holds" and
+            "does not hold", since nothing can be reproduced that was never claimed.
     """
 
     claim: str
@@ -55,6 +60,7 @@ class Verdict:
     csv: str
     note: str = ""
     split: str = ""
+    own: bool = False
 
     def __post_init__(self) -> None:
         def refuse(why: str) -> None:
@@ -62,6 +68,10 @@ class Verdict:
 
         if self.status not in STATUSES:
             refuse(f"status {self.status!r} is none of {', '.join(STATUSES)}")
+        foreign = (REPRODUCED, NOT_REPRODUCED) if self.own else (HOLDS, DOES_NOT_HOLD)
+        if self.status in foreign:
+            whose = "of ours" if self.own else "of the paper"
+            refuse(f"status {self.status!r} is no word for a claim {whose}")
         if (self.ours is None) != (self.status == NOT_RUN):
             refuse(f"status {self.status!r} does not fit ours = {self.ours}")
         if self.ours is None:
@@ -104,6 +114,21 @@ def _rounded(record: dict[str, Any]) -> dict[str, Any]:
             key: round_sig(x) if isinstance(x, float) else x for key, x in record["ours"].items()
         }
     return record
+
+
+def tally(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """How many claims of each notebook got which word, the paper's and ours apart."""
+    rows = []
+    for notebook in dict.fromkeys(verdict.notebook for verdict in verdicts):
+        for whose, own in (("the paper", False), ("ours", True)):
+            part = [v for v in verdicts if v.notebook == notebook and v.own == own]
+            if part:
+                counts = Counter(v.status for v in part)
+                row = {"notebook": notebook, "claims of": whose, "claims": len(part)}
+                rows.append(row | {status: counts[status] for status in STATUSES})
+    used = [status for status in STATUSES if any(row[status] for row in rows)]
+    keys = ("notebook", "claims of", "claims", *used)
+    return [{key: row[key] for key in keys} for row in rows]
 
 
 def load_verdicts(profile: str, folder: Path | None = None) -> list[Verdict]:

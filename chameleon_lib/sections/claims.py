@@ -62,6 +62,7 @@ def judged_claim(
         csv=csv,
         note="; ".join(filter(None, (remark, beaten.replace("_", " ")))),
         split=split_of(run, task),
+        own=own,
     )
 
 

@@ -26,14 +26,10 @@ from chameleon_lib.kit.stats import (
     TOO_FEW_USERS,
 )
 from chameleon_lib.kit.verdicts import Verdict
+from chameleon_lib.kit.verdicts import tally as count
 
 _UNJUDGED = (NOT_RUN, TOO_FEW_USERS)
 ONE_SIDE = 0.025  # chance that a 95 % interval leaves zero on the side of the claim
-
-
-def is_own(verdict: Verdict) -> bool:
-    """Whether the claim is the kit's and not the paper's."""
-    return verdict.claim.lower().find("beyond the paper") >= 0
 
 
 def claims(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -67,30 +63,17 @@ def claims(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 def tally(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """How many claims of each notebook got which word, the paper's and ours apart."""
     rows = []
-    for notebook in dict.fromkeys(v.notebook for v in verdicts):
-        for whose, own in (("the paper", False), ("ours", True)):
-            part = [v for v in verdicts if v.notebook == notebook and is_own(v) == own]
-            if part:
-                counts = Counter(v.status for v in part)
-                rows.append(
-                    {
-                        "notebook": notebook,
-                        "claims of": whose,
-                        "claims": len(part),
-                        **{status: counts[status] for status in STATUSES},
-                        "n": max(v.n for v in part),
-                        "seeds": max(v.seeds for v in part),
-                    }
-                )
-    frame = pd.DataFrame(rows)
-    empty = [status for status in STATUSES if not frame[status].any()]
-    return frame.drop(columns=empty)
+    for row in count(verdicts):
+        part = [v for v in verdicts if v.notebook == row["notebook"]]
+        part = [v for v in part if v.own == (row["claims of"] == "ours")]
+        rows.append(row | {"n": max(v.n for v in part), "seeds": max(v.seeds for v in part)})
+    return pd.DataFrame(rows)
 
 
 def may_conclude(verdicts: Sequence[Verdict], profile: RunProfile) -> list[str]:
     """What a reader may say after this run, counted from the verdicts."""
     sentences = []
-    printed = [v for v in verdicts if not is_own(v) and v.status not in _UNJUDGED]
+    printed = [v for v in verdicts if not v.own and v.status not in _UNJUDGED]
     if printed:
         counts = Counter(v.status for v in printed)
         sentences.append(
@@ -103,7 +86,7 @@ def may_conclude(verdicts: Sequence[Verdict], profile: RunProfile) -> list[str]:
         part = [v for v in printed if v.section == section]
         right = sum(v.status == REPRODUCED for v in part)
         sentences.append(f"Section {section}: {right} of {len(part)} claims reproduced.")
-    own = [v for v in verdicts if is_own(v) and v.status not in _UNJUDGED]
+    own = [v for v in verdicts if v.own and v.status not in _UNJUDGED]
     if own:
         counts = Counter(v.status for v in own)
         sentences.append(

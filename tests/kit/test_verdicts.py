@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.stats import Estimate
+from chameleon_lib.kit.stats import HOLDS, REPRODUCED, Estimate
 from chameleon_lib.kit.verdicts import Verdict, load_verdicts, save_verdicts
 
 
@@ -83,3 +83,9 @@ def test_unknown_keys_and_broken_files_are_named() -> None:
     path.write_text("{")
     with pytest.raises(UserError, match="01_per_user.json"):
         load_verdicts("demo")
+
+
+@pytest.mark.parametrize(("own", "status"), [(True, REPRODUCED), (False, HOLDS)])
+def test_a_word_for_the_other_kind_of_claim_is_refused(own: bool, status: str) -> None:
+    with pytest.raises(UserError, match="no word for a claim"):
+        replace(good(), own=own, status=status)

@@ -33,7 +33,7 @@ def made(
     n, seeds = (ours.n, ours.seeds) if ours else (0, 0)
     claim = f"{'beyond the paper, ' if own else ''}a claim that is {status} (accuracy change)"
     return Verdict(claim, section, f"0{section[-1]}_name", "+0.1", ours, status, n, seeds,
-                   "accuracy, LaMP evaluator's definition", "tables/x.csv")  # fmt: skip
+                   "accuracy, LaMP evaluator's definition", "tables/x.csv", own=own)  # fmt: skip
 
 
 ALL = [

@@ -94,6 +94,7 @@ def verdicts(done: Run | None, profile: RunProfile, notebook: str) -> list[Verdi
         "section": "4.2",
         "notebook": notebook,
         "paper": "not in the paper",
+        "own": True,
         "scorer": "margin of the user's over the generic answer, nats per unit of strength",
         "csv": "tables/controls_g_slopes.csv",
         "split": "test users of the embedded world",

@@ -68,6 +68,7 @@ def _within(run: Run, family: str, ours: str, rival: str, notebook: str) -> Verd
         "fig4_c_same_compute",
         f"must also beat instruct; the rival stands at {share:.0%} of the queries"
         + ("" if inside else ", its smallest share, which costs more"),
+        own=not in_paper,
     )
 
 
@@ -101,6 +102,7 @@ def _quality(run: Run, family: str, notebook: str) -> Verdict:
         f"difference plus {TOLERANCE}; must also beat instruct; parameters 1/{1 / parameters:.0f}, "
         f"FLOPs 1/{1 / compute:.1f} of DPO's, at {counted(cells, 'fitted', 'share'):.0%} of the "
         "pairs",
+        own=True,
     )
 
 
@@ -124,6 +126,8 @@ def _made(
     status: str,
     table: str,
     note: str,
+    *,
+    own: bool,
 ) -> Verdict:
     return Verdict(
         claim=f"{TASK.replace('_', '-')}, {claim} (accuracy)",
@@ -138,4 +142,5 @@ def _made(
         csv=f"tables/{table}.csv",
         note=note,
         split=split_of(run, TASK),
+        own=own,
     )
