@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def build(profile: str) -> Path:
         notebooks.append({"stem": executed.stem, "title": _title(executed)})
     tables = _sidecars(paths.tables_dir(profile), profile)
     verdicts = load_verdicts(profile)
-    counts = Counter(verdict.status for verdict in verdicts)
+    titles = {entry["stem"]: entry["title"] for entry in notebooks}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -129,8 +130,21 @@ def build(profile: str) -> Path:
         profile=profile,
         banner=banner(profile),
         css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        verdicts=[_row(verdict, folder) for verdict in verdicts],
-        counts=[(status, counts[status]) for status in STATUSES if counts[status]],
+        verdicts=verdicts,
+        counts=_counts(verdicts),
+        groups=[
+            {
+                "stem": stem,
+                "title": titles.get(stem, stem),
+                "rows": [
+                    _row(verdict, folder)
+                    for own in (False, True)
+                    for verdict in verdicts
+                    if verdict.notebook == stem and verdict.own == own
+                ],
+            }
+            for stem in dict.fromkeys(verdict.notebook for verdict in verdicts)
+        ],
         figures=_sidecars(paths.figures_dir(profile), profile),
         controls=[_table(entry, profile) for entry in tables if entry["kind"] == "control"],
         tables=tables,
@@ -143,6 +157,15 @@ def build(profile: str) -> Path:
     target = folder / "index.html"
     paths.replace_text(target, page)
     return target
+
+
+def _counts(verdicts: Sequence[Verdict]) -> list[tuple[str, str, int]]:
+    """Whose claims, which word, how many: the paper's first."""
+    found = []
+    for whose, own in (("the paper's claims", False), ("our own", True)):
+        counts = Counter(verdict.status for verdict in verdicts if verdict.own == own)
+        found += [(whose, status, counts[status]) for status in STATUSES if counts[status]]
+    return found
 
 
 def _title(executed: Path) -> Markup:

@@ -128,6 +128,8 @@ def test_the_index_holds_verdicts_figures_controls_and_facts_in_that_order() -> 
     assert page_problems(html) == []
     places = [html.index(f'id="{name}"') for name in ("verdicts", "figures", "controls", "facts")]
     assert places == sorted(places)
+    assert "01_per_user" in html and 'id="verdicts-01_per_user"' in html
+    assert "<strong>1</strong> direction only" in html and "(the paper&#39;s claims)" in html
     assert "+0.200 [+0.100, +0.300]" in html and "direction only" in html
     assert "The edit &lt;b&gt;helps&lt;/b&gt;" in html and "random &lt;1&gt;" in html
     assert 'src="figures/01.png"' in html and 'href="html/01_per_user.html"' in html
