@@ -6,6 +6,7 @@ fill the artifact store; the caller then reads everything in a fixed order.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -23,6 +24,8 @@ def _start_worker(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    # The caller goes through every cell again, in order: what is to be said, it says once.
+    logging.disable(logging.WARNING)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
