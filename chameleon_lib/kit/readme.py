@@ -32,7 +32,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
     counts = tally(verdicts)
     lines = [_line(tuple(counts[0])), _line(("---", "---", *["--:"] * (len(counts[0]) - 2)))]
     lines += [_line([str(cell) for cell in row.values()]) for row in counts]
-    lines += ["", f"The claims of [{HEADLINE}](notebooks/{HEADLINE}.ipynb), one by one:", ""]
+    lines += ["", f"The claims of `{HEADLINE}`, one by one:", ""]
     lines += [_line(_HEAD), "|---|---|---|--:|--:|---|"]
     for found in (verdict for verdict in verdicts if verdict.notebook == HEADLINE):
         ours = "not run" if found.ours is None else str(found.ours).replace("-", "−")

@@ -47,7 +47,7 @@ def test_the_block_is_regenerated_and_nothing_around_it_changes(readme: Path) ->
         "| notebook | claims of | claims | reproduced | not run at this scale |\n"
         "| --- | --- | --: | --: | --: |\n"
         "| 01_per_user | the paper | 2 | 1 | 1 |\n\n"
-        "The claims of [01_per_user](notebooks/01_per_user.ipynb), one by one:\n\n"
+        "The claims of `01_per_user`, one by one:\n\n"
         "| claim | paper | ours [95 % CI] | n | seeds | verdict |\n"
         "|---|---|---|--:|--:|---|\n"
         "| The edit helps (mae change) | -0.090 (0.497 → 0.407) | −0.200 [−0.300, −0.100] "
