@@ -9,8 +9,9 @@ from chameleon_lib.backbones import HFBackbone, backbone_from, load_backbone
 from chameleon_lib.backbones.demo import FAMILIES, checkpoint
 from chameleon_lib.backbones.demo.architectures import build_model
 from chameleon_lib.backbones.demo.recipe import TrainSettings
+from chameleon_lib.backbones.demo.tastes import NEUTRAL_INSIGHT
 from chameleon_lib.backbones.demo.tokenizer import build_tokenizer
-from chameleon_lib.backbones.demo.world import NEUTRAL_INSIGHT, WorldSettings, build_world
+from chameleon_lib.backbones.demo.world import WorldSettings, build_world
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError
 from chameleon_lib.lamp.prompts import answer_prompt

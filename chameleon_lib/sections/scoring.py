@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from chameleon_lib.backbones.demo.world import habits_followed
+from chameleon_lib.backbones.demo.tastes import habits_followed
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.errors import UserError
 from chameleon_lib.lamp.metrics import per_sample_scores

@@ -20,7 +20,8 @@ import torch
 from chameleon_lib.backbones.backbone import HFBackbone
 from chameleon_lib.backbones.demo import FAMILIES, SEEDS, checkpoint
 from chameleon_lib.backbones.demo.cards import write_cards
-from chameleon_lib.backbones.demo.world import NEUTRAL_INSIGHT, build_world, habits_followed
+from chameleon_lib.backbones.demo.tastes import NEUTRAL_INSIGHT, habits_followed
+from chameleon_lib.backbones.demo.world import build_world
 from chameleon_lib.backbones.embedder import load_embedder
 from chameleon_lib.backbones.models import load_backbone
 from chameleon_lib.core.chameleon import Chameleon

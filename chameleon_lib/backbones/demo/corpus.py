@@ -11,19 +11,16 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from chameleon_lib.backbones.demo.tokenizer import SENTINELS
-from chameleon_lib.backbones.demo.world import (
+from chameleon_lib.backbones.demo.tastes import (
     NEUTRAL_INSIGHT,
-    Split,
     Taste,
-    WorldSettings,
-    draw_items,
-    draw_query_scene,
     draw_taste,
     generic_answer,
     insight_text,
     personal_answer,
 )
+from chameleon_lib.backbones.demo.tokenizer import SENTINELS
+from chameleon_lib.backbones.demo.world import Split, WorldSettings, draw_items, draw_query_scene
 from chameleon_lib.lamp.prompts import (
     answer_prompt,
     history_block,

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from chameleon_lib.backbones.demo import lexicon as lx
-from chameleon_lib.backbones.demo.world import NEUTRAL_INSIGHT, Taste, insight_text
+from chameleon_lib.backbones.demo.tastes import NEUTRAL_INSIGHT, Taste, insight_text
 from chameleon_lib.lamp.prompts import answer_prompt, insight_prompt, official_prompt, unseen_prompt
 from chameleon_lib.lamp.records import HistoryItem, Query
 from chameleon_lib.lamp.tasks import TASKS, official_input

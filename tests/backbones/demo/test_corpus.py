@@ -8,16 +8,14 @@ import pytest
 from chameleon_lib.backbones.demo import corpus
 from chameleon_lib.backbones.demo.corpus import KINDS, STEERED, Case, draw_case
 from chameleon_lib.backbones.demo.scenes import SPLITS, Scene, sentence_split
-from chameleon_lib.backbones.demo.tokenizer import SENTINELS
-from chameleon_lib.backbones.demo.world import (
+from chameleon_lib.backbones.demo.tastes import (
     NEUTRAL_INSIGHT,
-    WorldSettings,
-    build_world,
-    draw_query_scene,
     generic_answer,
     insight_text,
     personal_answer,
 )
+from chameleon_lib.backbones.demo.tokenizer import SENTINELS
+from chameleon_lib.backbones.demo.world import WorldSettings, build_world, draw_query_scene
 from chameleon_lib.lamp.prompts import ANSWER_CUE, history_block
 from chameleon_lib.lamp.tasks import TASKS, is_valid_answer
 from tests.backbones.demo.worlds import random_of, whole_sentences

@@ -7,13 +7,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from chameleon_lib.backbones.demo import lexicon as lx
 from chameleon_lib.backbones.demo.scenes import SPLITS
+from chameleon_lib.backbones.demo.tastes import NEUTRAL_INSIGHT, insight_text
 from chameleon_lib.backbones.demo.tokenizer import SENTINELS, build_tokenizer, template_segments
-from chameleon_lib.backbones.demo.world import (
-    NEUTRAL_INSIGHT,
-    WorldSettings,
-    build_world,
-    insight_text,
-)
+from chameleon_lib.backbones.demo.world import WorldSettings, build_world
 from chameleon_lib.backbones.text import TextCodec
 from chameleon_lib.lamp.prompts import (
     ANSWER_CUE,

@@ -10,20 +10,22 @@ import pytest
 from chameleon_lib.backbones.demo import lexicon as lx
 from chameleon_lib.backbones.demo import world_cli
 from chameleon_lib.backbones.demo.scenes import SPLITS, draw_tweet, sentence_split
-from chameleon_lib.backbones.demo.world import (
+from chameleon_lib.backbones.demo.tastes import (
     NEUTRAL_INSIGHT,
-    Scene,
     Taste,
-    World,
-    WorldSettings,
-    build_world,
-    common_taste,
     draw_taste,
     generic_answer,
     habits_followed,
     insight_text,
     personal_answer,
     style_tweet,
+)
+from chameleon_lib.backbones.demo.world import (
+    Scene,
+    World,
+    WorldSettings,
+    build_world,
+    common_taste,
 )
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import cli

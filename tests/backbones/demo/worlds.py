@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable
 
 from chameleon_lib.backbones.demo import lexicon as lx
-from chameleon_lib.backbones.demo.world import Taste
+from chameleon_lib.backbones.demo.tastes import Taste
 from chameleon_lib.lamp.records import User
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from chameleon_lib.backbones.demo.world import habits_followed
+from chameleon_lib.backbones.demo.tastes import habits_followed
 from chameleon_lib.baselines.llm_rec import VARIANTS
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.kit.store import ArtifactStore
