@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from chameleon_lib.kit.stats import Estimate, own_claim, verdict
 from chameleon_lib.kit.verdicts import Verdict
@@ -11,6 +12,54 @@ from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.results import FAMILY_TITLES, Run
 
 NOT_IN_PAPER = "not in the paper"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim with its numbers.
+
+    Attributes:
+        task: Task name.
+        family: Family of the backbones.
+        words: What is claimed.
+        own: Whether the kit makes the claim, and not the paper.
+        paper: The paper's number in words.
+        effect: The change of the primary metric; None where it was not run.
+        margins: Control → the effect minus that control's, on the same users.
+        sign: 1 where a gain is claimed, -1 where a loss is.
+    """
+
+    task: str
+    family: str
+    words: str
+    own: bool
+    paper: str
+    effect: Estimate | None = None
+    margins: dict[str, Estimate] = field(default_factory=dict)
+    sign: int = 1
+
+
+def judged_claims(
+    run: Run, found: Sequence[Claim], *, section: str, notebook: str, figure: str
+) -> list[Verdict]:
+    """One verdict per claim of a figure; its table is ``<figure>_<task>_claims``."""
+    return [
+        judged_claim(
+            run,
+            claim.task,
+            claim.family,
+            claim.words,
+            claim.effect,
+            claim.margins,
+            section=section,
+            notebook=notebook,
+            csv=f"tables/{figure}_{claim.task}_claims.csv",
+            paper=claim.paper,
+            own=claim.own,
+            sign=claim.sign,
+        )
+        for claim in found
+    ]
 
 
 def judged_claim(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -11,7 +10,7 @@ from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.lamp.tasks import get_task
-from chameleon_lib.sections.claims import judged_claim
+from chameleon_lib.sections.claims import Claim, judged_claims
 from chameleon_lib.sections.estimates import estimate
 from chameleon_lib.sections.group_size.ladder import OTHER, OWN
 from chameleon_lib.sections.group_size.tables import cells_of, groups_of, size_of
@@ -24,29 +23,6 @@ _PLOT = {
     "LaMP_2": {0: 0.198, 1: 0.355, 20: 0.377, 40: 0.386, 60: 0.386, 80: 0.387, 100: 0.396},
     "LaMP_3": {0: 0.497, 1: 0.447, 20: 0.431, 40: 0.424, 60: 0.419, 80: 0.411, 100: 0.407},
 }
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim with its numbers.
-
-    Attributes:
-        task: Task name.
-        family: Family of the backbones.
-        words: What is claimed.
-        own: Whether the kit makes the claim, and not the paper.
-        paper: The paper's number in words.
-        effect: The change of the primary metric; None where it was not run.
-        margins: Control → the effect minus that control's, on the same users.
-    """
-
-    task: str
-    family: str
-    words: str
-    own: bool
-    paper: str
-    effect: Estimate | None
-    margins: dict[str, Estimate]
 
 
 def claims(run: Run, task: str) -> list[Claim]:
@@ -143,19 +119,4 @@ def claim_frame(found: Sequence[Claim]) -> pd.DataFrame:
 
 def judged(run: Run, found: Sequence[Claim], notebook: str) -> list[Verdict]:
     """One verdict per claim."""
-    return [
-        judged_claim(
-            run,
-            claim.task,
-            claim.family,
-            claim.words,
-            claim.effect,
-            claim.margins,
-            section="4.4",
-            notebook=notebook,
-            csv=f"tables/figure3_{claim.task}_claims.csv",
-            paper=claim.paper,
-            own=claim.own,
-        )
-        for claim in found
-    ]
+    return judged_claims(run, found, section="4.4", notebook=notebook, figure="figure3")

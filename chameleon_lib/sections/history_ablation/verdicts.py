@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pandas as pd
 
-from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.lamp.tasks import get_task
-from chameleon_lib.sections.claims import judged_claim
+from chameleon_lib.sections.claims import Claim, judged_claims
 from chameleon_lib.sections.estimates import having
 from chameleon_lib.sections.history_ablation.conditions import PAPER
 from chameleon_lib.sections.history_ablation.tables import PLOT, cells_of
@@ -22,31 +20,6 @@ _TITLES = {"chameleon": "CHAMELEON (paper)", "insight": "A.3 with insight, no ed
 _OTHERS = ("recent", "nearest")  # beside random; "pca raw" is another reading, no control
 
 Cells = dict[tuple[str, int], list[Cell]]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim with its numbers.
-
-    Attributes:
-        task: Task name.
-        family: Family of the backbones.
-        words: What is claimed.
-        own: Whether the kit makes the claim, and not the paper.
-        sign: 1 where a gain is claimed, -1 where a loss is.
-        paper: The paper's number in words.
-        effect: The change of the primary metric; None where it was not run.
-        margins: Control → the effect minus that control's, on the same users.
-    """
-
-    task: str
-    family: str
-    words: str
-    own: bool
-    sign: int
-    paper: str
-    effect: Estimate | None = None
-    margins: dict[str, Estimate] = field(default_factory=dict)
 
 
 def claims(run: Run, task: str) -> list[Claim]:
@@ -89,7 +62,7 @@ def _number(
         paper = f"~{plot[many] - plot[few]:+.3f} (plot reading)"
     less, more = cells.get((PAPER, few)), cells.get((PAPER, many))
     if few == many or not less or not more:
-        return Claim(task, family, words, False, sign, paper)
+        return Claim(task, family, words, False, paper, sign=sign)
     change = [Term(1, more, "chameleon"), Term(-1, less, "chameleon")]
     prompt = [Term(-1, more, "instruct"), Term(1, less, "instruct")]
     return Claim(
@@ -97,10 +70,10 @@ def _number(
         family,
         words,
         False,
-        sign,
         paper,
         contrast(run, change, metric),
         {"the change of Instruct": contrast(run, change + prompt, metric)},
+        sign,
     )
 
 
@@ -113,7 +86,7 @@ def _rule(
         f"beyond the paper's figure, {rule} selection beats random items at {k} items "
         f"({_TITLES[method]})"
     )
-    claim = Claim(task, family, words, True, 1, "no such comparison in the paper")
+    claim = Claim(task, family, words, True, "no such comparison in the paper")
     mine = having(cells.get((rule, k), []), method)
     against = {
         other: held
@@ -127,7 +100,7 @@ def _rule(
         for other, held in against.items()
     }
     effect = found.pop("random")
-    return Claim(task, family, words, True, 1, claim.paper, effect, found)
+    return Claim(task, family, words, True, claim.paper, effect, found)
 
 
 def claim_frame(found: Sequence[Claim]) -> pd.DataFrame:
@@ -153,20 +126,4 @@ def claim_frame(found: Sequence[Claim]) -> pd.DataFrame:
 
 def judged(run: Run, found: Sequence[Claim], notebook: str) -> list[Verdict]:
     """One verdict per claim."""
-    return [
-        judged_claim(
-            run,
-            claim.task,
-            claim.family,
-            claim.words,
-            claim.effect,
-            claim.margins,
-            section="4.6",
-            notebook=notebook,
-            csv=f"tables/figure5_{claim.task}_claims.csv",
-            paper=claim.paper,
-            own=claim.own,
-            sign=claim.sign,
-        )
-        for claim in found
-    ]
+    return judged_claims(run, found, section="4.6", notebook=notebook, figure="figure5")
