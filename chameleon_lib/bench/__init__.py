@@ -40,10 +40,12 @@ def _run(parts: Sequence[str], quick: bool, threads: int, folder: Path) -> int:
     import torch
 
     from chameleon_lib.bench import ccs, edit, generation
+    from chameleon_lib.bench.memory import keep_freed_memory
     from chameleon_lib.bench.rows import Row, frame, markdown
     from chameleon_lib.bench.timing import clock_for
     from chameleon_lib.kit.csvtext import to_csv
 
+    keep_freed_memory()
     clock, clock_name = clock_for(threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.bench.models import FAMILIES, TASK, embedded_backbone, paired_prompts
+from chameleon_lib.bench.models import FAMILIES, embedded_backbone, paired_prompts
 from chameleon_lib.bench.rows import Goal, Row
 from chameleon_lib.bench.timing import Clock, run_rounds
+from chameleon_lib.lamp.tasks import Task, get_task
 
 _SPEEDUP = Goal(5.0, at_least=True)
 
@@ -25,19 +26,23 @@ class GenerationWork:
         history: History items per prompt.
         rounds: Paired rounds.
         families: Embedded models.
+        tasks: Answers of one label, where reading the prompt is nearly all the work, and whole
+            tweets, where writing is.
     """
 
     prompts: int = 128
     history: int = 10
     rounds: int = 5
     families: Sequence[str] = FAMILIES
+    tasks: Sequence[str] = ("LaMP_2", "LaMP_7")
 
 
 def measure(work: GenerationWork, clock: Clock) -> list[Row]:
-    """Two rows per family: against this library, and against `transformers`, prompt by prompt."""
+    """Two rows per family and task: against this library and `transformers`, prompt by prompt."""
     rows: list[Row] = []
     for family in work.families:
-        rows += _measure(*embedded_backbone(family), work, clock)
+        for task in work.tasks:
+            rows += _measure(*embedded_backbone(family), get_task(task), work, clock)
     return rows
 
 
@@ -59,12 +64,14 @@ def plain_generate(backbone: HFBackbone, prompt: str, limit: int) -> str:
     return codec.decode(tokens[:, start:])[0]
 
 
-def _measure(backbone: HFBackbone, model: str, work: GenerationWork, clock: Clock) -> list[Row]:
-    prompts, groups = paired_prompts(work.prompts, work.history)
-    limit = TASK.max_new_tokens
+def _measure(
+    backbone: HFBackbone, model: str, task: Task, work: GenerationWork, clock: Clock
+) -> list[Row]:
+    prompts, groups = paired_prompts(work.prompts, work.history, task)
+    limit = task.max_new_tokens
     together, alone, plain = "batched", "one by one", "plain one by one"
     rounds = run_rounds(
-        f"generation, {backbone.family}",
+        f"generation, {backbone.family}, {task.name}",
         {
             plain: lambda _: [plain_generate(backbone, prompt, limit) for prompt in prompts],
             together: lambda _: backbone.generate(prompts, max_new_tokens=limit, groups=groups),
@@ -86,8 +93,8 @@ def _measure(backbone: HFBackbone, model: str, work: GenerationWork, clock: Cloc
         rows.append(
             Row(
                 "Generation, batched and grouped: speed-up",
-                f"{model}; {work.prompts} prompts (P and N per user), {work.history} history "
-                f"items, at most {limit} new tokens",
+                f"{model}; {task.name}, {work.prompts} prompts (P and N per user), {work.history} "
+                f"history items, at most {limit} new tokens",
                 reference,
                 rounds.ratio(name, together),
                 goal,

@@ -15,7 +15,7 @@ from chameleon_lib.backbones.demo.world import WorldSettings, build_world
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError
 from chameleon_lib.lamp.prompts import answer_prompt
-from chameleon_lib.lamp.tasks import get_task
+from chameleon_lib.lamp.tasks import Task, get_task
 
 __all__ = ["FAMILIES", "TASK", "embedded_backbone", "paired_prompts", "random_edit"]
 
@@ -37,7 +37,7 @@ def embedded_backbone(family: str) -> tuple[HFBackbone, str]:
     return load_backbone(folder), f"{family}, embedded model"
 
 
-def paired_prompts(n: int, history: int) -> tuple[list[str], list[int]]:
+def paired_prompts(n: int, history: int, task: Task = TASK) -> tuple[list[str], list[int]]:
     """``n`` prompts of the pair stage and their users: a P and an N prompt per test user.
 
     Both prompts of a user start with the same history.
@@ -45,16 +45,17 @@ def paired_prompts(n: int, history: int) -> tuple[list[str], list[int]]:
     Args:
         n: Number of prompts, two per user.
         history: History items per user.
+        task: Task of the prompts.
     """
     users = -(-n // 2)
-    world = build_world(TASK.name, WorldSettings(users=(0, 0, users), history=(history, history)))
+    world = build_world(task.name, WorldSettings(users=(0, 0, users), history=(history, history)))
     prompts: list[str] = []
     groups: list[int] = []
     for number, user in enumerate(world.users["test"]):
-        insights = {"P": world.truth[user.id].insight, "N": NEUTRAL_INSIGHT[TASK.name]}
+        insights = {"P": world.truth[user.id].insight, "N": NEUTRAL_INSIGHT[task.name]}
         query = user.queries[0].text
-        prompts.append(answer_prompt(TASK, user.history, query, role="P", insight=insights["P"]))
-        prompts.append(answer_prompt(TASK, user.history, query, role="N", insight=insights["N"]))
+        prompts.append(answer_prompt(task, user.history, query, role="P", insight=insights["P"]))
+        prompts.append(answer_prompt(task, user.history, query, role="N", insight=insights["N"]))
         groups += [number, number]
     return prompts[:n], groups[:n]
 

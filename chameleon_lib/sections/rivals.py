@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chameleon_lib.baselines import Tuned
@@ -11,6 +11,7 @@ from chameleon_lib.core.contrasts import contrasts_from_pairs
 from chameleon_lib.core.preferences import PreferencePair, PreparedUser, keep_different
 from chameleon_lib.kit.progress import tell
 from chameleon_lib.sections.answering import Answers, Exam
+from chameleon_lib.sections.seen import said, seen_scores
 from chameleon_lib.sections.study import Study
 from chameleon_lib.sections.tunings import (
     TunedStudy,
@@ -55,16 +56,30 @@ def tunings_of(
 
 
 def trained_rivals(
-    exam: Exam, group: Sequence[PreparedUser], pairs: Sequence[PreferencePair], seed: int
+    exam: Exam,
+    group: Sequence[PreparedUser],
+    pairs: Sequence[PreferencePair],
+    seed: int,
+    before: Mapping[str, str],
 ) -> dict[str, tuple[Answers, Log]]:
-    """What ALOE and DPO answer, with the logs of their trainings; arguments as above."""
+    """What ALOE and DPO answer, with the logs of their trainings.
+
+    Args:
+        exam: The test users' queries.
+        group: Train users with gold answers.
+        pairs: Their pairs, unfiltered.
+        seed: Number of the draw.
+        before: Query id of train users → Instruct's answer, which a rival must beat on the users
+            it was trained on (``seen`` of its log).
+    """
     study = exam.study
     kinds = {"aloe": "instruct" if aloe_settings(study).history == "a3" else "unseen"}
     found = {}
     for name, tuned in tunings_of(study, group, pairs, seed).items():
-        arm = (kinds.get(name, "instruct"), None)
-        asked = exam.of(TunedStudy(study, tuned)).answer({name: arm})
-        found[name] = (asked[name], training_log(tuned.log))
+        kind, after = kinds.get(name, "instruct"), TunedStudy(study, tuned)
+        asked = exam.of(after).answer({name: (kind, None)})
+        seen = seen_scores(study.task, group, said(after, group, kind), before)
+        found[name] = (asked[name], {**training_log(tuned.log), "seen": seen})
     return found
 
 

@@ -92,11 +92,14 @@ def test_prompts_come_in_pairs_that_share_their_history() -> None:
 
 @pytest.mark.usefixtures("no_checkpoint")
 def test_generation_gives_the_same_texts_from_random_weights() -> None:
-    rows = generation.measure(GenerationWork(prompts=4, history=2, rounds=1), time.perf_counter)
-    assert len(rows) == 2 * len(train.FAMILIES) and _positive(rows)
-    for family, row, plain in zip(train.FAMILIES, rows[::2], rows[1::2], strict=True):
+    tasks = ("LaMP_2", "LaMP_7")
+    work = GenerationWork(prompts=4, history=2, rounds=1, tasks=tasks)
+    rows = generation.measure(work, time.perf_counter)
+    asked = [(family, task) for family in train.FAMILIES for task in tasks]
+    assert len(rows) == 2 * len(asked) and _positive(rows)
+    for (family, task), row, plain in zip(asked, rows[::2], rows[1::2], strict=True):
         assert row.setting == plain.setting
-        assert row.setting.startswith(f"{family}, random weights; 4 prompts")
+        assert row.setting.startswith(f"{family}, random weights; {task}, 4 prompts")
         assert row.same and row.evidence.startswith("4 of 4 texts are equal (")
         assert "generate of transformers" in plain.reference and plain.goal is None
         assert plain.same and plain.evidence.startswith("4 of 4 texts are equal (")
@@ -105,7 +108,7 @@ def test_generation_gives_the_same_texts_from_random_weights() -> None:
 @pytest.mark.usefixtures("no_checkpoint")
 def test_generation_says_no_where_a_text_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "plain_generate", lambda *_: "something else")
-    work = GenerationWork(prompts=2, history=2, rounds=1, families=("decoder",))
+    work = GenerationWork(prompts=2, history=2, rounds=1, families=("decoder",), tasks=("LaMP_2",))
     own, plain = generation.measure(work, time.perf_counter)
     assert own.same and not plain.same and plain.evidence == "0 of 2 texts are equal (1 distinct)"
 

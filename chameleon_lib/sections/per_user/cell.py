@@ -18,6 +18,7 @@ from chameleon_lib.sections.grid import Desk
 from chameleon_lib.sections.results import Cell
 from chameleon_lib.sections.rivals import prompted_rivals, trained_rivals
 from chameleon_lib.sections.scoring import reference_answers, score_cell
+from chameleon_lib.sections.seen import said
 
 
 def compute_cell(desk: Desk, draws: tuple[int, ...]) -> Cell:
@@ -33,6 +34,7 @@ def compute_cell(desk: Desk, draws: tuple[int, ...]) -> Cell:
     rivals = study.backbone_id in study.profile.studied
     if rivals:
         results |= prompted_rivals(exam)
+        before = said(study, train, "instruct")
     logs = []
     for index in draws:
         group = with_gold(draw_group(train, study.settings.group_size, index), data.train)
@@ -44,7 +46,8 @@ def compute_cell(desk: Desk, draws: tuple[int, ...]) -> Cell:
         for name, answers in exam.answer(arms_of(draw)).items():
             results.setdefault(name.split("/")[0], []).append(answers)
         if rivals:
-            for name, (answers, trained) in trained_rivals(exam, group, own, index).items():
+            found = trained_rivals(exam, group, own, index, before)
+            for name, (answers, trained) in found.items():
                 results.setdefault(name, []).append(answers)
                 log[name] = trained
         logs.append(log)

@@ -22,6 +22,7 @@ from chameleon_lib.lamp.tasks import get_task, is_valid_answer
 from chameleon_lib.sections.estimates import STATISTICS
 from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.results import Run
+from chameleon_lib.sections.seen import change_on_seen, has_learned, quarters
 
 
 def floors(run: Run, task: str) -> pd.DataFrame:
@@ -109,7 +110,8 @@ def trainings(run: Run) -> pd.DataFrame:
     """What ALOE and DPO were trained on and whether they learned: means over groups.
 
     The loss is the mean of the first and of the last quarter of the steps, per token for ALOE and
-    per pair for DPO.
+    per pair for DPO. What a rival gained on the users it was trained on is counted against
+    Instruct; *learned* says that every loss fell and that the gain is beyond chance.
     """
     titles = {method.id: method.title for method in METHODS}
     rows = []
@@ -131,13 +133,16 @@ def trainings(run: Run) -> pd.DataFrame:
             }
             for key in ("rows", "ties"):
                 row[key] = float(np.mean([log[key] for log in logs]))
-            for label, part in (("first", slice(None, 1)), ("last", slice(-1, None))):
-                quarters = [np.array_split(np.asarray(log["loss"]), 4)[part][0] for log in logs]
-                row[f"loss, {label} quarter"] = float(np.mean([q.mean() for q in quarters]))
+            ends = np.mean([quarters(log["loss"]) for log in logs], axis=0)
+            row |= {"loss, first quarter": float(ends[0]), "loss, last quarter": float(ends[1])}
+            gain = change_on_seen(logs)
+            row |= {"metric": get_task(cell.task).metrics[0]}
+            row |= estimate_columns(gain, "change on seen users")
             row |= {
+                "learned": "yes" if has_learned(cell.task, logs, gain) else "no",
                 "departures from the paper": ", ".join(first["departures"]),
-                "n": cell.draws[0]["users"],
-                "seeds": len(logs),
             }
+            # A table ends with how many training users, and trainings, its numbers are from.
+            row |= {name: row.pop(name) for name in ("n", "seeds")}
             rows.append(row)
     return pd.DataFrame(rows)

@@ -18,10 +18,10 @@ from chameleon_lib.core.preferences import (
     keep_different,
 )
 from chameleon_lib.errors import UserError
-from chameleon_lib.sections.answering import Answers, Exam, Reference
-from chameleon_lib.sections.data import without_gold
+from chameleon_lib.sections.answering import Answers, Exam
 from chameleon_lib.sections.fits import timed_directions, timed_fit
 from chameleon_lib.sections.seconds import Rates
+from chameleon_lib.sections.seen import said, seen_scores
 from chameleon_lib.sections.study import Study
 from chameleon_lib.sections.time_budget.costs import (
     Weights,
@@ -86,6 +86,7 @@ class Lot:
     def chosen(self, share: float) -> list[int]:
         """The pairs that DPO draws for a share, in the order of the lot."""
         return sorted(drawn("dpo", len(self.pairs), share, self.index))
+
 
 def asking(users: Sequence[PreparedUser], queries: set[str]) -> list[PreparedUser]:
     """The users with these of their queries; users with none of them are left out."""
@@ -194,18 +195,6 @@ def kind_of(study: Study, name: str) -> str:
     return "instruct" if with_history else "unseen"
 
 
-def said(study: Study, users: Sequence[PreparedUser], kind: str) -> dict[str, str]:
-    """Query id → what a model says to it; nothing about the golds reaches it."""
-    blind = [
-        replace(user, user=plain)
-        for user, plain in zip(users, without_gold([u.user for u in users]), strict=True)
-    ]
-    queries = [query.id for user in users for query in user.user.queries]
-    nothing = Reference([""] * len(queries), [""] * len(queries))  # no margin is asked for
-    texts = Exam(study, blind, nothing).answer({kind: (kind, None)})[kind].texts
-    return dict(zip(queries, texts, strict=True))
-
-
 def seen_by(
     lot: Lot, name: str, share: float, tuned: Study, plain: Mapping[str, str]
 ) -> Log:
@@ -219,7 +208,7 @@ def seen_by(
         plain: Query id → answer of the untouched model.
 
     Returns:
-        Users and right answers (0 or 1) of both models, one entry per query.
+        :func:`~chameleon_lib.sections.seen.seen_scores` of the queries trained on.
     """
     if name == "dpo":
         at = [i for i in lot.chosen(share) if lot.contrasts[i].rejected is not None]
@@ -228,10 +217,4 @@ def seen_by(
         queries = [query.id for user in lot.group for query in user.user.queries]
         asked = {queries[i] for i in drawn("aloe", len(queries), share, lot.index)}
     users = asking(lot.group, asked)
-    after = said(tuned, users, kind_of(lot.study, name))
-    gold = {q.id: str(q.gold) for user in users for q in user.user.queries}
-    return {
-        "users": [user.user.id for user in users for _ in user.user.queries],
-        "right": [int(after[query] == answer) for query, answer in gold.items()],
-        "instruct": [int(plain[query] == answer) for query, answer in gold.items()],
-    }
+    return seen_scores(lot.study.task, users, said(tuned, users, kind_of(lot.study, name)), plain)

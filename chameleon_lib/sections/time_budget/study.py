@@ -28,7 +28,8 @@ from chameleon_lib.sections.per_user.cell import with_gold
 from chameleon_lib.sections.results import Cell, Run
 from chameleon_lib.sections.scoring import reference_answers, score_cell
 from chameleon_lib.sections.seconds import measured_rates
-from chameleon_lib.sections.time_budget.arms import Log, Lot, edit_lot, said, seen_by, tune_lot
+from chameleon_lib.sections.seen import said
+from chameleon_lib.sections.time_budget.arms import Log, Lot, edit_lot, seen_by, tune_lot
 from chameleon_lib.sections.time_budget.costs import weights_of
 
 TASK = "LaMP_2"

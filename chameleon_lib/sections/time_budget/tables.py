@@ -9,17 +9,17 @@ costs more is taken at that share, which is in its favour.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from chameleon_lib.kit.stats import Estimate, bootstrap_metric, sums_by_user
+from chameleon_lib.kit.stats import Estimate, bootstrap_metric
 from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.sections.estimates import STATISTICS, estimate, sums
 from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.results import FAMILY_TITLES, Cell, Run
+from chameleon_lib.sections.seen import change_on_seen, has_learned, quarters
 from chameleon_lib.sections.time_budget.study import OURS, RIVALS, TASK
 
 TOLERANCE = 0.02  # accuracy; a method this close below another has its quality
@@ -77,16 +77,15 @@ def points(run: Run) -> pd.DataFrame:
 def learned(run: Run) -> pd.DataFrame:
     """Did the rivals learn: their loss, and their answers to the very queries they were trained on.
 
-    Without both the comparison would be void. Users of all groups are pooled; a user in several
-    groups counts once, with the mean of the groups.
+    Without both the comparison would be void.
     """
     rows = []
     for family in run.families:
         cells = run.of(TASK, family, run.conditions[-1])
         for method in RIVALS:
             logs = [log[method] for cell in cells for log in cell.draws]
-            ends = np.array([_quarters(log["loss"]) for log in logs])  # (trainings, 2)
-            gain = _on_seen(logs)
+            ends = np.array([quarters(log["loss"]) for log in logs])  # (trainings, 2)
+            gain = change_on_seen(logs)
             fell = int((ends[:, 1] < ends[:, 0]).sum())
             rows.append(
                 {
@@ -98,27 +97,11 @@ def learned(run: Run) -> pd.DataFrame:
                     "loss, last quarter": float(ends[:, 1].mean()),
                     "trainings whose loss fell": f"{fell} of {len(logs)}",
                     **estimate_columns(gain, "accuracy change on seen users"),
-                    "learned": "yes" if fell == len(logs) and gain.low > 0 else "no",
+                    "learned": "yes" if has_learned(TASK, logs, gain) else "no",
                 }
             )
     frame = pd.DataFrame(rows)
     return frame[[c for c in frame.columns if c not in ("n", "seeds")] + ["n", "seeds"]]
-
-
-def _quarters(loss: Sequence[float]) -> tuple[float, float]:
-    """Mean loss of the first and of the last quarter of the steps."""
-    size = max(1, len(loss) // 4)
-    return float(np.mean(loss[:size])), float(np.mean(loss[-size:]))
-
-
-def _on_seen(logs: Sequence[Any]) -> Estimate:
-    """Accuracy after the training minus before, on the training queries."""
-    users = [user for log in logs for user in log["seen"]["users"]]
-    after, before = (
-        sums_by_user([right for log in logs for right in log["seen"][arm]], users)
-        for arm in ("right", "instruct")
-    )
-    return replace(bootstrap_metric("mean", after, before), seeds=len(logs))
 
 
 def across(

@@ -249,7 +249,8 @@ def test_trainings_are_listed_with_their_gold_answers_and_whether_they_learned()
     assert table1_details.trainings(run).empty
     one = {"uses_gold": True, "queries": 10, "params": "full", "trainable_params": 7, "steps": 4,
            "mix": "standin", "mix_rows": 2, "rows": 12, "ties": 0, "departures": ("lr=0.1",),
-           "loss": (4.0, 3.0, 2.0, 1.0)}  # fmt: skip
+           "loss": (4.0, 3.0, 2.0, 1.0),
+           "seen": {"users": list("abcd"), "after": [0.0] * 4, "before": [1.0] * 4}}  # fmt: skip
     two = {**one, "uses_gold": False, "loss": (2.0, 2.0, 2.0, 3.0), "ties": 3}
     for log in run.cells[0].draws:
         log |= {"aloe": one, "dpo": two}
@@ -258,5 +259,7 @@ def test_trainings_are_listed_with_their_gold_answers_and_whether_they_learned()
     assert (aloe["gold answers seen"], dpo["gold answers seen"]) == (10, 0)
     assert (aloe["loss, first quarter"], aloe["loss, last quarter"]) == (4.0, 1.0)
     assert (dpo["loss, first quarter"], dpo["loss, last quarter"]) == (2.0, 3.0)
-    assert (aloe["n"], aloe["seeds"], dpo["ties"]) == (10, 2, 3.0)
+    assert (aloe["n"], aloe["seeds"], dpo["ties"]) == (4, 2, 3.0)
+    assert (aloe["metric"], aloe["change on seen users"]) == ("mae", -1.0)
+    assert frame["learned"].tolist() == ["yes", "no"]  # DPO gained, but its loss rose
     check_table(frame.reset_index(), "trainings", "demo", kind="diagnostic")

@@ -143,7 +143,7 @@ def test_seen_users_are_those_whose_queries_were_trained_on(done: Budgeted) -> N
     group = {example.user_id for example in done.examples[0]}
     seen = full["aloe"]["seen"]
     assert set(seen["users"]) < group and len(seen["users"]) == full["aloe"]["queries"]
-    assert set(seen["right"]) | set(seen["instruct"]) <= {0, 1}
+    assert set(seen["after"]) | set(seen["before"]) <= {0, 1}
 
 
 def test_tables_and_verdicts_can_be_made_of_it(done: Budgeted) -> None:

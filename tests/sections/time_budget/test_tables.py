@@ -50,7 +50,7 @@ def log(point: Point, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
             "flops": FLOPS[method] * part,
             "generation": 0 if method == "aloe" else PAIRS * part,
             "loss": [1.0, 0.9, 0.6, 0.5],
-            "seen": {"users": list("aabc"), "right": [1, 1, 1, 1], "instruct": [0, 1, 0, 0]},
+            "seen": {"users": list("aabc"), "after": [1, 1, 1, 1], "before": [0, 1, 0, 0]},
             "measured": {"seconds": 7.0, "pairs": 1.0},
             **changes.get(method, {}),
         }
@@ -215,7 +215,7 @@ def test_a_rival_has_learned_if_every_loss_fell_and_seen_users_gain() -> None:
     rising = tables.learned(budget_run(dpo={"loss": [0.5, 0.6]}))
     assert rising["learned"].tolist() == ["no", "yes"] * 2
     assert rising["trainings whose loss fell"].tolist() == ["0 of 2", "2 of 2"] * 2
-    same = {"users": list("abcd"), "right": [1, 0, 1, 0], "instruct": [1, 0, 0, 1]}
+    same = {"users": list("abcd"), "after": [1, 0, 1, 0], "before": [1, 0, 0, 1]}
     assert tables.learned(budget_run(aloe={"seen": same}))["learned"].tolist() == ["yes", "no"] * 2
 
 
