@@ -37,9 +37,9 @@ from chameleon_lib.sections.results import Cell, Run, sorted_ids
 from chameleon_lib.sections.scoring import reference_answers, score_cell
 from chameleon_lib.sections.study import Study
 
-DOSES = (0.25, 0.5, 0.75, 0.95)
-USERS = (90, 100)  # train and test; histories and insights of every world are made anew
-GROUP = 60
+DOSES = (0.25, 0.5, 0.95)
+USERS = (80, 100)  # train and test; histories and insights of every world are made anew
+GROUP = 50
 
 
 def run(

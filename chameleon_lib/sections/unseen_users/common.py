@@ -37,7 +37,7 @@ COMMON_TASTE = "no history, common taste"
 FITTED_BARE = "no history, common taste, none in the fit"
 TASKS = ("LaMP_2", "LaMP_3")
 SHARE = 0.7
-MAX_TEST_USERS = 120  # a verdict needs 100
+MAX_TEST_USERS = 100  # what a verdict needs
 FIT_STEPS = 20
 _CONTROLS = ("random", "from_neutral", "shuffled_pairs")
 
