@@ -18,6 +18,7 @@ from nbconvert import HTMLExporter
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.facts import save_run_facts
+from chameleon_lib.kit.glance import MARKS, glance
 from chameleon_lib.kit.mathml import MathStore
 from chameleon_lib.kit.page import page_problems
 from chameleon_lib.kit.profiles import get_profile
@@ -30,16 +31,7 @@ __all__ = ["banner", "build", "page_problems", "render_notebook"]
 TEMPLATES = Path(__file__).parent / "templates"
 _STYLE = re.compile(r"<style\b.*?</style>", re.DOTALL)
 _CSS_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
-_MARKS = {
-    "reproduced": ("✓", "good"),
-    "direction only": ("◐", "half"),
-    "not reproduced": ("✗", "bad"),
-    "opposite": ("⇄", "bad"),
-    "holds": ("✓", "good"),
-    "does not hold": ("✗", "bad"),
-    "too few users": ("–", "none"),
-    "not run at this scale": ("–", "none"),
-}
+_WHOSE = (("the paper's claims", False), ("our own claims", True))
 
 
 def banner(profile: str) -> str:
@@ -132,14 +124,15 @@ def build(profile: str) -> Path:
         css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
         verdicts=verdicts,
         counts=_counts(verdicts),
+        glances=[(title, glance(verdicts, own=own)) for title, own in _WHOSE],
         groups=[
             {
                 "stem": stem,
                 "title": titles.get(stem, stem),
                 "rows": [
-                    _row(verdict, folder)
-                    for own in (False, True)
-                    for verdict in verdicts
+                    _row(number, verdict, folder)
+                    for _, own in _WHOSE
+                    for number, verdict in enumerate(verdicts)
                     if verdict.notebook == stem and verdict.own == own
                 ],
             }
@@ -162,7 +155,7 @@ def build(profile: str) -> Path:
 def _counts(verdicts: Sequence[Verdict]) -> list[tuple[str, str, int]]:
     """Whose claims, which word, how many: the paper's first."""
     found = []
-    for whose, own in (("the paper's claims", False), ("our own", True)):
+    for whose, own in _WHOSE:
         counts = Counter(verdict.status for verdict in verdicts if verdict.own == own)
         found += [(whose, status, counts[status]) for status in STATUSES if counts[status]]
     return found
@@ -177,10 +170,11 @@ def _title(executed: Path) -> Markup:
     return Markup(math.restore(str(escape(math.protect(title).replace("&#36;", "$")))))
 
 
-def _row(verdict: Verdict, folder: Path) -> dict[str, Any]:
-    mark, tone = _MARKS[verdict.status]
+def _row(number: int, verdict: Verdict, folder: Path) -> dict[str, Any]:
+    mark, tone = MARKS[verdict.status]
     page = f"html/{verdict.notebook}.html"
     return {
+        "number": number,
         "v": verdict,
         "ours": "not run" if verdict.ours is None else str(verdict.ours).replace("-", "−"),
         "mark": mark,

@@ -32,7 +32,7 @@ class Verdict:
     """One row of the verdict table.
 
     Attributes:
-        claim: the paper's claim in one sentence.
+        words: what is claimed, in words that are the same in every setting.
         section: section of the paper, such as "4.2".
         notebook: stem of the notebook that computed it, such as "01_per_user".
         paper: the paper's number as text, in the same units as `ours`.
@@ -46,9 +46,11 @@ class Verdict:
         split: the data split, such as "dev".
         own: whether the claim is the kit's and not the paper's; its words are then "holds" and
             "does not hold", since nothing can be reproduced that was never claimed.
+        setting: where it is claimed, such as "LaMP-2, decoder (Mistral class)".
+        measure: what `ours` is, such as "accuracy change".
     """
 
-    claim: str
+    words: str
     section: str
     notebook: str
     paper: str
@@ -61,6 +63,8 @@ class Verdict:
     note: str = ""
     split: str = ""
     own: bool = False
+    setting: str = ""
+    measure: str = ""
 
     def __post_init__(self) -> None:
         def refuse(why: str) -> None:
@@ -87,6 +91,12 @@ class Verdict:
             self.ours.low <= 0 <= self.ours.high
         ):
             refuse(f"status {self.status!r}, but the interval {self.ours} includes 0")
+
+    @property
+    def claim(self) -> str:
+        """The claim in one sentence: where, what, and how it is measured."""
+        where = f"{self.setting}: " if self.setting else ""
+        return f"{where}{self.words}" + (f" ({self.measure})" if self.measure else "")
 
 
 def save_verdicts(verdicts: Sequence[Verdict], notebook_id: str, profile: str) -> Path:

@@ -99,7 +99,7 @@ def judged_claim(
     status = verdict(effect, list(margins.values()), higher_is_better(metric), paper_sign=sign)
     beaten = "must also beat: " + ", ".join(margins) if margins else "no other control was run"
     return Verdict(
-        claim=f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}: {words} ({metric} change)",
+        words=words,
         section=section,
         notebook=notebook,
         paper=paper,
@@ -112,6 +112,8 @@ def judged_claim(
         note="; ".join(filter(None, (remark, beaten.replace("_", " ")))),
         split=split_of(run, task),
         own=own,
+        setting=f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}",
+        measure=f"{metric} change",
     )
 
 

@@ -26,7 +26,7 @@ def good() -> Verdict:
 
 def not_run() -> Verdict:
     claim = "Unseen | users\ngain"
-    return replace(good(), claim=claim, ours=None, status="not run at this scale", n=0, seeds=0)
+    return replace(good(), words=claim, ours=None, status="not run at this scale", n=0, seeds=0)
 
 
 @pytest.fixture

@@ -63,7 +63,8 @@ def fill(profile: str) -> None:
     save_table(frame, "01_effect", profile, "Effect.")
     rows = [
         Verdict("The edit <b>helps</b>", "4.2", "01_per_user", "+0.198", EFFECT, "direction only",
-                200, 3, "accuracy (LaMP evaluator)", "tables/01_effect.csv"),
+                200, 3, "accuracy (LaMP evaluator)", "tables/01_effect.csv",
+                setting="LaMP-2, decoder"),
         Verdict("It beats DPO", "4.5", "01_per_user", "+0.1", None, "not run at this scale",
                 0, 0, "accuracy", ""),
     ]  # fmt: skip
@@ -129,7 +130,9 @@ def test_the_index_holds_verdicts_figures_controls_and_facts_in_that_order() -> 
     places = [html.index(f'id="{name}"') for name in ("verdicts", "figures", "controls", "facts")]
     assert places == sorted(places)
     assert "01_per_user" in html and 'id="verdicts-01_per_user"' in html
-    assert "<strong>1</strong> direction only" in html and "(the paper&#39;s claims)" in html
+    assert "<h3>The paper&#39;s claims: 1 direction only, 1 not run at this scale</h3>" in html
+    assert html.index('id="glance"') < places[0]
+    assert 'href="#v0"' in html and '<tr role="row" id="v0">' in html  # a mark leads to its row
     assert "+0.200 [+0.100, +0.300]" in html and "direction only" in html
     assert "The edit &lt;b&gt;helps&lt;/b&gt;" in html and "random &lt;1&gt;" in html
     assert 'src="figures/01.png"' in html and 'href="html/01_per_user.html"' in html

@@ -32,7 +32,7 @@ def not_run() -> Verdict:
 
 
 def test_verdicts_come_back_in_order_of_notebook_and_saving() -> None:
-    later = replace(good(), notebook="02_unseen_users", claim="Unseen users gain")
+    later = replace(good(), notebook="02_unseen_users", words="Unseen users gain")
     save_verdicts([later], "02_unseen_users", "demo")
     save_verdicts([good(), not_run()], "01_per_user", "demo")
     assert load_verdicts("demo") == [good(), not_run(), later]

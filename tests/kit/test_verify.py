@@ -135,8 +135,9 @@ def test_missing_facts_are_not_blamed_on_the_code(committed: Path, tmp_path: Pat
 def test_a_changed_verdict_is_a_difference(tmp_path: Path) -> None:
     def write(name: str, status: str, low: float) -> Path:
         ours = {"value": 0.2, "low": low, "high": 0.3, "n": 200, "seeds": 3}
-        row = dict(claim="c", section="4", notebook="01", paper="", ours=ours, status=status,
-                   n=200, seeds=3, scorer="", csv="", note="", split="", own=False)  # fmt: skip
+        row = dict(words="c", section="4", notebook="01", paper="", ours=ours, status=status,
+                   n=200, seeds=3, scorer="", csv="", note="", split="", own=False,
+                   setting="", measure="")  # fmt: skip
         folder = tmp_path / name / "verdicts"
         folder.mkdir(parents=True)
         (folder / "01.json").write_text(json.dumps({"profile": "demo", "verdicts": [row]}))

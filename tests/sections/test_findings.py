@@ -90,7 +90,7 @@ def test_every_claim_links_to_its_notebook_and_its_table() -> None:
     page = table_html(findings.claims(ALL), "Claims")
     assert page.count('href="../html/02_name.html"') == 4
     assert page.count('href="../tables/x.csv"') == len(ALL)
-    harmful = replace(ALL[0], claim="<b>bold</b>", csv='x"><script>')
+    harmful = replace(ALL[0], words="<b>bold</b>", csv='x"><script>')
     assert "<b>" not in (page := table_html(findings.claims([harmful]), "x"))
     assert "<script" not in page
 

@@ -102,7 +102,7 @@ def verdicts(done: Run | None, profile: RunProfile, notebook: str) -> list[Verdi
     claim = "the effect grows with the planted preference strength"
     if done is None:
         note = f"Only the embedded world plants tastes; the {profile.name} profile reads real users"
-        return [Verdict(claim=claim, ours=None, status=NOT_RUN, n=0, seeds=0, note=note, **shared)]
+        return [Verdict(words=claim, ours=None, status=NOT_RUN, n=0, seeds=0, note=note, **shared)]
     found = []
     for task in done.data:
         for family in done.families:
@@ -110,10 +110,10 @@ def verdicts(done: Run | None, profile: RunProfile, notebook: str) -> list[Verdi
                 effect = slope(done, task, family, method, "margin", "instruct")
                 beyond = slope(done, task, family, method, "margin", "random")
                 status = own_claim(verdict(effect, [beyond]))
-                name = f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}, {METHODS[method]}"
                 found.append(
                     Verdict(
-                        claim=f"{name}: {claim}",
+                        words=f"{METHODS[method]}: {claim}",
+                        setting=f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}",
                         ours=effect,
                         status=status,
                         n=effect.n,

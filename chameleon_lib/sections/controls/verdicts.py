@@ -49,7 +49,9 @@ def verdicts(table1: Run, ledger: Run, notebook: str) -> list[Verdict]:
             ):
                 found.append(
                     Verdict(
-                        claim=f"{place}: {title} {claim} ({metric} change)",
+                        words=f"{title} {claim}",
+                        setting=place,
+                        measure=f"{metric} change",
                         section="4.2",
                         notebook=notebook,
                         paper="not in the paper",
@@ -83,8 +85,9 @@ def _ledger_verdicts(run: Run, notebook: str) -> list[Verdict]:
             gain, against = rescues[title]
             found.append(
                 Verdict(
-                    claim=f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}: some reading of an "
-                    f"open point lets the paper's edit add to its prompt ({primary(task)} gain)",
+                    words="some reading of an open point lets the paper's edit add to its prompt",
+                    setting=f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}",
+                    measure=f"{primary(task)} gain",
                     section="3.2",
                     notebook=notebook,
                     paper="not in the paper",

@@ -58,8 +58,9 @@ def _within(run: Run, family: str, ours: str, rival: str, notebook: str) -> Verd
     return _made(
         run,
         notebook,
-        f"{FAMILY_TITLES[family]}: {'' if in_paper else 'beyond the paper, '}within the same "
-        f"compute, {TITLES[ours]} beats {TITLES[rival]}",
+        family,
+        f"{'' if in_paper else 'beyond the paper, '}within the same compute, {TITLES[ours]} beats "
+        f"{TITLES[rival]}",
         f"no number is printed; the plot reads about +0.14 against {_PLOTTED[rival]}"
         if in_paper
         else "not in the paper",
@@ -92,9 +93,10 @@ def _quality(run: Run, family: str, notebook: str) -> Verdict:
     return _made(
         run,
         notebook,
-        f"{FAMILY_TITLES[family]}: beyond the paper, the fitted edit has the quality of DPO on "
-        f"the same pairs (no more than {TOLERANCE} below it) for at most 1/10 of its trained "
-        "parameters and 1/3 of its training FLOPs",
+        family,
+        "beyond the paper, the fitted edit has the quality of DPO on the same pairs (no more than "
+        f"{TOLERANCE} below it) for at most 1/10 of its trained parameters and 1/3 of its training "
+        "FLOPs",
         "not in the paper",
         shifted,
         status,
@@ -120,7 +122,8 @@ def _smallest(
 def _made(
     run: Run,
     notebook: str,
-    claim: str,
+    family: str,
+    words: str,
     paper: str,
     effect: Estimate,
     status: str,
@@ -130,7 +133,7 @@ def _made(
     own: bool,
 ) -> Verdict:
     return Verdict(
-        claim=f"{TASK.replace('_', '-')}, {claim} (accuracy)",
+        words=words,
         section="4.5",
         notebook=notebook,
         paper=paper,
@@ -143,4 +146,6 @@ def _made(
         note=note,
         split=split_of(run, TASK),
         own=own,
+        setting=f"{TASK.replace('_', '-')}, {FAMILY_TITLES[family]}",
+        measure="accuracy",
     )
