@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -27,6 +26,9 @@ TAGS: tuple[str, ...] = (
     "true story",
 )
 SCORES: tuple[str, ...] = ("1", "2", "3", "4", "5")
+
+# The evaluator casts scores to single precision, where anything larger is infinite.
+_LARGEST_SCORE = 3.4028234663852886e38
 
 _TOKEN = re.compile(r"[a-z0-9]+")
 
@@ -131,13 +133,14 @@ def parse_score(answer: str) -> float | None:
     """Return the number written in `answer`, None where it is not a finite float.
 
     Python's float rules apply ("1e1" and "1_0" parse, "4 stars" does not), as in the official
-    evaluator. "nan" and "inf" abort the official run; here they are unparsable.
+    evaluator. "nan" and "inf" abort the official run, and so does what overflows single precision
+    ("1e39"); here they are unparsable.
     """
     try:
         value = float(answer.strip())
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= _LARGEST_SCORE else None  # false for nan, too
 
 
 def is_valid_answer(task: str | Task, answer: str) -> bool:
