@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from chameleon_lib.command_line import Parser, positive
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.profiles import PUBLIC, for_data
@@ -33,13 +34,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
 }
 EXIT_CODES = "exit codes: 0 ok, 1 a notebook failed, 2 usage, 3 environment, 130 interrupted"
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that refuses in one sentence instead of a usage screen."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -79,8 +73,8 @@ def _load(target: str) -> Callable[[list[str]], int]:
     return loaded
 
 
-def _parser(command: str) -> _Parser:
-    parser = _Parser(
+def _parser(command: str) -> Parser:
+    parser = Parser(
         prog=f"python -m chameleon_lib {command}",
         description=COMMANDS[command][1],
         epilog=EXIT_CODES,
@@ -93,8 +87,8 @@ def _parser(command: str) -> _Parser:
     parser.add_argument("--only", default="", metavar="01,03", help="notebook numbers")
     if command != "list":
         parser.add_argument("--data", metavar="DIR", help="folder with LaMP files")
-        parser.add_argument("--users", type=_positive, metavar="N", help="users per task")
-        parser.add_argument("--seeds", type=_positive, metavar="N", help="seeds")
+        parser.add_argument("--users", type=positive, metavar="N", help="users per task")
+        parser.add_argument("--seeds", type=positive, metavar="N", help="seeds")
         parser.add_argument(
             "--set",
             action="append",
@@ -103,12 +97,6 @@ def _parser(command: str) -> _Parser:
             help="any other parameter of a notebook, as a Python literal; repeatable",
         )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
-    return int(text)
 
 
 def _numbers(text: str) -> list[str]:
@@ -150,7 +138,7 @@ def run(argv: Sequence[str]) -> int:
 
     parser = _parser("run")
     parser.add_argument(
-        "--jobs", type=_positive, default=1, metavar="N", help="notebooks at a time"
+        "--jobs", type=positive, default=1, metavar="N", help="notebooks at a time"
     )
     parser.add_argument(
         "--force",

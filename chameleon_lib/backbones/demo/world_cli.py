@@ -6,31 +6,23 @@ beside them; nothing of it stands in the questions.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
 from chameleon_lib.backbones.demo.scenes import SPLITS
 from chameleon_lib.backbones.demo.world import World, WorldSettings, build_world
+from chameleon_lib.command_line import Parser
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import replace_text
 from chameleon_lib.lamp.data import write_lamp
 from chameleon_lib.lamp.tasks import get_task
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse that refuses in one sentence instead of a usage screen."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
-
-
-def _parser() -> _Parser:
+def _parser() -> Parser:
     default = WorldSettings()
-    parser = _Parser(
+    parser = Parser(
         prog="python -m chameleon_lib world",
         description="Write users with planted tastes as official LaMP files.",
         allow_abbrev=False,
