@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("chameleon_lib.kit.cli:show_plan", "say what would run, and why"),
     "verify": ("chameleon_lib.kit.verify:main", "compare a fresh run with the committed tables"),
     "readme": ("chameleon_lib.kit.readme:main", "write the verdict table of README.md"),
+    "data": ("chameleon_lib.lamp.data_cli:main", "get LaMP files, or make them of your users"),
     "bench": ("chameleon_lib.bench:main", "measure speed and memory"),
     "acceptance": (
         "chameleon_lib.backbones.demo.acceptance:main",

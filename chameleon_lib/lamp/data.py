@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -95,7 +96,7 @@ def find_split(data_dir: Path, task: str | Task, split: str) -> tuple[Path, Path
 def _with_gold(sample: Sample, gold: str) -> Sample:
     query = sample.query
     known = Query(query.id, query.text, query.input, gold)
-    return Sample(known, sample.profile, sample.repaired)
+    return replace(sample, query=known)
 
 
 def _check_ids(questions: Path, outputs: Path, asked: set[str], answered: set[str]) -> None:
@@ -166,7 +167,7 @@ def _atomic_text(path: Path) -> Iterator[TextIO]:
         partial.unlink(missing_ok=True)
 
 
-def _question_record(task: Task, user: User, query: Query) -> dict[str, Any]:
+def _question_record(task: Task, user: User, query: Query, named: bool) -> dict[str, Any]:
     profile = []
     for item in user.history:
         entry: dict[str, str] = {"id": item.id, task.text_key: item.text}
@@ -175,7 +176,8 @@ def _question_record(task: Task, user: User, query: Query) -> dict[str, Any]:
                 raise UserError(f"User {user.id!r}, item {item.id!r} has no {task.label_key}.")
             entry[task.label_key] = item.label
         profile.append(entry)
-    return {"id": query.id, "input": query.input, "profile": profile}
+    name = {"user_id": user.id} if named else {}
+    return {"id": query.id, "input": query.input, **name, "profile": profile}
 
 
 def _write_list(file: TextIO, records: Iterable[dict[str, Any]], end: str) -> None:
@@ -187,7 +189,9 @@ def _write_list(file: TextIO, records: Iterable[dict[str, Any]], end: str) -> No
     file.write(f"\n]{end}")
 
 
-def write_lamp(users: Sequence[User], folder: Path, split: str) -> tuple[Path, Path | None]:
+def write_lamp(
+    users: Sequence[User], folder: Path, split: str, *, named: bool = False
+) -> tuple[Path, Path | None]:
     """Write users in the official layout: a list of questions and an object of golds.
 
     Args:
@@ -195,6 +199,7 @@ def write_lamp(users: Sequence[User], folder: Path, split: str) -> tuple[Path, P
         folder: Created if absent; receives ``{split}_questions.json`` and, where golds are known,
             ``{split}_outputs.json`` (UTF-8, LF, no escapes).
         split: Name of the split.
+        named: Write the ``user_id`` of every sample, as the time-based split has it.
 
     Returns:
         The two paths; outputs are None if no query has a gold.
@@ -219,7 +224,7 @@ def write_lamp(users: Sequence[User], folder: Path, split: str) -> tuple[Path, P
     folder.mkdir(parents=True, exist_ok=True)
     questions = folder / f"{split}_questions.json"
     with _atomic_text(questions) as file:
-        records = (_question_record(task, user, query) for user in users for query in user.queries)
+        records = (_question_record(task, u, query, named) for u in users for query in u.queries)
         _write_list(file, records, "\n")
     outputs = folder / f"{split}_outputs.json"
     if not golds:

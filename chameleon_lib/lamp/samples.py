@@ -27,11 +27,13 @@ class Sample:
         query: The question; its gold is None until golds are joined.
         profile: At least one profile item, in file order.
         repaired: The official instruction had to be restored (see `repair_input`).
+        user_id: Whose sample it is, where the file says so (time-based split, imported tables).
     """
 
     query: Query
     profile: tuple[HistoryItem, ...]
     repaired: bool = False
+    user_id: str | None = None
 
 
 def _is_instruction_of(task: Task, text: str) -> bool:
@@ -138,7 +140,8 @@ def parse_sample(task: str | Task, record: dict[str, Any], *, source: str, index
     # The profile first: its keys give the clearest sentence for a file of another task.
     profile = _profile(chosen, record, where)
     query, repaired = _query(chosen, sample_id, text, where)
-    return Sample(query, profile, repaired)
+    user_id = _string(record, "user_id", where) if "user_id" in record else None
+    return Sample(query, profile, repaired, user_id)
 
 
 def stream_samples(path: Path, task: str | Task, *, chunk: int = CHUNK) -> Iterator[Sample]:

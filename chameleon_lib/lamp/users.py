@@ -1,9 +1,10 @@
 """Rebuild users from samples, split them, and check that two sets of users are disjoint.
 
-The files of the user-based split carry no user id. LaMP-3 and LaMP-7 repeat a user's profile
-unchanged, so an identical profile is the same user. LaMP-2 has several samples per user with
-profiles that differ a little, so there two samples are connected when their profiles overlap in
-exact (text, label) pairs, and connected components are users.
+Where every sample says whose it is (``user_id``: the time-based split, imported tables), that
+counts. The files of the user-based split carry no user id. LaMP-3 and LaMP-7 repeat a user's
+profile unchanged, so an identical profile is the same user. LaMP-2 has several samples per user
+with profiles that differ a little, so there two samples are connected when their profiles overlap
+in exact (text, label) pairs, and connected components are users.
 
 How much overlap is a choice. One shared pair is not enough: popular films get the same tag from
 many people, and on MovieLens users known to be distinct that rule merges 101 of 102 into one. At a
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
@@ -74,6 +75,14 @@ def _components(size: int, edges: Iterable[tuple[int, int]]) -> list[list[int]]:
     return list(members.values())
 
 
+def _equal(keys: Sequence[Hashable]) -> list[list[int]]:
+    """Return the positions of equal keys together, ordered by their first member."""
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        members[key].append(index)
+    return list(members.values())
+
+
 def _merged_history(samples: Sequence[Sample]) -> tuple[HistoryItem, ...]:
     """Return one history for the samples of a user.
 
@@ -111,12 +120,12 @@ def group_samples_into_users(
     Args:
         samples: Validated samples of one file.
         task: Task or its name.
-        grouping: "identical" (equal profiles) or "overlap" (connected components); None takes
-            `default_grouping`.
+        grouping: "identical" (equal profiles) or "overlap" (connected components); None goes by
+            ``user_id`` where every sample has one, else by `default_grouping`.
         min_overlap: Jaccard index in (0, 1] from which "overlap" connects two samples.
 
     Returns:
-        Users named after their first sample.
+        Users named by their ``user_id``, else after their first sample.
 
     Raises:
         UserError: `min_overlap` is out of range, or a merged history would be empty.
@@ -125,11 +134,11 @@ def group_samples_into_users(
     if not 0 < min_overlap <= 1:
         raise UserError(f"min_overlap is {min_overlap}; it must lie in (0, 1].")
     listed = list(samples)
-    if (grouping or default_grouping(chosen)) == "identical":
-        members: dict[tuple[Content, ...], list[int]] = defaultdict(list)
-        for index, sample in enumerate(listed):
-            members[_contents(sample.profile)].append(index)
-        groups = list(members.values())
+    declared = grouping is None and all(sample.user_id is not None for sample in listed)
+    if declared:
+        groups = _equal([sample.user_id for sample in listed])
+    elif (grouping or default_grouping(chosen)) == "identical":
+        groups = _equal([_contents(sample.profile) for sample in listed])
     else:
         profiles = [frozenset(_contents(sample.profile)) for sample in listed]
         groups = _components(len(listed), _overlapping_pairs(profiles, min_overlap))
@@ -137,7 +146,8 @@ def group_samples_into_users(
     for group in groups:
         own = [listed[index] for index in group]
         queries = tuple(sample.query for sample in own)
-        users.append(User(queries[0].id, chosen.name, _merged_history(own), queries))
+        name = own[0].user_id if declared else None
+        users.append(User(name or queries[0].id, chosen.name, _merged_history(own), queries))
     return users
 
 
@@ -178,6 +188,22 @@ def split_users_by_hash(
     return parts
 
 
+def matching_histories(
+    users: Sequence[User], grouping: Grouping | None = None, min_overlap: float = MIN_OVERLAP
+) -> Iterable[tuple[int, int]]:
+    """Return positions i < j of users whose histories are one person's by the rule of grouping.
+
+    Args:
+        users: Users of one task.
+        grouping: See `group_samples_into_users`; of equal histories the first one is i.
+        min_overlap: See there.
+    """
+    profiles = [frozenset(_contents(user.history)) for user in users]
+    if users and (grouping or default_grouping(users[0].task)) == "identical":
+        return [(group[0], j) for group in _equal(profiles) for j in group[1:]]
+    return _overlapping_pairs(profiles, min_overlap)
+
+
 def check_disjoint(
     group: Sequence[User],
     evaluation: Sequence[User],
@@ -200,15 +226,9 @@ def check_disjoint(
     """
     if not group or not evaluation:
         return
-    profiles = [frozenset(_contents(user.history)) for user in (*group, *evaluation)]
     n = len(group)
-    if (grouping or default_grouping(group[0].task)) == "identical":
-        owner = {profile: i for i, profile in enumerate(profiles[:n])}
-        later = enumerate(profiles[n:], start=n)
-        pairs = [(owner[profile], j) for j, profile in later if profile in owner]
-    else:
-        edges = _overlapping_pairs(profiles, min_overlap)
-        pairs = [(i, j) for i, j in edges if i < n <= j]
+    matches = matching_histories([*group, *evaluation], grouping, min_overlap)
+    pairs = [(i, j) for i, j in matches if i < n <= j]
     if pairs:
         i, j = min(pairs)
         raise UserError(
