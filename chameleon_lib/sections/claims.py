@@ -119,5 +119,7 @@ def judged_claim(
 
 def split_of(run: Run, task: str) -> str:
     """Which users are scored, in words."""
-    planted = run.data[task].truth is not None
-    return "test users of the embedded world" if planted else "official dev users"
+    data = run.data[task]
+    if data.imported:
+        return "users of an imported table"
+    return "official dev users" if data.truth is None else "test users of the embedded world"

@@ -13,6 +13,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.lamp.data import find_split, load_users
+from chameleon_lib.lamp.import_report import REPORT
 from chameleon_lib.lamp.records import User
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.lamp.users import check_disjoint, split_users_by_hash
@@ -35,6 +36,7 @@ class TaskData:
         truth: Planted truth by user id; None for real data.
         source: Where the users come from and how they were divided, one sentence.
         digest: Hash of all users.
+        imported: Whether the users come from a table of one's own (``data import``).
     """
 
     task: str
@@ -45,6 +47,7 @@ class TaskData:
     truth: Mapping[str, Truth] | None
     source: str
     digest: str
+    imported: bool = False
 
 
 def available_tasks(
@@ -98,8 +101,9 @@ def load_task_data(
         UserError: A profile that needs official files got no folder, or a file is not valid.
     """
     limits = (profile.n_train, profile.n_dev, profile.n_test)
+    imported = False
     if data_dir:
-        parts, source = _official(Path(data_dir), task, eval_split)
+        parts, source, imported = _from_files(Path(data_dir), task, eval_split)
         truth: Mapping[str, Truth] | None = None
     elif profile.data == "demo":
         built = _world(task, WorldSettings(users=limits, **(world or {})))
@@ -117,7 +121,8 @@ def load_task_data(
         tuple(parts[part][:size]) for part, size in zip(("train", "dev", "test"), cap, strict=True)
     )
     check_disjoint(train, test)
-    return TaskData(task, train, dev, test, everyone, truth, source, digest([train, dev, test]))
+    hashed = digest([train, dev, test])
+    return TaskData(task, train, dev, test, everyone, truth, source, hashed, imported)
 
 
 @lru_cache(maxsize=8)
@@ -130,27 +135,35 @@ def _file_of(eval_split: str) -> str:
     return "dev" if eval_split == "custom" else eval_split
 
 
-def _official(folder: Path, task: str, eval_split: str) -> tuple[dict[str, list[User]], str]:
-    """Official users by part: train file + scored file, or one file alone, divided by hash."""
+def _from_files(
+    folder: Path, task: str, eval_split: str
+) -> tuple[dict[str, list[User]], str, bool]:
+    """Users by part, what they are, and whether a table of one's own gave them.
+
+    Official files are a train file and the scored one; one file alone is divided by hash.
+    """
     scored = _file_of(eval_split)
     questions, outputs = find_split(folder, task, scored)
     if outputs is None:
         raise UserError(f"{questions} has no outputs file beside it, so nothing can be scored.")
     users = load_users(questions, outputs, task)
     train_files = None if eval_split == "custom" else _train_files(folder, task)
+    imported = (questions.parent / REPORT).is_file()
     if train_files is None:
-        return split_users_by_hash(users, OWN_SPLIT, SALT), (
-            f"official LaMP {scored} users, divided 40/10/50 by a hash of the user (own split: no "
-            "train file is used, and official test labels are withheld)"
-        )
+        whose = "users of an imported table" if imported else f"official LaMP {scored} users"
+        source = f"{whose}, divided 40/10/50 by a hash of the user"
+        if not imported:
+            source += " (own split: no train file is used, and official test labels are withheld)"
+        return split_users_by_hash(users, OWN_SPLIT, SALT), source, imported
     train_questions, train_outputs = train_files
     fitting = split_users_by_hash(
         load_users(train_questions, train_outputs, task), {"train": 0.9, "dev": 0.1}, SALT
     )
-    return {**fitting, "test": users}, (
+    source = (
         f"official LaMP: train users fit, {scored} users are scored (official test labels are "
         "withheld)"
     )
+    return {**fitting, "test": users}, source, imported
 
 
 def _train_files(folder: Path, task: str) -> tuple[Path, Path] | None:

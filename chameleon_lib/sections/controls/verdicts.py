@@ -5,6 +5,7 @@ from __future__ import annotations
 from chameleon_lib.kit.stats import own_claim, verdict
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.lamp.metrics import higher_is_better
+from chameleon_lib.sections.claims import split_of
 from chameleon_lib.sections.controls.answers import (
     ALONE,
     COMMON,
@@ -63,7 +64,7 @@ def verdicts(table1: Run, ledger: Run, notebook: str) -> list[Verdict]:
                         scorer=f"{metric}, LaMP evaluator's definition",
                         csv="tables/controls_a_insight_edit.csv",
                         note=note.replace("_", " "),
-                        split=_split(table1, task),
+                        split=split_of(table1, task),
                     )
                 )
     return found + _ledger_verdicts(ledger, notebook)
@@ -100,12 +101,7 @@ def _ledger_verdicts(run: Run, notebook: str) -> list[Verdict]:
                     csv="tables/controls_d_ledger.csv",
                     note=f"the best of {len(rescues)}: {title}; interval widened to cover {tests} "
                     "comparisons; must also add more than the default edit",
-                    split=_split(run, task),
+                    split=split_of(run, task),
                 )
             )
     return found
-
-
-def _split(run: Run, task: str) -> str:
-    planted = run.data[task].truth is not None
-    return "test users of the embedded world" if planted else "official dev users"
