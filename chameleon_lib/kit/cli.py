@@ -23,6 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("chameleon_lib.kit.verify:main", "compare a fresh run with the committed tables"),
     "readme": ("chameleon_lib.kit.readme:main", "write the verdict table of README.md"),
     "data": ("chameleon_lib.lamp.data_cli:main", "get LaMP files, or make them of your users"),
+    "answer": (
+        "chameleon_lib.sections.answer_cli:main",
+        "answer a query of one of your own users",
+    ),
     "bench": ("chameleon_lib.bench:main", "measure speed and memory"),
     "acceptance": (
         "chameleon_lib.backbones.demo.acceptance:main",

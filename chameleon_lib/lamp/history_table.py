@@ -78,14 +78,14 @@ def read_rows(path: Path, columns: Columns) -> tuple[list[Row], Columns]:
     names, records = _records(path, columns)
     wanted = [columns.user, columns.text, columns.label]
     if len({*wanted, columns.time}) < 4:
-        raise UserError(f"One column of {path} is named twice in {columns}; name four columns.")
+        raise UserError(f"One column of {path} is named twice among {wanted}; name different ones.")
     time = columns.time or ("time" if "time" in names else None)
     for name in [*wanted, *([time] if time else [])]:
         if names.count(name) != 1:
             what = "several columns" if name in names else "no column"
             raise UserError(
                 f"{path} has {what} {name!r} (there are {', '.join(map(repr, names[:20]))}); "
-                "name yours with --user, --text, --label and --time."
+                "name yours (see --help)."
             )
     cells = [*wanted, time]
     rows = [

@@ -131,23 +131,28 @@ def _refuse_foreign(folder: Path, target: Path) -> None:
             )
 
 
-def add_table_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say how a table is read and divided."""
+_COLUMN_HELP = {
+    "user": "column of the user",
+    "text": "column of the text: description, review, or what the user wrote",
+    "label": "column of the tag (LaMP_2), the score (LaMP_3), or the same text in neutral words "
+    "(LaMP_7; rows without it are history only)",
+    "time": "column of the time; default: 'time' if there is one, else the order of the file",
+}
+
+
+def add_table_options(parser: argparse.ArgumentParser, suffix: str = "") -> None:
+    """The options that say how a table is read and divided.
+
+    Args:
+        parser: Receives them.
+        suffix: Behind the names of columns, where ``--user`` means something else.
+    """
     group = parser.add_argument_group("table")
-    group.add_argument("--user", default="user", metavar="COL", help="column of the user")
-    group.add_argument(
-        "--text", default="text", metavar="COL",
-        help="column of the text: description, review, or what the user wrote",
-    )  # fmt: skip
-    group.add_argument(
-        "--label", default="label", metavar="COL",
-        help="column of the tag (LaMP_2), the score (LaMP_3), or the same text in neutral words "
-        "(LaMP_7; rows without it are history only)",
-    )  # fmt: skip
-    group.add_argument(
-        "--time", metavar="COL",
-        help="column of the time; default: 'time' if there is one, else the order of the file",
-    )  # fmt: skip
+    for name, meaning in _COLUMN_HELP.items():
+        default = getattr(Columns(), name)
+        group.add_argument(
+            f"--{name}{suffix}", dest=f"{name}_column", default=default, metavar="COL", help=meaning
+        )
     group.add_argument(
         "--time-format", metavar="FORMAT",
         help="how times are written, such as %%d.%%m.%%Y; default: ISO 8601 or Unix time",
@@ -164,7 +169,8 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
 
 def table_options(args: argparse.Namespace) -> ImportOptions:
     """What `add_table_options` read."""
-    columns = Columns(args.user, args.text, args.label, args.time, args.delimiter)
+    named = {name: getattr(args, f"{name}_column") for name in _COLUMN_HELP}
+    columns = Columns(**named, delimiter=args.delimiter)
     return ImportOptions(columns, args.min_items, args.queries, args.time_format)
 
 

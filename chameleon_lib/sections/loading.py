@@ -13,6 +13,7 @@ from chameleon_lib.backbones.embedder import load_embedder
 from chameleon_lib.backbones.models import load_backbone
 from chameleon_lib.core.protocols import Backbone, Embedder
 from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
 
 # Answers of the embedded world are short; real tweets cost the embedded tokenizer more tokens.
@@ -47,7 +48,10 @@ def open_backbone(backbone_id: str, settings: EditSettings) -> Backbone:
 @lru_cache(maxsize=8)
 def _embedded(backbone_id: str) -> Backbone:
     """An embedded model; they are small enough to keep."""
-    _, family, seed = backbone_id.split(":")
+    parts = backbone_id.split(":")
+    if len(parts) != 3:
+        raise UserError(f"Backbone '{backbone_id}' is no embedded model; say demo:<family>:<seed>.")
+    _, family, seed = parts
     return load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
 
 

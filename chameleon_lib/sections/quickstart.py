@@ -16,13 +16,14 @@ from chameleon_lib.core.plain_prompts import PlainPrompts
 from chameleon_lib.core.preferences import (
     PreferencePair,
     PreparedUser,
+    check_pair_count,
     keep_different,
     pair_texts,
 )
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.lamp.records import User
-from chameleon_lib.sections.answering import Exam
+from chameleon_lib.sections.answering import Exam, Reference
 from chameleon_lib.sections.arms import draw_group
 from chameleon_lib.sections.data import TaskData, load_task_data, without_gold
 from chameleon_lib.sections.fits import stored_directions, stored_fit
@@ -76,17 +77,32 @@ def take_tour(
     if not 0 <= user_index < len(data.test):
         raise UserError(f"user is {user_index}; give a number from 0 to {len(data.test) - 1}.")
     study = Study(profile, backbone_id, task, settings_for(profile))
-    prepared, _ = study.prepare(without_gold([data.test[user_index]]))
+    return tour_of(study, data, data.test[user_index])
+
+
+def tour_of(study: Study, data: TaskData, user: User) -> Tour:
+    """Fit on a group of the train users and prepare one user who is none of them.
+
+    Args:
+        study: Backbone, task and settings.
+        data: Its train users fit.
+        user: The user of the tour.
+
+    Raises:
+        UserError: The user does not fit the context, or not one pair is left to fit on.
+    """
+    prepared, _ = study.prepare(without_gold([user]))
     if not prepared:
-        raise UserError(f"Test user {user_index} does not fit the context; choose another user.")
+        raise UserError(f"User {user.id!r} does not fit the context; choose another user.")
     train, _ = study.prepare(without_gold(data.train))
     group = draw_group(train, study.settings.group_size, 0)
     pairs = study.pairs(group)
     kept, identical = keep_different(pairs, study.settings)
+    check_pair_count(len(kept), study.settings.with_(pairs_on_too_few="warn"))
     h_p, h_n = study.activations(kept)
     directions = stored_directions(study, "paper", h_p, h_n, 0)
     layers = directions.choose_layers(study.settings)
-    contrasts = contrasts_from_pairs(task, kept, identical, study.settings)
+    contrasts = contrasts_from_pairs(study.task, kept, identical, study.settings)
     prompts = PlainPrompts(study.backbone, [contrast.prompt for contrast in contrasts])
     fitted, _ = stored_fit(study, contrasts, prompts, 0, "fitted")
     edit = directions.to_edit(study.settings, layers)
@@ -152,9 +168,14 @@ def layer_losses(tour: Tour) -> pd.DataFrame:
     return frame.rename(columns={"ccs_loss": "loss", "ccs_loss_shuffled": "shuffled_loss"})
 
 
-def before_and_after(tour: Tour) -> pd.DataFrame:
-    """The user's query with and without edit, with and without the insight in the prompt."""
-    reference = reference_answers(tour.study, tour.data, [tour.user])
+def before_and_after(tour: Tour, reference: Reference | None = None) -> pd.DataFrame:
+    """The user's query with and without edit, with and without the insight in the prompt.
+
+    Args:
+        tour: The tour.
+        reference: What the margin compares; by default the user's answer and the generic one.
+    """
+    reference = reference or reference_answers(tour.study, tour.data, [tour.user])
     arms = {
         "Instruct": ("instruct", None),
         "Instruct + edit (paper)": ("instruct", tour.edit),

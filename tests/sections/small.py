@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -78,3 +80,14 @@ def use_small_models(patch: pytest.MonkeyPatch) -> HashEmbedder:
     patch.setattr(study_module, "open_backbone", open_small)
     patch.setattr(study_module, "open_embedder", lambda *_: embedder)
     return embedder
+
+
+@contextmanager
+def small_kit(folder: Path, *modules: ModuleType) -> Iterator[Path]:
+    """Tiny models, a store of its own in ``folder``, and tiny settings in the given modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_models(patch)
+        patch.setenv("CHAMELEON_CACHE", str(folder))
+        for module in modules:
+            patch.setattr(module, "settings_for", lambda _profile: SETTINGS)
+        yield folder

@@ -97,3 +97,9 @@ def test_an_embedded_model_is_opened_once_and_speaks(family: str) -> None:
     assert backbone.name == f"demo:{family}:0" and (folder / "model.safetensors").is_file()
     [said] = backbone.generate(["Question: say something. Your answer:"], max_new_tokens=8)
     assert isinstance(said, str)
+
+
+@pytest.mark.parametrize("name", ["demo:decoder", "demo:", "demo:a:b:c"])
+def test_a_name_that_is_no_embedded_model_is_refused_with_the_form_of_one(name: str) -> None:
+    with pytest.raises(UserError, match="say demo:<family>:<seed>"):
+        open_backbone(name, EditSettings())

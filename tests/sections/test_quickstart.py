@@ -9,19 +9,14 @@ import pytest
 from chameleon_lib.errors import UserError
 from chameleon_lib.sections import quickstart
 from chameleon_lib.sections.quickstart import Tour, take_tour
-from tests.sections.small import SETTINGS, small_profile, use_small_models
+from tests.sections.small import SETTINGS, small_kit, small_profile
 
 PROFILE = small_profile(tasks=("LaMP_3",))
 
 
 @pytest.fixture(scope="module")
 def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Tiny models, tiny settings, and a store of its own."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        use_small_models(patch)
-        patch.setenv("CHAMELEON_CACHE", str(folder))
-        patch.setattr(quickstart, "settings_for", lambda _profile: SETTINGS)
+    with small_kit(tmp_path_factory.mktemp("cache"), quickstart) as folder:
         yield folder
 
 
