@@ -34,6 +34,7 @@ __all__ = [
     "Sample",
     "User",
     "check_disjoint",
+    "check_ids",
     "find_split",
     "group_samples_into_users",
     "load_users",
@@ -99,7 +100,12 @@ def _with_gold(sample: Sample, gold: str) -> Sample:
     return replace(sample, query=known)
 
 
-def _check_ids(questions: Path, outputs: Path, asked: set[str], answered: set[str]) -> None:
+def check_ids(questions: Path, outputs: Path, asked: set[str], answered: set[str]) -> None:
+    """Assert that the golds of a file answer exactly the questions of another.
+
+    Raises:
+        UserError: An id of one side is missing on the other.
+    """
     if asked != answered:
         raise UserError(
             f"{questions} and {outputs} belong to different samples: "
@@ -149,7 +155,7 @@ def load_users(
     if not asked:
         raise UserError(f"{questions} is an empty list; download the file again.")
     if golds is not None and outputs is not None:
-        _check_ids(questions, outputs, asked, set(golds))
+        check_ids(questions, outputs, asked, set(golds))
     if repaired:
         _log.warning("%s: restored the lost instruction of %d record.", questions, repaired)
     return group_samples_into_users(samples, chosen, grouping=grouping, min_overlap=min_overlap)
