@@ -37,6 +37,7 @@ __all__ = [
     "check_ids",
     "find_split",
     "group_samples_into_users",
+    "load_samples",
     "load_users",
     "official_input",
     "read_golds",
@@ -94,12 +95,6 @@ def find_split(data_dir: Path, task: str | Task, split: str) -> tuple[Path, Path
     )
 
 
-def _with_gold(sample: Sample, gold: str) -> Sample:
-    query = sample.query
-    known = Query(query.id, query.text, query.input, gold)
-    return replace(sample, query=known)
-
-
 def check_ids(questions: Path, outputs: Path, asked: set[str], answered: set[str]) -> None:
     """Assert that the golds of a file answer exactly the questions of another.
 
@@ -113,6 +108,37 @@ def check_ids(questions: Path, outputs: Path, asked: set[str], answered: set[str
             f"{len(answered - asked)} golds have no question {sorted(answered - asked)[:3]}; "
             "take both files from one split."
         )
+
+
+def load_samples(
+    questions: Path,
+    outputs: Path | None,
+    task: str | Task,
+    *,
+    keep: Callable[[Sample], bool] | None = None,
+) -> list[Sample]:
+    """Load the samples of one split with their golds; arguments and errors as `load_users`."""
+    chosen = get_task(task)
+    golds: dict[str, str] | None = None
+    if outputs is not None:
+        golds = read_golds(outputs, chosen)
+        check_golds_on_list(outputs, chosen, golds)
+    asked: set[str] = set()
+    samples: list[Sample] = []
+    repaired = 0
+    for sample in stream_samples(questions, chosen):
+        asked.add(sample.query.id)
+        repaired += sample.repaired
+        if keep is None or keep(sample):
+            gold = golds.get(sample.query.id) if golds is not None else None
+            samples.append(replace(sample, query=replace(sample.query, gold=gold)))
+    if not asked:
+        raise UserError(f"{questions} is an empty list; download the file again.")
+    if golds is not None and outputs is not None:
+        check_ids(questions, outputs, asked, set(golds))
+    if repaired:
+        _log.warning("%s: restored the lost instruction of %d record.", questions, repaired)
+    return samples
 
 
 def load_users(
@@ -138,27 +164,8 @@ def load_users(
     Raises:
         UserError: A broken file or record, or golds that do not fit the questions.
     """
-    chosen = get_task(task)
-    golds: dict[str, str] | None = None
-    if outputs is not None:
-        golds = read_golds(outputs, chosen)
-        check_golds_on_list(outputs, chosen, golds)
-    asked: set[str] = set()
-    samples: list[Sample] = []
-    repaired = 0
-    for sample in stream_samples(questions, chosen):
-        asked.add(sample.query.id)
-        repaired += sample.repaired
-        if keep is None or keep(sample):
-            gold = golds.get(sample.query.id) if golds is not None else None
-            samples.append(sample if gold is None else _with_gold(sample, gold))
-    if not asked:
-        raise UserError(f"{questions} is an empty list; download the file again.")
-    if golds is not None and outputs is not None:
-        check_ids(questions, outputs, asked, set(golds))
-    if repaired:
-        _log.warning("%s: restored the lost instruction of %d record.", questions, repaired)
-    return group_samples_into_users(samples, chosen, grouping=grouping, min_overlap=min_overlap)
+    samples = load_samples(questions, outputs, task, keep=keep)
+    return group_samples_into_users(samples, task, grouping=grouping, min_overlap=min_overlap)
 
 
 @contextmanager

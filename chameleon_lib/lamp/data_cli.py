@@ -10,6 +10,7 @@ from chameleon_lib.errors import UserError
 # name -> (module:function of (argv) -> exit code, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "lamp": ("chameleon_lib.lamp.download.cli:main", "download the official LaMP files"),
+    "users": ("chameleon_lib.lamp.grouping_cli:main", "say how sure rebuilt users are"),
     "import": ("chameleon_lib.lamp.importing:main", "turn a table of your own users into files"),
 }
 

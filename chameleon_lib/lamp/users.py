@@ -1,10 +1,12 @@
 """Rebuild users from samples, split them, and check that two sets of users are disjoint.
 
-Where every sample says whose it is (``user_id``: the time-based split, imported tables), that
-counts. The files of the user-based split carry no user id. LaMP-3 and LaMP-7 repeat a user's
-profile unchanged, so an identical profile is the same user. LaMP-2 has several samples per user
-with profiles that differ a little, so there two samples are connected when their profiles overlap
-in exact (text, label) pairs, and connected components are users.
+The files of the user-based split carry no user id. LaMP-3 and LaMP-7 repeat a user's profile
+unchanged, so an identical profile is the same user. LaMP-2 has several samples per user with
+profiles that differ a little, so there two samples are connected when their profiles overlap in
+exact (text, label) pairs, and connected components are users. Files of the time-based split and
+imported tables name their users, and then the name counts. That every sample is a user of its own
+("samples") has to be asked for: see `chameleon_lib.lamp.grouping`, which also says how sure
+rebuilt users are.
 
 How much overlap is a choice. One shared pair is not enough: popular films get the same tag from
 many people, and on MovieLens users known to be distinct that rule merges 101 of 102 into one. At a
@@ -15,20 +17,22 @@ out one item (3 items or more) still connect.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+import logging
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import combinations
 from typing import Literal
 
 from chameleon_lib.errors import UserError
+from chameleon_lib.lamp.overlap import Content, components, contents, overlaps
 from chameleon_lib.lamp.records import HistoryItem, User
 from chameleon_lib.lamp.samples import Sample
 from chameleon_lib.lamp.tasks import Task, get_task
 
-Grouping = Literal["identical", "overlap"]
-Content = tuple[str, str | None]
+Grouping = Literal["identical", "overlap", "known", "samples"]
 
 MIN_OVERLAP = 0.5
+
+_log = logging.getLogger(__name__)
 
 
 def default_grouping(task: str | Task) -> Grouping:
@@ -36,62 +40,15 @@ def default_grouping(task: str | Task) -> Grouping:
     return "overlap" if get_task(task).name == "LaMP_2" else "identical"
 
 
-def _contents(items: Iterable[HistoryItem]) -> tuple[Content, ...]:
-    return tuple((item.text, item.label) for item in items)
-
-
-def _overlapping_pairs(
-    profiles: Sequence[frozenset[Content]], min_overlap: float
-) -> Iterable[tuple[int, int]]:
-    """Yield index pairs i < j of profiles whose Jaccard index reaches `min_overlap`."""
-    holders: dict[Content, list[int]] = defaultdict(list)
-    for index, profile in enumerate(profiles):
-        for content in profile:
-            holders[content].append(index)
-    shared: Counter[tuple[int, int]] = Counter()
-    for owners in holders.values():
-        shared.update(combinations(owners, 2))
-    for (i, j), n in shared.items():
-        if n >= min_overlap * (len(profiles[i]) + len(profiles[j]) - n):
-            yield i, j
-
-
-def _components(size: int, edges: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Return connected components by union-find, ordered by their first member."""
-    parent = list(range(size))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for i, j in edges:
-        a, b = sorted((root(i), root(j)))
-        parent[b] = a
-    members: dict[int, list[int]] = defaultdict(list)
-    for i in range(size):
-        members[root(i)].append(i)
-    return list(members.values())
-
-
-def _equal(keys: Sequence[Hashable]) -> list[list[int]]:
-    """Return the positions of equal keys together, ordered by their first member."""
-    members: dict[Hashable, list[int]] = defaultdict(list)
-    for index, key in enumerate(keys):
-        members[key].append(index)
-    return list(members.values())
-
-
 def _merged_history(samples: Sequence[Sample]) -> tuple[HistoryItem, ...]:
-    """Return one history for the samples of a user.
+    """Return one history for the samples of a user; empty if all of it is asked.
 
     Equal profiles are kept as they are. Others are united in order of first appearance, without
     items that are a query of this user (one sample's query may sit in another's profile, label
     included), and with ids "sample:item", because item ids are unique inside a sample only.
     """
     first = samples[0].profile
-    if all(_contents(sample.profile) == _contents(first) for sample in samples):
+    if all(contents(sample.profile) == contents(first) for sample in samples):
         return first
     asked = {sample.query.text for sample in samples}
     united: dict[Content, HistoryItem] = {}
@@ -100,12 +57,68 @@ def _merged_history(samples: Sequence[Sample]) -> tuple[HistoryItem, ...]:
             if item.text.strip() not in asked:
                 named = HistoryItem(f"{sample.query.id}:{item.id}", item.text, item.label)
                 united.setdefault((item.text, item.label), named)
-    if not united:
-        raise UserError(
-            f"Samples {[s.query.id for s in samples]} form one user whose whole history is also "
-            "asked; load them with the grouping 'identical'."
-        )
     return tuple(united.values())
+
+
+def _as_user(name: str, samples: Sequence[Sample], task: Task) -> User:
+    """Make a user of samples that belong together.
+
+    Where every item of the history is asked by some sample, the last questions are given up until
+    an item is left: a history without any item has no meaning, one with golds in it is worse.
+    """
+    kept = list(samples)
+    while not (history := _merged_history(kept)):
+        kept.pop()
+    if len(kept) < len(samples):
+        _log.warning(
+            "User %r: questions %s are not asked, or no history would be left.",
+            name,
+            [sample.query.id for sample in samples[len(kept) :]],
+        )
+    return User(name, task.name, history, tuple(sample.query for sample in kept))
+
+
+def _rule(samples: Sequence[Sample], task: Task) -> Grouping:
+    """The rule that the samples themselves ask for."""
+    named = [sample for sample in samples if sample.user_id is not None]
+    if named and len(named) < len(samples):
+        nameless = next(sample for sample in samples if sample.user_id is None)
+        raise UserError(
+            f"Record {named[0].query.id!r} of {task.name} has a user_id and record "
+            f"{nameless.query.id!r} has none; give it to all records or to none."
+        )
+    return "known" if named else default_grouping(task)
+
+
+def _equal(keys: Sequence[Hashable]) -> list[list[int]]:
+    """Positions of equal keys together, ordered by their first member."""
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        members[key].append(index)
+    return list(members.values())
+
+
+def sample_groups(
+    samples: Sequence[Sample],
+    task: str | Task,
+    *,
+    grouping: Grouping | None = None,
+    min_overlap: float = MIN_OVERLAP,
+) -> list[list[int]]:
+    """Indices of the samples of each user; arguments as `group_samples_into_users`."""
+    chosen = get_task(task)
+    if not 0 < min_overlap <= 1:
+        raise UserError(f"min_overlap is {min_overlap}; it must lie in (0, 1].")
+    rule = grouping or _rule(samples, chosen)
+    if rule == "known" and any(sample.user_id is None for sample in samples):
+        raise UserError(f"The {chosen.name} records do not name their users; use another grouping.")
+    if rule == "overlap":
+        profiles = [frozenset(contents(sample.profile)) for sample in samples]
+        edges = ((i, j) for i, j, *_ in overlaps(profiles, min_overlap))
+        return components(len(samples), edges)
+    if rule == "samples":
+        return [[index] for index in range(len(samples))]
+    return _equal([s.user_id if rule == "known" else contents(s.profile) for s in samples])
 
 
 def group_samples_into_users(
@@ -120,34 +133,25 @@ def group_samples_into_users(
     Args:
         samples: Validated samples of one file.
         task: Task or its name.
-        grouping: "identical" (equal profiles) or "overlap" (connected components); None goes by
-            ``user_id`` where every sample has one, else by `default_grouping`.
+        grouping: "known" (equal user ids), "identical" (equal profiles), "overlap" (connected
+            components) or "samples" (each its own user); None takes "known" where the records
+            name their users, else `default_grouping`.
         min_overlap: Jaccard index in (0, 1] from which "overlap" connects two samples.
 
     Returns:
-        Users named by their ``user_id``, else after their first sample.
+        Users named by their user id, else after their first sample. Where a merged history would
+        be empty, the user's last questions are given up, with a warning.
 
     Raises:
-        UserError: `min_overlap` is out of range, or a merged history would be empty.
+        UserError: `min_overlap` is out of range, or only some records name their user.
     """
-    chosen = get_task(task)
-    if not 0 < min_overlap <= 1:
-        raise UserError(f"min_overlap is {min_overlap}; it must lie in (0, 1].")
-    listed = list(samples)
-    declared = grouping is None and all(sample.user_id is not None for sample in listed)
-    if declared:
-        groups = _equal([sample.user_id for sample in listed])
-    elif (grouping or default_grouping(chosen)) == "identical":
-        groups = _equal([_contents(sample.profile) for sample in listed])
-    else:
-        profiles = [frozenset(_contents(sample.profile)) for sample in listed]
-        groups = _components(len(listed), _overlapping_pairs(profiles, min_overlap))
+    chosen, listed = get_task(task), list(samples)
+    rule = grouping or _rule(listed, chosen)
     users = []
-    for group in groups:
+    for group in sample_groups(listed, chosen, grouping=rule, min_overlap=min_overlap):
         own = [listed[index] for index in group]
-        queries = tuple(sample.query for sample in own)
-        name = own[0].user_id if declared else None
-        users.append(User(name or queries[0].id, chosen.name, _merged_history(own), queries))
+        name = own[0].user_id if rule == "known" else own[0].query.id
+        users.append(_as_user(str(name), own, chosen))
     return users
 
 
@@ -198,10 +202,10 @@ def matching_histories(
         grouping: See `group_samples_into_users`; of equal histories the first one is i.
         min_overlap: See there.
     """
-    profiles = [frozenset(_contents(user.history)) for user in users]
+    profiles = [frozenset(contents(user.history)) for user in users]
     if users and (grouping or default_grouping(users[0].task)) == "identical":
         return [(group[0], j) for group in _equal(profiles) for j in group[1:]]
-    return _overlapping_pairs(profiles, min_overlap)
+    return ((i, j) for i, j, *_ in overlaps(profiles, min_overlap))
 
 
 def check_disjoint(

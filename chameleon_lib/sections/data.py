@@ -12,11 +12,20 @@ from chameleon_lib.backbones.demo.world import Truth, World, WorldSettings, buil
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.profiles import RunProfile
-from chameleon_lib.lamp.data import find_split, load_users
+from chameleon_lib.lamp.data import find_split, load_samples
+from chameleon_lib.lamp.grouping import (
+    DECLARATION,
+    SAMPLES,
+    Choice,
+    grouping_report,
+    read_choice,
+    users_by_part,
+)
 from chameleon_lib.lamp.import_report import REPORT
 from chameleon_lib.lamp.records import User
+from chameleon_lib.lamp.samples import Sample
 from chameleon_lib.lamp.tasks import get_task
-from chameleon_lib.lamp.users import check_disjoint, split_users_by_hash
+from chameleon_lib.lamp.users import MIN_OVERLAP, check_disjoint, default_grouping
 
 # A folder with one labelled split only (official test labels are withheld) is divided by user.
 OWN_SPLIT = {"train": 0.4, "dev": 0.1, "test": 0.5}
@@ -120,7 +129,8 @@ def load_task_data(
     train, dev, test = (
         tuple(parts[part][:size]) for part, size in zip(("train", "dev", "test"), cap, strict=True)
     )
-    check_disjoint(train, test)
+    overlap = read_choice(Path(data_dir), task).min_overlap if data_dir else MIN_OVERLAP
+    check_disjoint(train, test, min_overlap=overlap)
     hashed = digest([train, dev, test])
     return TaskData(task, train, dev, test, everyone, truth, source, hashed, imported)
 
@@ -146,24 +156,49 @@ def _from_files(
     questions, outputs = find_split(folder, task, scored)
     if outputs is None:
         raise UserError(f"{questions} has no outputs file beside it, so nothing can be scored.")
-    users = load_users(questions, outputs, task)
+    choice = read_choice(folder, task)
+    samples = load_samples(questions, outputs, task)
     train_files = None if eval_split == "custom" else _train_files(folder, task)
     imported = (questions.parent / REPORT).is_file()
-    if train_files is None:
-        whose = "users of an imported table" if imported else f"official LaMP {scored} users"
-        source = f"{whose}, divided 40/10/50 by a hash of the user"
+    fitting = load_samples(*train_files, task) if train_files is not None else []
+    shared = {sample.user_id for sample in samples} & {sample.user_id for sample in fitting} - {
+        None
+    }
+    if train_files is None or shared:
+        parts = users_by_part(samples, task, OWN_SPLIT, SALT, choice)
+        source = "users of an imported table" if imported else f"official LaMP {scored} users"
+        source += ", divided 40/10/50 by a hash of the user"
         if not imported:
-            source += " (own split: no train file is used, and official test labels are withheld)"
-        return split_users_by_hash(users, OWN_SPLIT, SALT), source, imported
-    train_questions, train_outputs = train_files
-    fitting = split_users_by_hash(
-        load_users(train_questions, train_outputs, task), {"train": 0.9, "dev": 0.1}, SALT
-    )
+            why = "no train file is used"
+            if shared:
+                why = f"the train file has {len(shared)} of the same users: a time-based split"
+            source += f" (own split: {why}, and official test labels are withheld)"
+        return parts, source + _unit(samples, task, choice, parts), imported
+    parts = users_by_part(samples, task, {"test": 1.0}, SALT, choice)
     source = (
         f"official LaMP: train users fit, {scored} users are scored (official test labels are "
-        "withheld)"
+        f"withheld){_unit(samples, task, choice, parts)}"
     )
-    return {**fitting, "test": users}, source, imported
+    fit_parts = users_by_part(fitting, task, {"train": 0.9, "dev": 0.1}, SALT, choice)
+    return {**fit_parts, **parts}, source, imported
+
+
+def _unit(
+    samples: Sequence[Sample], task: str, choice: Choice, parts: Mapping[str, Sequence[User]]
+) -> str:
+    """What counts as a user, where the files do not say it: the end of a sentence."""
+    if choice.users == SAMPLES:
+        return (
+            f"; each of the {len(samples)} samples counts as a user, as {DECLARATION} declares, "
+            "so intervals are too narrow where one person has several"
+        )
+    if default_grouping(task) != "overlap" or samples[0].user_id is not None:
+        return ""
+    asked = sum(len(user.queries) for users in parts.values() for user in users)
+    lost = len(samples) - asked
+    return f"; {grouping_report(samples, choice.min_overlap).sentence()}" + (
+        f"; {lost} questions are left out, or no history of their user would be left" * (lost > 0)
+    )
 
 
 def _train_files(folder: Path, task: str) -> tuple[Path, Path] | None:

@@ -76,6 +76,19 @@ def test_the_outputs_of_another_task_raise(tmp_path: Path) -> None:
         load_users(questions, outputs, "LaMP_3")
 
 
+def test_the_time_based_split_names_its_users_and_dates_its_items(tmp_path: Path) -> None:
+    records = [raw_sample("LaMP_3", str(i)) for i in range(3)]
+    for record, name in zip(records, ("A1", "B2", "A1"), strict=True):
+        record["user_id"] = name
+        for item in record["profile"]:
+            item["date"] = "2014-07-23"
+    users = load_users(write_questions(tmp_path / "q.json", records), None, "LaMP_3")
+    assert [(u.id, [q.id for q in u.queries]) for u in users] == [("A1", ["0", "2"]), ("B2", ["1"])]
+    records[1]["user_id"] = 7
+    with pytest.raises(UserError, match="'user_id' = 7"):
+        load_users(write_questions(tmp_path / "q.json", records), None, "LaMP_3")
+
+
 def test_an_empty_list_of_questions_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="empty list"):
         load_users(write_questions(tmp_path / "q.json", []), None, "LaMP_3")

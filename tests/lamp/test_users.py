@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.lamp import (
     HistoryItem,
+    Sample,
     User,
     check_disjoint,
     find_split,
@@ -87,13 +90,47 @@ def test_a_merged_history_never_holds_a_query_of_its_user() -> None:
     assert [item.text for item in merged.history] == ["film 1", "film 2", "film 3", "film 4"]
 
 
-def test_a_merged_user_without_any_history_left_raises() -> None:
+def test_a_user_whose_whole_history_is_asked_keeps_a_history_and_fewer_questions(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Four films, all asked: every item of the union is the gold of some question."""
+    films = A[:4]
     samples = [
-        sample("LaMP_2", "1", [("x", "comedy")], "y"),
-        sample("LaMP_2", "2", [("x", "comedy"), ("y", "comedy")], "x"),
+        sample("LaMP_2", str(i), [film for film in films if film != asked], asked[0])
+        for i, asked in enumerate(films)
     ]
-    with pytest.raises(UserError, match="'1', '2'"):
+    [merged] = group_samples_into_users(samples, "LaMP_2")
+    assert [query.id for query in merged.queries] == ["0", "1", "2"]
+    assert [(item.text, item.label) for item in merged.history] == [films[3]]
+    assert "questions ['3'] are not asked" in caplog.text
+
+
+def test_samples_as_users_keep_their_own_profile_and_question() -> None:
+    samples = [sample("LaMP_2", "1", A[:5], "film 5"), sample("LaMP_2", "2", A[1:], "film 0")]
+    users = group_samples_into_users(samples, "LaMP_2", grouping="samples")
+    assert [(u.id, u.history, u.queries) for u in users] == [
+        (s.query.id, s.profile, (s.query,)) for s in samples
+    ]
+
+
+def named(task: str, sample_id: str, user_id: str | None, query: str = "q") -> Sample:
+    return replace(sample(task, sample_id, A[: 2 + int(sample_id)], query), user_id=user_id)
+
+
+def test_names_in_the_file_count_more_than_profiles() -> None:
+    samples = [named("LaMP_2", "1", "u7"), named("LaMP_2", "2", "u9"), named("LaMP_2", "3", "u7")]
+    users = group_samples_into_users(samples, "LaMP_2")
+    assert ids(users) == [["1", "3"], ["2"]] and [u.id for u in users] == ["u7", "u9"]
+    by_profile = group_samples_into_users(samples, "LaMP_2", grouping="overlap")
+    assert ids(by_profile) == [["1", "2", "3"]] and by_profile[0].id == "1"
+
+
+def test_names_on_some_records_only_are_refused() -> None:
+    samples = [named("LaMP_2", "1", "u7"), named("LaMP_2", "2", None)]
+    with pytest.raises(UserError, match="'1' of LaMP_2 has a user_id and record '2' has none"):
         group_samples_into_users(samples, "LaMP_2")
+    with pytest.raises(UserError, match="do not name their users"):
+        group_samples_into_users(samples[1:], "LaMP_2", grouping="known")
 
 
 def test_the_identical_rule_can_be_asked_for_on_movies() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from chameleon_lib.backbones.demo.world import WorldSettings, build_world
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.lamp.data import write_lamp
-from chameleon_lib.lamp.records import User
+from chameleon_lib.lamp.grouping import Choice, declare
+from chameleon_lib.lamp.records import Query, User
+from chameleon_lib.lamp.tasks import official_input
 from chameleon_lib.sections.data import available_tasks, load_task_data, without_gold
 from tests.sections.small import small_profile
 
@@ -192,3 +195,67 @@ def test_tasks_are_looked_for_in_the_split_that_is_scored(tmp_path: Path) -> Non
 def test_the_embedded_world_scores_its_test_users_whatever_the_split() -> None:
     found = [load_task_data(small_profile(), "LaMP_2", eval_split=s) for s in ("dev", "custom")]
     assert found[0] == found[1]
+
+
+def movies(folder: Path, split: str = "dev", name: bool = False) -> int:
+    """Thirty people with two films each to ask about, every profile without its own film only."""
+    users = build_world("LaMP_2", WorldSettings(users=(30, 1, 1), history=(6, 9))).users["train"]
+    singles = []
+    for n, user in enumerate(users):
+        first, last = user.history[0], user.history[-1]
+        for item in (first, last):
+            history = tuple(other for other in user.history if other != item)
+            query = Query(
+                f"{n}-{item.id}", item.text, official_input("LaMP_2", item.text), item.label
+            )
+            singles.append(User(query.id, "LaMP_2", history, (query,)))
+    questions, _ = write_lamp(singles, folder / "LaMP_2", split)
+    if name:
+        records = json.loads(questions.read_text(encoding="utf-8"))
+        for record in records:
+            record["user_id"] = record["id"].partition("-")[0]
+        questions.write_text(json.dumps(records), encoding="utf-8")
+    return len(singles)
+
+
+def people(users: tuple[User, ...]) -> set[str]:
+    return {query.id.partition("-")[0] for user in users for query in user.queries}
+
+
+def test_movie_users_are_rebuilt_and_the_source_says_how_sure_that_is(tmp_path: Path) -> None:
+    movies(tmp_path)
+    data = load_task_data(LAPTOP, "LaMP_2", str(tmp_path))
+    assert len(data.everyone) == 30 and {len(user.queries) for user in data.everyone} == {2}
+    assert "60 samples are 30 users by profiles that overlap by at least 0.5" in data.source
+
+
+def test_samples_count_as_users_where_the_folder_declares_it(tmp_path: Path) -> None:
+    movies(tmp_path)
+    rebuilt = load_task_data(LAPTOP, "LaMP_2", str(tmp_path))
+    declare(tmp_path, "LaMP_2", Choice("samples"))
+    data = load_task_data(LAPTOP, "LaMP_2", str(tmp_path))
+    assert len(data.everyone) == 60 and all(len(user.queries) == 1 for user in data.everyone)
+    assert "each of the 60 samples counts as a user, as lamp_users.json declares" in data.source
+    for part in ("train", "dev", "test"):
+        assert people(getattr(data, part)) == people(getattr(rebuilt, part))
+    assert data.digest != rebuilt.digest
+
+
+def test_a_declared_overlap_reaches_the_rebuilding(tmp_path: Path) -> None:
+    movies(tmp_path)
+    declare(tmp_path, "LaMP_2", Choice("rebuilt", 0.99))
+    data = load_task_data(LAPTOP, "LaMP_2", str(tmp_path))
+    assert len(data.everyone) == 60 and "60 users by profiles that overlap by at least 0.99" in (
+        data.source
+    )
+
+
+def test_a_time_based_train_file_fits_nothing_since_it_has_the_scored_users(
+    tmp_path: Path,
+) -> None:
+    movies(tmp_path, "dev", name=True)
+    movies(tmp_path, "train", name=True)
+    data = load_task_data(LAPTOP, "LaMP_2", str(tmp_path))
+    assert "the train file has 30 of the same users: a time-based split" in data.source
+    assert len(data.everyone) == 30 and not people(data.train) & people(data.test)
+    assert people(data.train) and people(data.test)
