@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.lamp.overlap import components, contents, overlaps
@@ -76,7 +77,7 @@ def read_choice(folder: Path, task: str | Task) -> Choice:
         ) from None
 
 
-def _read(path: Path) -> dict[str, dict[str, object]]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

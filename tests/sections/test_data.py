@@ -12,7 +12,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.lamp.data import write_lamp
 from chameleon_lib.lamp.grouping import Choice, declare
-from chameleon_lib.lamp.records import Query, User
+from chameleon_lib.lamp.records import HistoryItem, Query, User
 from chameleon_lib.lamp.tasks import official_input
 from chameleon_lib.sections.data import available_tasks, load_task_data, without_gold
 from tests.sections.small import small_profile
@@ -259,3 +259,23 @@ def test_a_time_based_train_file_fits_nothing_since_it_has_the_scored_users(
     assert "the train file has 30 of the same users: a time-based split" in data.source
     assert len(data.everyone) == 30 and not people(data.train) & people(data.test)
     assert people(data.train) and people(data.test)
+
+
+def test_questions_that_are_left_out_are_counted_in_the_source(tmp_path: Path) -> None:
+    """One person's four films, each asked with the other three as profile."""
+    films = [HistoryItem(str(i), f"A film about {i}.", "comedy") for i in range(4)]
+    singles = [
+        User(
+            film.id,
+            "LaMP_2",
+            tuple(other for other in films if other != film),
+            (Query(film.id, film.text, official_input("LaMP_2", film.text), film.label),),
+        )
+        for film in films
+    ]
+    write_lamp(singles, tmp_path / "LaMP_2", "dev")
+    data = load_task_data(LAPTOP, "LaMP_2", str(tmp_path))
+    assert [len(user.queries) for user in data.everyone] == [3]
+    assert "1 questions are left out, or no history of their user would be left" in data.source
+    declare(tmp_path, "LaMP_2", Choice("samples"))
+    assert len(load_task_data(LAPTOP, "LaMP_2", str(tmp_path)).everyone) == 4
