@@ -65,11 +65,13 @@ def _read_batch(
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             out: Tensor = output[0] if isinstance(output, tuple) else output
             out = out.reshape(*weights.shape, -1).float()  # OPT joins rows and tokens
+            own = weights.to(out.device)  # layers of a large model lie on several devices
             if pooling == "last":
-                rows = torch.arange(len(weights), device=out.device)
-                seen[layer] = out[rows, weights.argmax(dim=1)]
+                rows = torch.arange(len(own), device=out.device)
+                values = out[rows, own.argmax(dim=1)]
             else:
-                seen[layer] = (weights[..., None] * out).sum(dim=1)
+                values = (own[..., None] * out).sum(dim=1)
+            seen[layer] = values.to(backbone.device)
 
         return hook
 

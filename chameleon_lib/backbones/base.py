@@ -22,6 +22,15 @@ from chameleon_lib.errors import UserError
 PREFIX_BYTES = 2 << 30
 
 
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its tokens, also if a device map left its weights elsewhere."""
+    embeddings = model.get_input_embeddings()
+    device: torch.device = next(embeddings.parameters()).device
+    if device.type == "meta":  # kept on disk and brought in for every call
+        device = torch.device(embeddings._hf_hook.execution_device)
+    return device
+
+
 class FrozenModel(ABC):
     """A frozen Hugging Face model, its tokenizer and its edit sites.
 
@@ -43,7 +52,7 @@ class FrozenModel(ABC):
     def __init__(self, model: Any, codec: TextCodec, *, name: str, fingerprint: str) -> None:
         self.model, self.codec = model, codec
         self.name, self.fingerprint = name, fingerprint
-        self.device: torch.device = model.device
+        self.device = input_device(model)
         self.usage = EditUsage()
         self.diagnostics = False
         self.prefix_bytes = PREFIX_BYTES
@@ -89,9 +98,14 @@ class FrozenModel(ABC):
         """Arguments of the library's ``generate`` that start from the prefix."""
 
     @property
+    def text_config(self) -> Any:
+        """Configuration of the language model, also where it sits beside a vision tower."""
+        return self.model.config.get_text_config()
+
+    @property
     def d(self) -> int:
         """Width of the ``mlp_out`` and ``block_out`` sites."""
-        return int(self.model.config.hidden_size)
+        return int(self.text_config.hidden_size)
 
     def sites(self, site: str = "mlp_out") -> list[nn.Module]:
         """The modules of a site, one per decoder layer (A1)."""
@@ -125,13 +139,8 @@ class FrozenModel(ABC):
         if edit is None:
             yield
             return
-        paths = site_paths(self.model.config.model_type)
-        if edit.per_row and edit.site == "mlp_out" and paths.flat:
-            raise UserError(
-                f"{self.name} joins rows and tokens in its MLP, so one edit per row cannot be "
-                "told apart there; run these users one after another."
-            )
-        hook = EditHook(self.sites(edit.site), edit, diagnostics=self.diagnostics)
+        flat = edit.site == "mlp_out" and site_paths(self.model.config.model_type).flat
+        hook = EditHook(self.sites(edit.site), edit, flat=flat, diagnostics=self.diagnostics)
         with hook:
             yield
         self.usage.add(hook)

@@ -29,12 +29,12 @@ class DecoderBackbone(HFBackbone):
     @property
     def n_layers(self) -> int:
         """Number of decoder layers."""
-        return int(self.model.config.num_hidden_layers)
+        return int(self.text_config.num_hidden_layers)
 
     @property
     def context_limit(self) -> int | None:
         """Most tokens of prompt and answer together."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = getattr(self.text_config, "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
     def prefill(self, prompts: Sequence[list[int]], groups: Sequence[int] | None) -> Prefix:
@@ -68,7 +68,7 @@ class DecoderBackbone(HFBackbone):
     def _slides(self, prompts: Sequence[list[int]]) -> bool:
         # Padding between a shared start and its rest would shorten a sliding window, which counts
         # cache slots and not tokens; such batches are computed whole.
-        window = getattr(self.model.config, "sliding_window", None)
+        window = getattr(self.text_config, "sliding_window", None)
         return window is not None and 2 * max(len(prompt) for prompt in prompts) > window
 
     def _extended(self, prefix: Prefix, tokens: Sequence[list[int]]) -> Prefix:
@@ -157,6 +157,15 @@ class EncoderDecoderBackbone(HFBackbone):
         limit = getattr(self.model.config, "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
+    @property
+    def start_id(self) -> int:
+        """The token a decoder starts from; T5 starts from its padding token."""
+        for config in (self.model.config, self.model.generation_config):
+            start = getattr(config, "decoder_start_token_id", None)
+            if start is not None:
+                return int(start)
+        return self.codec.pad_id
+
     def prefill(
         self,
         prompts: Sequence[list[int]],
@@ -164,9 +173,9 @@ class EncoderDecoderBackbone(HFBackbone):
     ) -> Prefix:
         """Encoder states, and the cross-attention keys and values made from them."""
         ids, mask = pad(prompts, value=self.codec.pad_id, side="right", device=self.device)
-        encoder = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-        start = self.model.config.decoder_start_token_id
-        last = torch.full((len(prompts), 1), start, dtype=torch.long, device=self.device)
+        states = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        encoder = states.to(self.device)  # its last layer may lie on another device
+        last = torch.full((len(prompts), 1), self.start_id, dtype=torch.long, device=self.device)
         nothing = mask[:, :0]
         bare = Prefix(last, (), nothing, nothing.sum(dim=1), encoder, mask)
         cache: Any = bare.cache()
@@ -199,12 +208,11 @@ class EncoderDecoderBackbone(HFBackbone):
 
     def read_inputs(self, contexts: list[list[int]], answers: list[list[int]]) -> ReadInputs:
         """Context in the encoder, start token and answer in the decoder (A21)."""
-        start = int(self.model.config.decoder_start_token_id)
         value = self.codec.pad_id
         # A tokenizer without special tokens leaves nothing of an empty context; EOS stands in.
         filled = [context or [self.codec.eos_id] for context in contexts]
         ids, mask = pad(filled, value=value, side="right", device=self.device)
-        rows = [[start, *answer] for answer in answers]
+        rows = [[self.start_id, *answer] for answer in answers]
         own, own_mask = pad(rows, value=value, side="right", device=self.device)
         inputs = {
             "input_ids": ids,

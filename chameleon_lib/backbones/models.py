@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,19 @@ from transformers import (
     AutoTokenizer,
 )
 
+from chameleon_lib.backbones import revisions
 from chameleon_lib.backbones.backbone import HFBackbone
 from chameleon_lib.backbones.families import DecoderBackbone, EncoderDecoderBackbone
+from chameleon_lib.backbones.fingerprints import hash_folder, hash_state
+from chameleon_lib.backbones.quantization import check_quantization, load_options
 from chameleon_lib.backbones.sites import site_paths
 from chameleon_lib.backbones.text import TextCodec
 from chameleon_lib.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_CHUNK = 1 << 20
+_T5 = ("t5", "mt5", "umt5")
+
+DeviceMap = str | dict[str, Any]
 
 
 def load_backbone(
@@ -32,6 +37,10 @@ def load_backbone(
     dtype: str = "auto",
     device: str = "cpu",
     prompts_chat: str = "template",
+    quantization: str = "none",
+    device_map: DeviceMap | None = None,
+    revision: str | None = None,
+    lock: Path | None = None,
 ) -> HFBackbone:
     """Loads a frozen backbone.
 
@@ -40,11 +49,18 @@ def load_backbone(
         name: Name for tables; the last part of the path by default.
         dtype: ``auto`` (float32 on the CPU, whatever the file holds; bfloat16 elsewhere, A22),
             ``float32``, ``bfloat16`` or ``float16``.
-        device: Torch device.
+        device: Torch device; with a device map only its kind counts, for ``dtype`` auto.
         prompts_chat: ``template`` | ``raw`` (B8).
+        quantization: ``none`` | ``nf4``, 4-bit weights by bitsandbytes.
+        device_map: ``auto`` or a map of modules to devices, for a model larger than one device;
+            needs accelerate.
+        revision: Pins a commit, tag or branch of a hub model.
+        lock: Lock file of the outputs (``revisions.json``), where the commit of a hub model is
+            compared with earlier runs and written down; see ``revisions``.
 
     Raises:
-        UserError: Unknown family or dtype, fp16 for T5 (R25), or a checkpoint that cannot be read.
+        UserError: Unknown family or option, fp16 for T5 (R25), a missing package, a checkpoint
+            that cannot be read, or a pinned revision that the earlier outputs do not have.
     """
     source = str(path_or_id)
     if dtype not in ("auto", *DTYPES):
@@ -52,28 +68,72 @@ def load_backbone(
     chosen = dtype
     if dtype == "auto":
         chosen = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+    folder: Path | None = Path(source)
+    if not Path(source).is_dir():
+        folder = None
+    elif revision is not None:
+        raise UserError(
+            f"'{source}' is a folder, which has no revisions; leave revision out, or give a hub id."
+        )
+    placed = _placement(device, device_map, quantization)
     model: Any
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, revision=revision or "main")
         _check_family(config.model_type, chosen)
+        check_quantization(quantization, config.model_type, chosen)
+        used = None
+        if folder is None:
+            used, folder = revisions.resolve(source, config, revision)
+            if lock is not None:
+                revisions.tell(lock, used)
+        commit = (used.commit if used else None) or revision or "main"
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = auto.from_pretrained(source, dtype=DTYPES[chosen])
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=commit)
+        options = {"revision": commit, **placed, **load_options(quantization, DTYPES[chosen])}
+        model = auto.from_pretrained(source, dtype=DTYPES[chosen], **options)
     except UserError:
         raise
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
+        pinned = f" at revision '{revision}'" if revision else ""
         raise UserError(
-            f"Backbone '{source}' cannot be loaded ({reason}); give a folder with a complete "
-            "checkpoint, or a hub id while online."
+            f"Backbone '{source}'{pinned} cannot be loaded ({reason}); give a folder with a "
+            "complete checkpoint, or a hub id while online."
         ) from error
+    if not placed:
+        model = model.to(torch.device(device))
+    form = chosen if quantization == "none" else f"{chosen} {quantization}"
+    if used is None:
+        assert folder is not None
+        digest = hash_folder(folder, form)
+    elif folder is None:
+        digest = hash_state(model, tokenizer)
+    else:
+        used = revisions.with_files(used, folder)
+        digest = hashlib.sha256(f"{form} {used.files_sha256}".encode()).hexdigest()
+    if used is not None and lock is not None:
+        revisions.record(lock, used)
     return backbone_from(
-        model.to(torch.device(device)),
+        model,
         tokenizer,
         name=name or Path(source).name,
-        fingerprint=_fingerprint(Path(source), model, tokenizer, chosen),
+        fingerprint=digest,
         prompts_chat=prompts_chat,
+        dtype=chosen,
     )
+
+
+def _placement(device: str, device_map: DeviceMap | None, quantization: str) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that place the weights; empty if ``to`` does."""
+    if device_map is None:
+        # 4-bit weights are packed on the device that runs them.
+        return {} if quantization == "none" else {"device_map": {"": device}}
+    if util.find_spec("accelerate") is None:
+        raise UserError(
+            "device_map needs the package accelerate, which spreads a model over devices; run "
+            "'pip install accelerate' or leave device_map out."
+        )
+    return {"device_map": device_map}
 
 
 def backbone_from(
@@ -83,17 +143,19 @@ def backbone_from(
     name: str,
     fingerprint: str | None = None,
     prompts_chat: str = "template",
+    dtype: str | None = None,
 ) -> HFBackbone:
     """A backbone around a model that is already in memory (training loops, tests).
 
-    The model is frozen: evaluation mode, no gradients of its weights.
+    The model is frozen: evaluation mode, no gradients of its weights. ``dtype`` is the precision
+    it computes in, by default that of its first weight.
     """
     config = model.config
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    _check_family(config.model_type, dtype)
+    found = dtype or str(next(model.parameters()).dtype).removeprefix("torch.")
+    _check_family(config.model_type, found)
     model.eval().requires_grad_(False)
     stops = getattr(model.generation_config, "eos_token_id", None)
-    stops = config.eos_token_id if stops is None else stops
+    stops = getattr(config.get_text_config(), "eos_token_id", None) if stops is None else stops
     if stops is None:
         stops = []
     codec = TextCodec(
@@ -111,34 +173,8 @@ def backbone_from(
 
 def _check_family(family: str, dtype: str) -> None:
     site_paths(family)
-    if family == "t5" and dtype == "float16":
+    if family in _T5 and dtype == "float16":
         raise UserError(
             "T5 overflows in float16 in its feed-forward output (R25); "
             "set model_dtype to bfloat16 or float32."
         )
-
-
-def _fingerprint(folder: Path, model: Any, tokenizer: Any, dtype: str) -> str:
-    """SHA-256 of the files of a local folder, or of the weights in memory for a hub id."""
-    if not folder.is_dir():
-        return hash_state(model, tokenizer)
-    digest = hashlib.sha256(dtype.encode())
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}:
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                while block := file.read(_CHUNK):
-                    digest.update(block)
-    return digest.hexdigest()
-
-
-def hash_state(model: Any, tokenizer: Any) -> str:
-    """SHA-256 of configuration, vocabulary and every weight in memory."""
-    config = model.config.to_dict()
-    config.pop("_name_or_path", None)  # where it came from is not what it is
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

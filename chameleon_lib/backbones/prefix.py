@@ -20,7 +20,16 @@ KeyValues = tuple[tuple[Tensor, Tensor], ...]  # per layer (B, H, P, d_head) twi
 _ROOM = 32
 
 
-class GrowingLayer(DynamicLayer):
+class PlacedLayer(DynamicLayer):
+    """The stock cache layer, for a model whose layers lie on several devices."""
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps the rows ``indices``, which may come from another device."""
+        if self.is_initialized:
+            super().batch_select_indices(indices.to(self.keys.device))
+
+
+class GrowingLayer(PlacedLayer):
     """A cache layer with spare room, for decoding without gradients.
 
     The stock layer copies all keys and values at every step; this one copies them every
@@ -66,10 +75,10 @@ class GrowingLayer(DynamicLayer):
 def wrap_cache(key_values: KeyValues, *, growing: bool) -> DynamicCache:
     """A cache that starts with these tensors and never writes to them."""
     cache = DynamicCache()
-    if growing:
-        cache.layer_class_to_replicate = GrowingLayer
+    kind = GrowingLayer if growing else PlacedLayer
+    cache.layer_class_to_replicate = kind
     for keys, values in key_values:
-        layer = GrowingLayer() if growing else DynamicLayer()
+        layer = kind()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
         cache.layers.append(layer)
@@ -135,4 +144,6 @@ class Prefix:
 
 def take_rows(key_values: KeyValues, rows: Tensor) -> KeyValues:
     """Keys and values of the batch made of these rows."""
-    return tuple((keys[rows], values[rows]) for keys, values in key_values)
+    return tuple(
+        (keys[rows.to(keys.device)], values[rows.to(values.device)]) for keys, values in key_values
+    )

@@ -22,12 +22,16 @@ class SitePaths:
         block_out: Output of the decoder layer, after the residual addition.
         gate_proj: Output of the gate projection (wider than d), or None if the family has none.
         flat: Whether ``mlp_out`` has the shape ``(B * T, d)`` instead of ``(B, T, d)``.
+        experts: Whether the MLP is a mixture of experts held in three-axis weights. Its output is
+            edited, which equals editing every expert: the edit is linear and the router's weights
+            are factors outside it.
     """
 
     mlp_out: str
     block_out: str
     gate_proj: str | None = None
     flat: bool = False
+    experts: bool = False
 
 
 _LLAMA_LIKE = SitePaths(
@@ -36,25 +40,41 @@ _LLAMA_LIKE = SitePaths(
     gate_proj="model.layers.{i}.mlp.gate_proj",
 )
 
+# layer.2 is the feed-forward block *with* its residual: the block output, not the MLP output.
+_T5_LIKE = SitePaths(
+    mlp_out="decoder.block.{i}.layer.2.DenseReluDense",
+    block_out="decoder.block.{i}.layer.2",
+    gate_proj="decoder.block.{i}.layer.2.DenseReluDense.wi_0",
+)
+
 SITES: dict[str, SitePaths] = {
     "mistral": _LLAMA_LIKE,
     "llama": _LLAMA_LIKE,
     "qwen2": _LLAMA_LIKE,
     "qwen3": _LLAMA_LIKE,
+    # Gemma 2 and 3 normalise the MLP output before the residual addition; the edit comes before.
     "gemma2": _LLAMA_LIKE,
     "gemma3_text": _LLAMA_LIKE,
+    # What AutoModelForCausalLM loads for Gemma 3 from 4B on: the language model inside a wrapper
+    # that also has a vision tower, which text never reaches.
+    "gemma3": SitePaths(
+        mlp_out="model.language_model.layers.{i}.mlp",
+        block_out="model.language_model.layers.{i}",
+        gate_proj="model.language_model.layers.{i}.mlp.gate_proj",
+    ),
+    # The gate projections of the experts are one fused weight, so there is no gate output.
+    "mixtral": SitePaths(
+        mlp_out="model.layers.{i}.mlp", block_out="model.layers.{i}", experts=True
+    ),
     # Phi-3 fuses gate and up projection, so it has no gate output of its own.
     "phi3": SitePaths(mlp_out="model.layers.{i}.mlp", block_out="model.layers.{i}"),
     "gpt2": SitePaths(mlp_out="transformer.h.{i}.mlp", block_out="transformer.h.{i}"),
     "opt": SitePaths(
         mlp_out="model.decoder.layers.{i}.fc2", block_out="model.decoder.layers.{i}", flat=True
     ),
-    # layer.2 is the feed-forward block *with* its residual: the block output, not the MLP output.
-    "t5": SitePaths(
-        mlp_out="decoder.block.{i}.layer.2.DenseReluDense",
-        block_out="decoder.block.{i}.layer.2",
-        gate_proj="decoder.block.{i}.layer.2.DenseReluDense.wi_0",
-    ),
+    "t5": _T5_LIKE,  # Flan-T5 too
+    "mt5": _T5_LIKE,
+    "umt5": _T5_LIKE,
 }
 
 

@@ -3,6 +3,10 @@
 A prompt ends in "Your answer:". Its answer is tokenised separately, as ``" " + answer`` for
 decoders and as ``answer`` for encoder-decoders, and its ids are appended; EOS follows where the
 caller asks for it. Generated text is cut at the first EOS and stripped.
+
+Under a chat template the template itself says what stands between the model's turn and its first
+word (a blank after Mistral's ``[/INST]``, nothing after the line break of Qwen, Llama 3, Gemma and
+Phi-3) and which stop token closes the turn (Gemma's ``<end_of_turn>``, not its ``<eos>``).
 """
 
 from __future__ import annotations
@@ -10,9 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 
 from chameleon_lib.errors import UserError
+
+_QUESTION, _WORD = "question", "answer"  # content of the turns that a template is probed with
 
 
 class TextCodec:
@@ -43,12 +50,18 @@ class TextCodec:
         self.eos_id = self.eos_ids[0]
         self.pad_id = self.eos_id if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.chat = prompts_chat == "template" and bool(getattr(tokenizer, "chat_template", None))
+        before, self._lead = ":", " "
+        if self.chat:
+            before, self._lead, close = self._turn()
+            if close in self.eos_ids:
+                self.eos_id = close
         # SentencePiece tokenizers put a word mark in front of every text, so " tag" alone would
-        # become two blanks. Tokenising after a colon and dropping the colon gives the ids that
-        # really follow "Your answer:". Byte-level tokenizers do not need it.
-        anchor, probe = self._ids(":"), self._ids(": a")
-        continued = probe[: len(anchor)] == anchor and probe[len(anchor) :] != self._ids(" a")
-        self._anchor = anchor if continued else []
+        # become two blanks. Tokenising after what stands before the answer, and dropping that
+        # again, gives the ids that really follow a prompt. Byte-level tokenizers do not need it.
+        start, word = self._ids(before), f"{self._lead}a"
+        probe = self._ids(before + word)
+        continued = probe[: len(start)] == start and probe[len(start) :] != self._ids(word)
+        self._before, self._anchor = (before, len(start)) if continued else ("", 0)
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -57,10 +70,35 @@ class TextCodec:
         """The prompt as one user turn of the chat template, if there is one in use."""
         if not self.chat:
             return prompt
-        turn = [{"role": "user", "content": prompt}]
+        return self._render([{"role": "user", "content": prompt}], opens=True)
+
+    def _render(self, turns: list[dict[str, str]], *, opens: bool) -> str:
+        # Qwen 3 thinks aloud before it answers unless told not to; other templates ignore the word.
         return str(
-            self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=opens, enable_thinking=False
+            )
         )
+
+    def _turn(self) -> tuple[str, str, int | None]:
+        """What the template puts before an answer, between that and its first word, and after it.
+
+        Returns:
+            The text from the question to the model's turn, the lead of the answer, and the first
+            token after it. A template that does not tell has the lead ``" "``.
+        """
+        asked = [{"role": "user", "content": _QUESTION}]
+        opened = self._render(asked, opens=True)
+        before = opened.rpartition(_QUESTION)[2] or ":"
+        try:
+            whole = self._render([*asked, {"role": "assistant", "content": _WORD}], opens=False)
+        except TemplateError:
+            return before, " ", None
+        lead, word, after = whole.removeprefix(opened).partition(_WORD)
+        if not whole.startswith(opened) or not word or lead.strip():
+            return before, " ", None
+        closing = self._ids(after)
+        return before, lead, closing[0] if closing else None
 
     def prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Ids per prompt: wrapped, with the tokenizer's own special tokens (BOS, or T5's EOS)."""
@@ -81,13 +119,13 @@ class TextCodec:
         if not self.decoder_only:
             texts = list(answers)
         else:
-            texts = [(":" if self._anchor else "") + " " + answer for answer in answers]
+            texts = [self._before + self._lead + answer for answer in answers]
         if not texts:
             return []
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        start = len(self._anchor)
         return [
-            list(row[start:]) if answer else [] for row, answer in zip(rows, answers, strict=True)
+            list(row[self._anchor :]) if answer else []
+            for row, answer in zip(rows, answers, strict=True)
         ]
 
     def decode(self, rows: Tensor) -> list[str]:

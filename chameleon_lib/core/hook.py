@@ -31,6 +31,8 @@ class EditHook:
             ``(B, d)``, or a tuple starting with it.
         edit: Shared or per-row edit. Per-row edits need as many rows as the batch; with beams pass
             ``edit.repeat_rows(num_beams)``.
+        flat: If True, an output ``(B * T, d)`` holds the T positions of row 0, then those of row 1
+            and so on (OPT), so per-row edits can be told apart.
         strict: If True, leaving the block without one call at every edited layer raises (R3).
         diagnostics: If True, collects the edit ratios that ``ratios()`` returns; costs time.
 
@@ -47,6 +49,7 @@ class EditHook:
         modules: Sequence[nn.Module],
         edit: Edit,
         *,
+        flat: bool = False,
         strict: bool = True,
         diagnostics: bool = False,
     ) -> None:
@@ -57,7 +60,7 @@ class EditHook:
                 "use directions made for this model."
             )
         self.modules, self.edit = tuple(modules), edit
-        self.strict, self.diagnostics = strict, diagnostics
+        self.flat, self.strict, self.diagnostics = flat, strict, diagnostics
         self.calls = dict.fromkeys(edit.layers, 0)
         self.tokens = dict.fromkeys(edit.layers, 0)
         names = ("edit", "boost", "removal")
@@ -113,10 +116,17 @@ class EditHook:
     def _make_hook(self, row: int, layer: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             if isinstance(output, tuple):
-                return (self._edited(output[0], row, layer), *output[1:])
-            return self._edited(output, row, layer)
+                return (self._joined(output[0], row, layer), *output[1:])
+            return self._joined(output, row, layer)
 
         return hook
+
+    def _joined(self, x: Tensor, row: int, layer: int) -> Tensor:
+        """Edits an output whose rows and positions may be joined into one axis."""
+        rows = self.edit.theta_p.shape[1] if self.flat and self.edit.per_row else 0
+        if not rows or x.dim() != 2 or x.shape[0] % rows:
+            return self._edited(x, row, layer)
+        return self._edited(x.unflatten(0, (rows, -1)), row, layer).flatten(0, 1)
 
     def _edited(self, x: Tensor, row: int, layer: int) -> Tensor:
         self._check_output(x, layer)

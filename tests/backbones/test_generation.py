@@ -244,10 +244,14 @@ def test_empty_prompts_and_wrong_counts_are_refused() -> None:
         backbone.generate(["a", "b"], max_new_tokens=2, edit=make_edit(rows=3))
 
 
-def test_opt_refuses_edits_per_row_because_its_mlp_joins_rows() -> None:
-    backbone = make_backbone("opt")
-    with pytest.raises(UserError, match="one after another"):
-        backbone.generate(PROMPTS, max_new_tokens=2, edit=make_edit(rows=len(PROMPTS)))
+@pytest.mark.parametrize("positions", ["last", "all", "generated"])
+def test_opt_joins_rows_and_tokens_and_still_edits_every_row_by_its_own(positions: str) -> None:
+    backbone, edit = make_backbone("opt"), make_edit(positions, rows=len(PROMPTS))
+    alone = [
+        backbone.generate([prompt], max_new_tokens=N, edit=edit.rows([row]))[0]
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    assert backbone.generate(PROMPTS, max_new_tokens=N, edit=edit, groups=GROUPS) == alone
 
 
 def test_zero_strength_gives_the_unedited_answers() -> None:

@@ -17,7 +17,7 @@ def test_every_family_of_the_table_has_a_test_model() -> None:
 def test_the_mlp_output_has_model_width_and_no_residual(family: str) -> None:
     model = make_model(family)
     inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
-    if family == "t5":
+    if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.tensor([[0, 5]])
     seen: list[torch.Tensor] = []
     modules = site_modules(model, family, "mlp_out", 3)

@@ -36,6 +36,16 @@ ANSWERS = ["comedy", "dark comedy", "fantasy", "sci-fi", "a lonely robot", "acti
 
 _SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3}
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+_T5: dict[str, Any] = {
+    "d_model": 24,
+    "d_ff": 40,
+    "d_kv": 6,
+    "num_heads": 4,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "feed_forward_proj": "gated-gelu",
+    "decoder_start_token_id": 0,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "mistral": {**_SMALL, **_HEADS, "sliding_window": None},
     "llama": {**_SMALL, **_HEADS},
@@ -53,16 +63,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "max_position_embeddings": 256,
     },
-    "t5": {
-        "d_model": 24,
-        "d_ff": 40,
-        "d_kv": 6,
-        "num_heads": 4,
-        "num_layers": 2,
-        "num_decoder_layers": 3,
-        "feed_forward_proj": "gated-gelu",
-        "decoder_start_token_id": 0,
+    "mixtral": {
+        **_SMALL,
+        **_HEADS,
+        "sliding_window": None,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
     },
+    "t5": _T5,
+    "mt5": _T5,
+    "umt5": _T5,
+}
+CONFIGS["gemma3"] = CONFIGS["gemma3_text"]  # its language model, beside the vision tower below
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
 }
 
 
@@ -91,7 +110,10 @@ def make_model(family: str, seed: int = 0, **changes: Any) -> Any:
     """A random fp32 model with large weights, so that its outputs differ from row to row."""
     torch.manual_seed(seed)
     ids = {"vocab_size": 400, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-    config = AutoConfig.for_model(family, **{**ids, **CONFIGS[family], **changes})
+    fields = {**ids, **CONFIGS[family], **changes}
+    if family == "gemma3":
+        fields = {**ids, "text_config": fields, "vision_config": _VISION, "mm_tokens_per_image": 4}
+    config = AutoConfig.for_model(family, **fields)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = auto.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)

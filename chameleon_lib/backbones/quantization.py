@@ -1,0 +1,84 @@
+"""Loading weights in 4 bits: optional, said explicitly, and never in silence half done.
+
+Directions are read from what the quantised model computes (bitsandbytes multiplies by the
+dequantised weights), so they belong to the quantised model: its fingerprint differs. The arithmetic
+of the edit stays in float32 at least, as everywhere (A22).
+"""
+
+from __future__ import annotations
+
+from importlib import util
+from typing import Any
+
+import torch
+
+from chameleon_lib.backbones.sites import site_paths
+from chameleon_lib.errors import UserError
+
+QUANTIZATIONS = ("none", "nf4")
+
+
+def check_quantization(quantization: str, family: str, dtype: str) -> None:
+    """Refuses what cannot work, before anything large is downloaded.
+
+    Args:
+        quantization: ``none`` | ``nf4``.
+        family: ``config.model_type``.
+        dtype: Precision of the computation: ``float32`` | ``bfloat16`` | ``float16``.
+
+    Raises:
+        UserError: An unknown value, a missing package, or a family that would stay unquantised.
+    """
+    if quantization not in QUANTIZATIONS:
+        raise UserError(
+            f"quantization is '{quantization}'; use {' or '.join(QUANTIZATIONS)} (run profile)."
+        )
+    if quantization == "none":
+        return
+    for package, why in (("bitsandbytes", "holds"), ("accelerate", "places")):
+        if util.find_spec(package) is None:
+            raise UserError(
+                f"quantization={quantization} needs the package {package}, which {why} the 4-bit "
+                f"weights; run 'pip install {package}' or set quantization to none."
+            )
+    if site_paths(family).experts:
+        raise UserError(
+            f"quantization={quantization} would leave the experts of '{family}', nearly all of "
+            f"its weights, in {dtype}: bitsandbytes quantises linear layers alone; set "
+            "quantization to none and spread the model over devices (device_map)."
+        )
+
+
+def load_options(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``.
+
+    NF4 with double quantisation, computed in the precision of the run. Output layers stay as they
+    are, and so do T5's ``wo``, which the library leaves out of every quantisation.
+    """
+    if quantization == "none":
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    }
+
+
+def quantized_share(model: Any) -> float:
+    """Share of the decoder's and encoder's linear weights that are held in 4 bits."""
+    packed = plain = 0
+    output = model.get_output_embeddings()
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if module is output or not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+            continue
+        if hasattr(weight, "quant_state"):
+            packed += module.in_features * module.out_features
+        elif not isinstance(module, torch.nn.Embedding):
+            plain += weight.numel()
+    return packed / max(packed + plain, 1)

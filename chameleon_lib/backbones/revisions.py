@@ -1,0 +1,195 @@
+"""Which commit of a hub model a run really used, and the lock file that remembers it.
+
+A hub name such as ``org/model`` is a moving target. The first download resolves it to a commit,
+and the run writes down commit, configuration and weights beside its outputs. Later runs compare:
+another commit is told in one sentence, or refused if the caller pinned a revision. A commit that
+the hub cache does not tell stays unknown; none is ever made up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+
+from chameleon_lib.backbones.fingerprints import hash_files
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.paths import display, replace_text
+
+log = logging.getLogger(__name__)
+
+LOCK_NAME = "revisions.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the order in which transformers looks
+_OTHERS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """What a hub name stood for.
+
+    Attributes:
+        model: Hub id.
+        commit: Commit of the hub repository, 40 hex digits, or None if the cache does not tell.
+        asked: The revision that the caller pinned (a commit, tag or branch), or None.
+        config_sha256: Hash of ``config.json``.
+        files_sha256: Hash of configuration, tokenizer and weights as they lie in the cache; empty
+            until they are there.
+    """
+
+    model: str
+    commit: str | None
+    asked: str | None
+    config_sha256: str
+    files_sha256: str = ""
+
+
+def snapshot_folder(model: str, commit: str | None) -> Path | None:
+    """The folder of the hub cache that holds a commit of a model, or None."""
+    if commit is None:
+        return None
+    found = try_to_load_from_cache(model, "config.json", revision=commit)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def resolve(model: str, config: Any, asked: str | None) -> tuple[Revision, Path | None]:
+    """The revision of a hub model whose configuration has just been loaded, and its folder."""
+    commit = getattr(config, "_commit_hash", None)
+    folder = snapshot_folder(model, commit)
+    if folder is not None:
+        text = (folder / "config.json").read_bytes()
+    else:
+        text = json.dumps(config.to_dict(), sort_keys=True, default=str).encode()
+    return Revision(model, commit, asked, hashlib.sha256(text).hexdigest()), folder
+
+
+def loaded_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint folder that decide what is loaded from it.
+
+    A hub cache may hold more, fetched by other programs: weights in other formats, notes. They are
+    left out, since they are never read here.
+    """
+    chosen = [folder / name for name in _OTHERS if (folder / name).is_file()]
+    for name in _WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [*chosen, folder / name]
+        if index.is_file():
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            return [*chosen, *(folder / shard for shard in sorted(set(shards)))]
+    return chosen
+
+
+def with_files(now: Revision, folder: Path) -> Revision:
+    """The revision with the hash of its files, which are complete after a load."""
+    return replace(now, files_sha256=hash_files(loaded_files(folder)))
+
+
+def read_lock(lock: Path) -> dict[str, dict[str, Any]]:
+    """Entries of a lock file by model; empty if there is none yet.
+
+    Raises:
+        UserError: If it is not a lock file.
+    """
+    if not lock.is_file():
+        return {}
+    try:
+        entries = json.loads(lock.read_text(encoding="utf-8"))
+        if not all(isinstance(entry["earlier"], list) for entry in entries.values()):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{display(lock)} is not a record of model revisions; delete it, and the next run "
+            "writes it again."
+        ) from error
+    found: dict[str, dict[str, Any]] = entries
+    return found
+
+
+def compare(lock: Path, now: Revision) -> str | None:
+    """What a reader must know before this revision joins the outputs beside ``lock``.
+
+    Returns:
+        One sentence, or None if nothing changed.
+
+    Raises:
+        UserError: The caller pinned a revision and the outputs were made with another commit.
+    """
+    entry = read_lock(lock).get(now.model)
+    if entry is None or entry["commit"] == now.commit:
+        return None
+    known = entry["commit"]
+    changed = (
+        f"{now.model} is at revision {_short(now.commit)} now; earlier outputs beside "
+        f"{display(lock)} were made with {_short(known)}"
+    )
+    if now.asked is not None:
+        raise UserError(
+            f"{changed}, and this run pins '{now.asked}': pin {known or 'nothing'}, or move "
+            "the outputs away."
+        )
+    return f"{changed}, so results of the two do not compare; pin {known or 'one'} to go back."
+
+
+def tell(lock: Path, now: Revision) -> None:
+    """Says what ``compare`` finds, before anything large is downloaded."""
+    sentence = compare(lock, now)
+    if sentence is not None:
+        log.warning(sentence)
+
+
+def record(lock: Path, now: Revision) -> None:
+    """Writes the revision of a finished load; another commit before it is kept as ``earlier``.
+
+    Raises:
+        UserError: The commit is the one on record and its files are not.
+    """
+    entries = read_lock(lock)
+    values = asdict(now)
+    model = values.pop("model")
+    before = entries.get(model)
+    same = before is not None and before["commit"] == now.commit
+    if before is not None and same and before["files_sha256"] != now.files_sha256:
+        raise UserError(
+            f"The files of {now.model} at revision {_short(now.commit)} are not those that "
+            f"{display(lock)} records: delete them from the hub cache and download them again, or "
+            "delete that record if you changed them yourself."
+        )
+    earlier: list[str | None] = [] if before is None else list(before["earlier"])
+    if before is not None and not same:
+        earlier.append(before["commit"])
+    entries[model] = {**values, "earlier": earlier}
+    text = json.dumps(entries, indent=1, sort_keys=True) + "\n"
+    if not lock.is_file() or lock.read_text(encoding="utf-8") != text:
+        replace_text(lock, text)
+
+
+def told(lock: Path) -> list[tuple[str, str]]:
+    """Rows for a table of provenance: model and revision, with what was used before."""
+    rows = []
+    for model, entry in sorted(read_lock(lock).items()):
+        before = ", ".join(_short(commit) for commit in entry["earlier"])
+        after = f" (earlier outputs: {before})" if before else ""
+        rows.append((f"revision {model}", f"{_short(entry['commit'])}{after}"))
+    return rows
+
+
+def _short(commit: str | None) -> str:
+    return "unknown" if commit is None else commit[:12]

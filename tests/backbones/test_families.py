@@ -1,0 +1,283 @@
+"""One matrix: every architecture of the site table x everything the kit does with a backbone.
+
+Real architecture code, random weights, tiny sizes. ``naive`` recomputes without batches, caches or
+prefixes; what a family does beyond that (its traps) follows below the matrix.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM
+
+from chameleon_lib.backbones import SITES, HFBackbone, backbone_from, load_backbone
+from chameleon_lib.core.algebra import edit_factors
+from chameleon_lib.core.chameleon import Chameleon
+from chameleon_lib.core.edit import Edit, EditHook
+from chameleon_lib.core.protocols import DecodeSettings
+from chameleon_lib.errors import UserError
+from chameleon_lib.lamp.prompts import ANSWER_CUE, answer_prompt
+from chameleon_lib.lamp.records import HistoryItem, User
+from tests.backbones import naive
+from tests.backbones.demo.small import HashEmbedder, small_backbone
+from tests.backbones.tiny import (
+    ANSWERS,
+    PROMPTS,
+    make_backbone,
+    make_edit,
+    make_model,
+    make_tokenizer,
+)
+from tests.core.method import SETTINGS, train_users
+
+ALL = sorted(SITES)
+T5 = ("t5", "mt5", "umt5")
+ASKED, GROUPS, N = PROMPTS[:3], [7, 7, 3], 4
+
+
+def seed_of(family: str) -> int:
+    """Random weights of the wrapped Gemma 3 repeat the prompt whatever is edited for seed 0."""
+    return 2 if family == "gemma3" else 0
+
+
+@lru_cache(maxsize=len(ALL))
+def tiny(family: str) -> HFBackbone:
+    """One backbone per family; no test leaves a change in it."""
+    return make_backbone(family, seed_of(family))
+
+
+def prompts_of(user: User, items: Sequence[HistoryItem]) -> list[str]:
+    """What the user's queries look like to the edited model."""
+    return [
+        answer_prompt(user.task, items, query.text, role="P", insight=None)
+        for query in user.queries
+    ]
+
+
+def site_outputs(backbone: HFBackbone, edit: Edit | None = None) -> list[Tensor]:
+    """What every site returns for one prompt, behind the edit if there is one."""
+    seen: list[Tensor] = []
+    with backbone.editing(edit):
+        handles = [
+            module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+            for module in backbone.sites()
+        ]
+        try:
+            backbone.activations(ASKED[:1], ANSWERS[:1])
+        finally:
+            for handle in handles:
+                handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_a_shared_edit_with_cache_and_shared_prefix_equals_the_uncached_reference(
+    family: str, positions: str
+) -> None:
+    backbone, edit = tiny(family), make_edit(positions)
+    expected = [naive.greedy(backbone, prompt, N, edit) for prompt in ASKED]
+    assert expected != backbone.generate(ASKED, max_new_tokens=N)
+    assert backbone.generate(ASKED, max_new_tokens=N, edit=edit) == expected
+    assert backbone.generate(ASKED, max_new_tokens=N, edit=edit, groups=GROUPS) == expected
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_batch_of_users_answers_as_each_user_alone_and_an_unedited_row_as_the_model(
+    family: str,
+) -> None:
+    backbone = tiny(family)
+    one, other = make_edit(seed=1), make_edit(seed=2)
+    mixed = Edit.stack([one, None, other])
+    alone = [
+        backbone.generate([prompt], max_new_tokens=N, edit=edit)[0]
+        for prompt, edit in zip(ASKED, (one, None, other), strict=True)
+    ]
+    assert backbone.generate(ASKED, max_new_tokens=N, edit=mixed, groups=GROUPS) == alone
+    prepared = backbone.prepare(ASKED)
+    scores = backbone.score(prepared, ANSWERS[:3], edit=mixed)
+    for row, edit in enumerate((one, None, other)):
+        single = backbone.score(backbone.prepare([ASKED[row]]), [ANSWERS[row]], edit=edit)
+        assert torch.allclose(scores[row], single[0], atol=2e-3, rtol=1e-4)
+    assert backbone.score(prepared, ANSWERS[:3]).sub(scores).abs()[[0, 2]].min() > 1e-2
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_read_activations_are_those_of_a_plain_hook(family: str) -> None:
+    backbone = tiny(family)
+    read = backbone.activations(ASKED[:1], ANSWERS[:1])  # (L, 1, d), last token
+    plain = [output.reshape(-1, backbone.d)[-1] for output in site_outputs(backbone)]
+    assert len(plain) == backbone.n_layers == 3 and read.std() > 1e-3
+    assert torch.equal(read[:, 0], torch.stack(plain))
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_beams_of_a_shared_edit_are_those_of_each_prompt_and_per_row_beams_are_refused(
+    family: str,
+) -> None:
+    backbone, beams = tiny(family), DecodeSettings(num_beams=2)
+    edit = make_edit("last")
+    alone = [
+        backbone.generate([prompt], max_new_tokens=N, edit=edit, decode=beams)[0]
+        for prompt in ASKED
+    ]
+    assert backbone.generate(ASKED, max_new_tokens=N, edit=edit, decode=beams) == alone
+    with pytest.raises(ValueError, match="one shared edit"):
+        backbone.generate(ASKED, max_new_tokens=N, edit=make_edit(rows=3), decode=beams)
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_saved_checkpoint_comes_back_in_both_precisions(family: str, tmp_path: Path) -> None:
+    backbone = tiny(family)
+    backbone.model.save_pretrained(tmp_path)
+    make_tokenizer(closes=backbone.family != "decoder").save_pretrained(tmp_path)
+    full, half = load_backbone(tmp_path), load_backbone(tmp_path, dtype="bfloat16")
+    edit = make_edit("last")
+    expected = backbone.generate(ASKED, max_new_tokens=N, edit=edit)
+    assert full.generate(ASKED, max_new_tokens=N, edit=edit) == expected
+    assert full.fingerprint != half.fingerprint
+    before, after = site_outputs(half), site_outputs(half, edit)
+    assert {output.dtype for output in (*before, *after)} == {torch.bfloat16}
+    changed = [not torch.equal(*pair) for pair in zip(before, after, strict=True)]
+    assert changed[0] and changed[2]
+    scores = half.score(half.prepare(ASKED), ANSWERS[:3], edit=edit)
+    assert scores.dtype == torch.float32 and bool(scores.isfinite().all())
+    assert len(half.generate(ASKED, max_new_tokens=N, edit=make_edit("all"), groups=GROUPS)) == 3
+    exact = full.activations(ASKED, ANSWERS[:3])
+    rough = half.activations(ASKED, ANSWERS[:3])
+    assert torch.cosine_similarity(exact, rough, dim=-1).min() > 0.9
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_group_edit_is_fitted_and_moves_the_answers_of_its_users(family: str) -> None:
+    users = train_users(n=3)
+    backbone = small_backbone(family, seed_of(family))
+    profile = Chameleon(backbone, HashEmbedder(), SETTINGS).fit(users)
+    assert profile.edit.theta_p.shape == (len(profile.edit.layers), 24)
+    assert bool(profile.edit.theta_p.isfinite().all() and profile.edit.theta_n.isfinite().all())
+    assert profile.backbone == (backbone.name, backbone.fingerprint)
+    prompts = prompts_of(users[0], users[0].history[:4])
+    ready, answers = backbone.prepare(prompts), ["4"] * len(prompts)
+    moved = backbone.score(ready, answers, edit=profile.edit) - backbone.score(ready, answers)
+    assert moved.abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_short_context_drops_history_items_with_their_count_in_the_log_and_no_query(
+    family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    users, context = train_users(n=3), 60
+    backbone = small_backbone(family, seed_of(family))
+    backbone.model.config.get_text_config().max_position_embeddings = context
+    model = Chameleon(backbone, HashEmbedder(), SETTINGS)
+    with caplog.at_level(logging.WARNING):
+        prepared = model.prepare(users)
+    dropped = sum(4 - len(user.items) for user in prepared)
+    assert len(prepared) == 3 and model.counts["too_long"] == 0 and dropped > 0
+    assert model.counts["dropped_items"] == dropped
+    assert [f"'dropped_items': {dropped}" in line for line in caplog.messages] == [True]
+    for user in prepared:
+        for prompt, query in zip(
+            prompts_of(user.user, user.items), user.user.queries, strict=True
+        ):
+            # The model reads the whole question and the answer cue, and has room to answer.
+            [ids] = backbone.codec.prompts([prompt])
+            seen = backbone.codec.tokenizer.decode(ids)
+            assert query.text in seen and ANSWER_CUE in seen
+            assert len(ids) == backbone.count_tokens(prompt) <= context - 5
+
+
+# --- what single families do beyond the matrix
+
+
+WINDOWED: dict[str, dict[str, Any]] = {
+    "mistral": {},
+    "mixtral": {},
+    "phi3": {},
+    "qwen2": {"use_sliding_window": True, "max_window_layers": 1},
+    "gemma2": {},
+    "gemma3_text": {},
+    "gemma3": {},
+}
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_sliding_windows_of_some_layers_are_kept(family: str) -> None:
+    backbone = make_backbone(family, seed_of(family), sliding_window=8, **WINDOWED[family])
+    edit = make_edit("last")
+    expected = [naive.greedy(backbone, prompt, N, edit) for prompt in ASKED]
+    assert backbone.generate(ASKED, max_new_tokens=N, edit=edit, groups=GROUPS) == expected
+    assert expected != tiny(family).generate(ASKED, max_new_tokens=N, edit=edit)
+
+
+def folded(weight: Tensor, u: Tensor, z: Tensor, *, transposed: bool) -> Tensor:
+    """``(I + U Z) W`` for a projection ``(out, in)``, or ``(in, out)`` if transposed."""
+    wide = weight.mT if transposed else weight
+    changed = wide + u @ (z @ wide)
+    return changed.mT if transposed else changed
+
+
+OUTPUTS = {
+    "gpt2": "c_proj.weight",
+    "opt": "weight",
+    "mixtral": "experts.down_proj",
+    **dict.fromkeys(T5, "wo.weight"),
+}
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_the_edit_is_a_change_of_the_output_weights_of_every_expert(family: str) -> None:
+    backbone, edit = make_backbone(family), make_edit("all")
+    edited = naive.logits_of(backbone, ASKED[0], [5, 6], edit)
+    plain = naive.logits_of(backbone, ASKED[0], [5, 6])
+    for row, layer in enumerate(edit.layers):
+        u, z = edit_factors(edit.theta_p[row], edit.theta_n[row], edit.alpha_p, edit.alpha_n)
+        site = backbone.sites()[layer]
+        name = OUTPUTS.get(family, "down_proj.weight")
+        weight = site.get_parameter(name)
+        weight.data = folded(weight, u.float(), z.float(), transposed=family == "gpt2")
+        bias = getattr(site.get_submodule(name.rpartition(".")[0]), "bias", None)
+        if bias is not None:
+            assert bias.abs().max() > 0.1  # else the bias trap would not be seen
+            bias.data = bias + u.float() @ (z.float() @ bias)
+    merged = naive.logits_of(backbone, ASKED[0], [5, 6])
+    effect = (edited - plain).abs().max()
+    assert effect > 0.1 and (merged - edited).abs().max() < 1e-4 * effect
+
+
+@pytest.mark.parametrize("family", T5)
+def test_half_precision_is_refused_for_t5_and_its_float32_output_layer_keeps_its_type(
+    family: str, tmp_path: Path
+) -> None:
+    make_model(family).save_pretrained(tmp_path)
+    make_tokenizer(closes=True).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="overflows in float16 .* bfloat16"):
+        load_backbone(tmp_path, dtype="float16")
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype=torch.float16)
+    with pytest.raises(UserError, match="overflows in float16"):
+        backbone_from(model, make_tokenizer(closes=True), name="half")
+    sites = [block.layer[2].DenseReluDense for block in model.decoder.block]
+    assert {site.wo.weight.dtype for site in sites} == {torch.float32}
+    assert model.shared.weight.dtype == torch.float16
+    seen: list[Tensor] = []
+    with EditHook(sites, make_edit("all")), torch.no_grad():
+        handle = sites[0].register_forward_hook(lambda *args: seen.append(args[2]))
+        model(input_ids=torch.tensor([[5, 1]]), decoder_input_ids=torch.tensor([[0, 5]]))
+        handle.remove()
+    assert seen[0].dtype == torch.float32 and bool(seen[0].isfinite().all())
+
+
+def test_a_decoder_starts_from_padding_where_no_file_says_otherwise() -> None:
+    backbone = make_backbone("t5", decoder_start_token_id=None)
+    for config in (backbone.model.config, backbone.model.generation_config):
+        config.decoder_start_token_id = None
+    assert backbone.generate(ASKED, max_new_tokens=N) == tiny("t5").generate(
+        ASKED, max_new_tokens=N
+    )
