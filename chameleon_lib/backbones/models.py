@@ -19,7 +19,7 @@ from chameleon_lib.backbones import revisions
 from chameleon_lib.backbones.backbone import HFBackbone
 from chameleon_lib.backbones.families import DecoderBackbone, EncoderDecoderBackbone
 from chameleon_lib.backbones.fingerprints import hash_folder, hash_state
-from chameleon_lib.backbones.quantization import check_quantization, load_options
+from chameleon_lib.backbones.quantization import check_quantization, load_options, make_portable
 from chameleon_lib.backbones.sites import site_paths
 from chameleon_lib.backbones.text import TextCodec
 from chameleon_lib.errors import UserError
@@ -39,6 +39,7 @@ def load_backbone(
     prompts_chat: str = "template",
     quantization: str = "none",
     device_map: DeviceMap | None = None,
+    offload_folder: Path | None = None,
     revision: str | None = None,
     lock: Path | None = None,
 ) -> HFBackbone:
@@ -54,6 +55,7 @@ def load_backbone(
         quantization: ``none`` | ``nf4``, 4-bit weights by bitsandbytes.
         device_map: ``auto`` or a map of modules to devices, for a model larger than one device;
             needs accelerate.
+        offload_folder: Where weights that the map leaves on disk are kept.
         revision: Pins a commit, tag or branch of a hub model.
         lock: Lock file of the outputs (``revisions.json``), where the commit of a hub model is
             compared with earlier runs and written down; see ``revisions``.
@@ -76,6 +78,8 @@ def load_backbone(
             f"'{source}' is a folder, which has no revisions; leave revision out, or give a hub id."
         )
     placed = _placement(device, device_map, quantization)
+    if placed and offload_folder is not None:
+        placed["offload_folder"] = str(offload_folder)
     model: Any
     try:
         config = AutoConfig.from_pretrained(source, revision=revision or "main")
@@ -102,6 +106,7 @@ def load_backbone(
         ) from error
     if not placed:
         model = model.to(torch.device(device))
+    make_portable(model)
     form = chosen if quantization == "none" else f"{chosen} {quantization}"
     if used is None:
         assert folder is not None

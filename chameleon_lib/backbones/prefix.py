@@ -25,8 +25,8 @@ class PlacedLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps the rows ``indices``, which may come from another device."""
-        if self.is_initialized:
-            super().batch_select_indices(indices.to(self.keys.device))
+        if self.get_seq_length() > 0:
+            self.keys, self.values = _rows_of(self.keys, indices), _rows_of(self.values, indices)
 
 
 class GrowingLayer(PlacedLayer):
@@ -144,6 +144,9 @@ class Prefix:
 
 def take_rows(key_values: KeyValues, rows: Tensor) -> KeyValues:
     """Keys and values of the batch made of these rows."""
-    return tuple(
-        (keys[rows.to(keys.device)], values[rows.to(values.device)]) for keys, values in key_values
-    )
+    return tuple((_rows_of(keys, rows), _rows_of(values, rows)) for keys, values in key_values)
+
+
+def _rows_of(states: Tensor, rows: Tensor) -> Tensor:
+    # Layers of a large model lie on several devices, the row numbers on one.
+    return states.index_select(0, rows.to(states.device))

@@ -69,6 +69,17 @@ def load_options(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def make_portable(model: Any) -> None:
+    """Turns the packed layout off that bitsandbytes uses on some processors (AVX-512 bf16).
+
+    It computes in bfloat16 whatever precision was asked for, and no gradient passes through it, so
+    that directions could not be fitted there; without it all processors compute the same.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def quantized_share(model: Any) -> float:
     """Share of the decoder's and encoder's linear weights that are held in 4 bits."""
     packed = plain = 0
