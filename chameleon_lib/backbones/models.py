@@ -70,27 +70,26 @@ def load_backbone(
     chosen = dtype
     if dtype == "auto":
         chosen = "float32" if torch.device(device).type == "cpu" else "bfloat16"
-    folder: Path | None = Path(source)
-    if not Path(source).is_dir():
-        folder = None
-    elif revision is not None:
+    local = Path(source).is_dir()
+    if local and revision is not None:
         raise UserError(
             f"'{source}' is a folder, which has no revisions; leave revision out, or give a hub id."
         )
     placed = _placement(device, device_map, quantization)
     if placed and offload_folder is not None:
         placed["offload_folder"] = str(offload_folder)
+    found, folder = None, Path(source)
     model: Any
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision or "main")
+        if not local:
+            found, folder = revisions.resolve(source, revision)
+            if lock is not None:
+                revisions.tell(lock, found)
+        # One commit for all files, even if the branch moves meanwhile.
+        commit = (found.commit if found else None) or revision or "main"
+        config = AutoConfig.from_pretrained(source, revision=commit)
         _check_family(config.model_type, chosen)
         check_quantization(quantization, config.model_type, chosen)
-        used = None
-        if folder is None:
-            used, folder = revisions.resolve(source, config, revision)
-            if lock is not None:
-                revisions.tell(lock, used)
-        commit = (used.commit if used else None) or revision or "main"
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(source, revision=commit)
         options = {"revision": commit, **placed, **load_options(quantization, DTYPES[chosen])}
@@ -108,16 +107,12 @@ def load_backbone(
         model = model.to(torch.device(device))
     make_portable(model)
     form = chosen if quantization == "none" else f"{chosen} {quantization}"
-    if used is None:
-        assert folder is not None
-        digest = hash_folder(folder, form)
-    elif folder is None:
-        digest = hash_state(model, tokenizer)
-    else:
-        used = revisions.with_files(used, folder)
-        digest = hashlib.sha256(f"{form} {used.files_sha256}".encode()).hexdigest()
-    if used is not None and lock is not None:
-        revisions.record(lock, used)
+    digest = hash_folder(folder, form) if found is None else ""
+    if found is not None:
+        found = revisions.with_files(found, folder)
+        digest = hashlib.sha256(f"{form} {found.files_sha256}".encode()).hexdigest()
+        if lock is not None:
+            revisions.record(lock, found)
     return backbone_from(
         model,
         tokenizer,

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.file_download import REGEX_COMMIT_HASH
+from transformers.utils.hub import cached_file
 
 from chameleon_lib.backbones.fingerprints import hash_files
 from chameleon_lib.errors import UserError
@@ -61,23 +62,22 @@ class Revision:
     files_sha256: str = ""
 
 
-def snapshot_folder(model: str, commit: str | None) -> Path | None:
-    """The folder of the hub cache that holds a commit of a model, or None."""
-    if commit is None:
-        return None
-    found = try_to_load_from_cache(model, "config.json", revision=commit)
-    return Path(found).parent if isinstance(found, str) else None
+def resolve(model: str, asked: str | None) -> tuple[Revision, Path]:
+    """What a hub name stands for now, and the cache folder of that commit.
 
+    Downloads the configuration alone, which is small.
 
-def resolve(model: str, config: Any, asked: str | None) -> tuple[Revision, Path | None]:
-    """The revision of a hub model whose configuration has just been loaded, and its folder."""
-    commit = getattr(config, "_commit_hash", None)
-    folder = snapshot_folder(model, commit)
-    if folder is not None:
-        text = (folder / "config.json").read_bytes()
-    else:
-        text = json.dumps(config.to_dict(), sort_keys=True, default=str).encode()
-    return Revision(model, commit, asked, hashlib.sha256(text).hexdigest()), folder
+    Raises:
+        OSError: The hub cannot be reached, or has no such model or revision.
+    """
+    found = cached_file(model, "config.json", revision=asked)
+    if found is None:
+        raise OSError(f"{model} has no config.json")
+    path = Path(found)
+    # The folder name is the only place where the cache tells the commit; other names are no commit.
+    commit = path.parent.name if REGEX_COMMIT_HASH.fullmatch(path.parent.name) else None
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Revision(model, commit, asked, digest), path.parent
 
 
 def loaded_files(folder: Path) -> list[Path]:

@@ -36,8 +36,14 @@ class RunProfile:
         offline: if true, the hub libraries are told to stay off the network.
         threads: OpenMP threads per process; fixed, since sums depend on their order.
         workers: processes that share the cells of a study; their number changes no digit.
-        dtype: precision in which the models are loaded; "auto" keeps what the checkpoint stores.
+        dtype: precision in which the models are loaded; "auto" is float32 on the CPU and bfloat16
+            on a GPU.
         timeout_minutes: watchdog for one notebook.
+        quantization: "none", or "nf4" for 4-bit weights (bitsandbytes) where the paper's models do
+            not fit: the weights of Mistral-7B then take about 4.1 GB instead of 14.5.
+        device_map: None, or "auto" to spread a model over all GPUs and the CPU (accelerate).
+        revisions: pinned revisions of hub models, (model id, commit, tag or branch) each; what is
+            not pinned is taken as it is and written to `revisions.json` beside the outputs.
     """
 
     name: str
@@ -59,6 +65,9 @@ class RunProfile:
     workers: int
     dtype: str
     timeout_minutes: float
+    quantization: str = "none"
+    device_map: str | None = None
+    revisions: tuple[tuple[str, str], ...] = ()
 
 
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -126,6 +135,7 @@ PROFILES: dict[str, RunProfile] = {
         workers=1,
         dtype="bfloat16",
         timeout_minutes=7 * 24 * 60,
+        device_map="auto",
     ),
 }
 PUBLIC = tuple(PROFILES)

@@ -11,9 +11,11 @@ import torch
 from chameleon_lib.backbones import demo
 from chameleon_lib.backbones.embedder import load_embedder
 from chameleon_lib.backbones.models import load_backbone
+from chameleon_lib.backbones.revisions import LOCK_NAME
 from chameleon_lib.core.protocols import Backbone, Embedder
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
 from chameleon_lib.kit.profiles import RunProfile
 
 # Answers of the embedded world are short; real tweets cost the embedded tokenizer more tokens.
@@ -34,15 +36,15 @@ def settings_for(profile: RunProfile, **changes: Any) -> EditSettings:
     return EditSettings.paper().with_(**{**size, **SIZES.get(profile.name, {}), **changes})
 
 
-def open_backbone(backbone_id: str, settings: EditSettings) -> Backbone:
+def open_backbone(backbone_id: str, settings: EditSettings, profile: RunProfile) -> Backbone:
     """Load a backbone by its id in the profile: ``demo:<family>:<seed>`` or a hub name.
 
     The same load is returned again while it is kept: all embedded models, and the latest of the
-    hub.
+    hub. The commit of a hub model is written to ``revisions.json`` beside the outputs.
     """
     if backbone_id.startswith("demo:"):
         return _embedded(backbone_id)
-    return _from_hub(backbone_id, settings.model_dtype, settings.prompts_chat)
+    return _from_hub(backbone_id, settings.model_dtype, settings.prompts_chat, profile)
 
 
 @lru_cache(maxsize=8)
@@ -55,21 +57,28 @@ def _embedded(backbone_id: str) -> Backbone:
     return load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
 
 
-_latest: dict[tuple[str, str, str], Backbone] = {}  # at most one entry
+_latest: dict[tuple[Any, ...], Backbone] = {}  # at most one entry
 
 
-def _from_hub(backbone_id: str, dtype: str, prompts_chat: str) -> Backbone:
-    """A model of the hub; its fields are all that decides the load."""
-    key = (backbone_id, dtype, prompts_chat)
+def _from_hub(backbone_id: str, dtype: str, prompts_chat: str, profile: RunProfile) -> Backbone:
+    """A model of the hub; its key holds all that decides the load."""
+    revision = dict(profile.revisions).get(backbone_id)
+    lock = paths.outputs_dir(profile.name) / LOCK_NAME
+    key = (backbone_id, dtype, prompts_chat, profile.quantization, revision, lock)
     if key not in _latest:
         # Before the load, not after it as in an lru_cache: two such models may not fit together.
         _latest.clear()
+        gpu = torch.cuda.is_available()
         _latest[key] = load_backbone(
             backbone_id,
             name=Path(backbone_id).name,
             dtype=dtype,
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device="cuda" if gpu else "cpu",
             prompts_chat=prompts_chat,
+            quantization=profile.quantization,
+            device_map=profile.device_map if gpu else None,
+            revision=revision,
+            lock=lock,
         )
     return _latest[key]
 

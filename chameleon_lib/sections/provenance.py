@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 from IPython.display import HTML
 
+from chameleon_lib.backbones import revisions
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.facts import load_run_facts, run_facts, save_run_facts
 from chameleon_lib.kit.profiles import RunProfile
@@ -30,6 +31,7 @@ def show(profile: RunProfile, data: Mapping[str, str]) -> HTML:
         *[(name, version) for name, version in facts["versions"].items()],
         ("threads", str(facts["threads"])),
         *[(f"model {name.split('/')[-2]}", sha[:16]) for name, sha in facts["models"].items()],
+        *revisions.told(paths.outputs_dir(profile.name) / revisions.LOCK_NAME),
         *[(f"users {name}", sha[:16]) for name, sha in data.items()],
     ]
     frame = pd.DataFrame(rows, columns=["what", "value"])

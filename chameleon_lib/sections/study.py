@@ -65,7 +65,7 @@ class Study:
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone, loaded on first use."""
-        return open_backbone(self.backbone_id, self.settings)
+        return open_backbone(self.backbone_id, self.settings, self.profile)
 
     @property
     def fingerprint(self) -> str:

@@ -184,9 +184,7 @@ def test_a_short_context_drops_history_items_with_their_count_in_the_log_and_no_
     assert model.counts["dropped_items"] == dropped
     assert [f"'dropped_items': {dropped}" in line for line in caplog.messages] == [True]
     for user in prepared:
-        for prompt, query in zip(
-            prompts_of(user.user, user.items), user.user.queries, strict=True
-        ):
+        for prompt, query in zip(prompts_of(user.user, user.items), user.user.queries, strict=True):
             # The model reads the whole question and the answer cue, and has room to answer.
             [ids] = backbone.codec.prompts([prompt])
             seen = backbone.codec.tokenizer.decode(ids)

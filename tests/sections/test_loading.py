@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from chameleon_lib.backbones import demo
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
 from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.sections import loading
 from chameleon_lib.sections.loading import SIZES, open_backbone, settings_for
+
+LAPTOP = PROFILES["laptop"]
 
 
 def test_the_demo_profile_limits_answers_and_the_others_keep_the_papers_settings() -> None:
@@ -49,9 +53,17 @@ def test_a_hub_model_is_opened_as_the_settings_say(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loading, "_latest", {})
     monkeypatch.setattr(loading, "load_backbone", load)
     settings = EditSettings(model_dtype="bfloat16", prompts_chat="raw")
-    assert open_backbone("someone/model-1b", settings) == "opened"
+    profile = replace(
+        PROFILES["paper"], quantization="nf4", revisions=(("someone/model-1b", "v1"),)
+    )
+    assert open_backbone("someone/model-1b", settings, profile) == "opened"
     assert (asked["source"], asked["name"]) == ("someone/model-1b", "model-1b")
     assert (asked["dtype"], asked["prompts_chat"]) == ("bfloat16", "raw")
+    assert (asked["quantization"], asked["revision"]) == ("nf4", "v1")
+    assert asked["device_map"] == ("auto" if torch.cuda.is_available() else None)
+    assert asked["lock"] == paths.outputs_dir("paper") / "revisions.json"
+    open_backbone("someone/model-1b", settings, PROFILES["paper"])
+    assert (asked["quantization"], asked["revision"]) == ("none", None)
 
 
 def test_a_hub_model_is_kept_until_another_load_is_asked_for(
@@ -72,17 +84,17 @@ def test_a_hub_model_is_kept_until_another_load_is_asked_for(
     monkeypatch.setattr(loading, "load_backbone", load)
     bf16, raw = EditSettings(model_dtype="bfloat16"), EditSettings(prompts_chat="raw")
     for settings in (EditSettings(), EditSettings(pairs_text="answer_only", seed=7)):
-        open_backbone("a/model", settings)
+        open_backbone("a/model", settings, LAPTOP)
     assert len(alive) == 1
     for backbone_id, settings in (("a/model", bf16), ("a/model", raw), ("b/model", raw)):
-        open_backbone(backbone_id, settings)
-        assert open_backbone(backbone_id, settings) is alive[-1]()
+        open_backbone(backbone_id, settings, LAPTOP)
+        assert open_backbone(backbone_id, settings, LAPTOP) is alive[-1]()
     assert len(alive) == 4
 
 
 def test_an_absent_embedded_model_is_one_sentence_with_the_command_that_trains_it() -> None:
     with pytest.raises(UserError, match="train --family decoder --seed 999") as caught:
-        open_backbone("demo:decoder:999", EditSettings())
+        open_backbone("demo:decoder:999", EditSettings(), PROFILES["demo"])
     assert ". " not in str(caught.value)
 
 
@@ -92,8 +104,8 @@ def test_an_embedded_model_is_opened_once_and_speaks(family: str) -> None:
         folder: Path = demo.checkpoint(family, 0)
     except UserError as absent:
         pytest.skip(str(absent))
-    backbone = open_backbone(f"demo:{family}:0", settings_for(PROFILES["demo"]))
-    assert backbone is open_backbone(f"demo:{family}:0", EditSettings())
+    backbone = open_backbone(f"demo:{family}:0", settings_for(PROFILES["demo"]), PROFILES["demo"])
+    assert backbone is open_backbone(f"demo:{family}:0", EditSettings(), PROFILES["demo"])
     assert backbone.name == f"demo:{family}:0" and (folder / "model.safetensors").is_file()
     [said] = backbone.generate(["Question: say something. Your answer:"], max_new_tokens=8)
     assert isinstance(said, str)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from chameleon_lib.backbones import revisions
 from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.sections.provenance import show
 
@@ -28,3 +29,12 @@ def test_neither_time_nor_host_nor_path_is_shown(outputs: Path) -> None:
     one, two = (show(PROFILES["demo"], {"LaMP_2": "c" * 64}).data for _ in range(2))
     assert one == two and str(outputs) not in one and str(Path.home()) not in one
     assert "demo" in one and "torch" in one and "threads" in one
+
+
+def test_revisions_of_hub_models_are_shown_with_what_was_used_before(outputs: Path) -> None:
+    lock = outputs / "demo" / revisions.LOCK_NAME
+    for commit in ("a1" * 20, "b2" * 20):
+        revisions.record(lock, revisions.Revision("someone/net", commit, None, "c" * 64))
+    page = show(PROFILES["demo"], {}).data
+    assert "revision someone/net" in page
+    assert f"{'b2' * 6} (earlier outputs: {'a1' * 6})" in page
