@@ -18,13 +18,13 @@ from chameleon_lib.core.preferences import (
     keep_different,
 )
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.flops import Weights
 from chameleon_lib.sections.answering import Answers, Exam
 from chameleon_lib.sections.fits import timed_directions, timed_fit
 from chameleon_lib.sections.seconds import Rates
 from chameleon_lib.sections.seen import said, seen_scores
 from chameleon_lib.sections.study import Study
 from chameleon_lib.sections.time_budget.costs import (
-    Weights,
     direction_work,
     fit_work,
     generation_work,

@@ -13,12 +13,10 @@ from chameleon_lib.baselines import TrainLog
 from chameleon_lib.core.contrasts import contrasts_from_pairs
 from chameleon_lib.core.plain_prompts import PlainPrompts
 from chameleon_lib.core.preferences import keep_different
+from chameleon_lib.kit.flops import Tokens, Weights, Work
 from chameleon_lib.sections.data import load_task_data
 from chameleon_lib.sections.fits import timed_fit
 from chameleon_lib.sections.time_budget.costs import (
-    Tokens,
-    Weights,
-    Work,
     direction_work,
     fit_work,
     generation_work,
