@@ -19,7 +19,7 @@ Runs every notebook that is not up to date and writes outputs/<profile>/index.ht
   --jobs N         notebooks at a time (default 1)
   --force          run notebooks that are up to date, too; finished units are still reused
   --list           list the notebooks, their titles and parameters
-  --plan           say what would run, and why
+  --plan           say what would run, why, what it would cost, and what is missing
   --test           style, types and tests; the last line is pytest's summary
   --lab            open JupyterLab on notebooks/
   --no-install     install nothing: refuse if no environment is ready

@@ -19,7 +19,7 @@ from chameleon_lib.kit.profiles import PUBLIC, for_data
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("chameleon_lib.kit.cli:run", "run the notebooks that are not up to date"),
     "list": ("chameleon_lib.kit.cli:show_list", "list notebooks, titles and parameters"),
-    "plan": ("chameleon_lib.kit.cli:show_plan", "say what would run, and why"),
+    "plan": ("chameleon_lib.kit.cli:show_plan", "say what would run, why, and what it would cost"),
     "verify": ("chameleon_lib.kit.verify:main", "compare a fresh run with the committed tables"),
     "readme": ("chameleon_lib.kit.readme:main", "write the verdict table of README.md"),
     "data": ("chameleon_lib.lamp.data_cli:main", "get LaMP files, or make them of your users"),
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         return _load(COMMANDS[argv[0]][0])(list(argv[1:]))
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
@@ -176,12 +176,30 @@ def show_list(argv: Sequence[str]) -> int:
 
 
 def show_plan(argv: Sequence[str]) -> int:
-    """`plan`: what would run, and why."""
+    """`plan`: what would run, and why; what it would cost; what is missing here."""
+    from chameleon_lib.kit import needs
+    from chameleon_lib.kit.forecast.report import Speed, text
     from chameleon_lib.kit.plan import Run
+    from chameleon_lib.kit.preflight import scope_of
 
-    options = _parser("plan").parse_args(argv)
+    parser = _parser("plan")
+    parser.add_argument(
+        "--tflops", metavar="R[,W]", help="TFLOP/s of the device: reading, and writing answers"
+    )
+    options = parser.parse_args(argv)
     profile = for_data(options.profile, options.data is not None)
+    speed = None if options.tflops is None else Speed.parse(options.tflops)
     planned = Run(profile, _overrides(options), _numbers(options.only))
+    what_of: dict[str, list[str]] = {"run": [], "prose": [], "cached": []}
     for notebook, what, why in planned.plan():
         print(f"{notebook.number}  {what:<7}{notebook.name}{'  (' + why + ')' if why else ''}")
+        what_of[what].append(notebook.number)
+    if what_of["run"]:
+        scope, stored = scope_of(planned), what_of["prose"] + what_of["cached"]
+        print(f"\n{text(scope, what_of['run'], stored, speed=speed, present=needs.in_cache)}")
+        stops, warns = needs.missing(scope, what_of["run"])
+        if scope.profile.data != "demo" and options.data is None:
+            stops.append("The users: name the folder of the LaMP files with --data.")
+        lines = [f"  {sentence}" for sentence in (*stops, *warns)] or ["  nothing"]
+        print("\n".join(["", "Missing on this machine:", *lines]))
     return 0

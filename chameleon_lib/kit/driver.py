@@ -22,6 +22,7 @@ from chameleon_lib.kit.hashing import digest, tree_digests
 from chameleon_lib.kit.kernels import kernel_environment, private_jupyter
 from chameleon_lib.kit.ledger import snapshot, written_since
 from chameleon_lib.kit.plan import Run, Step
+from chameleon_lib.kit.preflight import check
 from chameleon_lib.kit.progress import duration
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def run_notebooks(
     if jobs < 1:
         raise UserError("--jobs takes a number of 1 or more.")
     run = Run(profile, overrides, only, folder=folder)
+    check(run, [n.number for n, what, _ in run.plan() if what == "run" or force])
     with _alone():
         failed, done = 0, 0
         try:

@@ -44,6 +44,7 @@ class RunProfile:
         device_map: None, or "auto" to spread a model over all GPUs and the CPU (accelerate).
         revisions: pinned revisions of hub models, (model id, commit, tag or branch) each; what is
             not pinned is taken as it is and written to `revisions.json` beside the outputs.
+        needs_gpu: if true, a run without a GPU that torch can use is refused before it starts.
     """
 
     name: str
@@ -68,6 +69,7 @@ class RunProfile:
     quantization: str = "none"
     device_map: str | None = None
     revisions: tuple[tuple[str, str], ...] = ()
+    needs_gpu: bool = False
 
 
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -136,6 +138,7 @@ PROFILES: dict[str, RunProfile] = {
         dtype="bfloat16",
         timeout_minutes=7 * 24 * 60,
         device_map="auto",
+        needs_gpu=True,
     ),
 }
 PUBLIC = tuple(PROFILES)

@@ -1,7 +1,7 @@
-"""`python -m chameleon_lib readme`: the README's verdict table, written from the committed run.
+"""`python -m chameleon_lib readme`: the README's verdicts and plans, written and never typed.
 
-Nobody types a result into the README: the block between two markers is generated from
-outputs/demo/verdicts, and `--check` says whether both still agree.
+Nobody types a result into the README: the blocks between two markers are generated, the verdicts
+from outputs/demo/verdicts and the plans from the forecast, and `--check` says whether all agree.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ from pathlib import Path
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
+from chameleon_lib.kit.forecast.report import text as forecast
+from chameleon_lib.kit.forecast.scope import Scope
+from chameleon_lib.kit.forecast.studies import STUDIES
+from chameleon_lib.kit.profiles import PUBLIC, get_profile
 from chameleon_lib.kit.verdicts import Verdict, load_verdicts, tally
 
-__all__ = ["BEGIN", "END", "main", "rewritten", "table"]
+__all__ = ["BEGIN", "END", "PLANS", "main", "plans", "rewritten", "table", "with_plans"]
 
 BEGIN = "<!-- verdicts:begin -->"
 END = "<!-- verdicts:end -->"
+PLANS = ("<!-- plans:begin -->", "<!-- plans:end -->")
 PROFILE = "demo"
 HEADLINE = "01_per_user"  # the notebook whose verdicts are listed one by one
 _HEAD = ("claim", "paper", "ours [95 % CI]", "n", "seeds", "verdict")
@@ -57,15 +62,36 @@ def rewritten(text: str, verdicts: Sequence[Verdict], name: str = "README.md") -
     Raises:
         UserError: if the two markers do not stand there once each, in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{name} must hold '{BEGIN}' and then '{END}', once each.")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{table(verdicts)}\n{END}{after}"
+    return _between(text, BEGIN, END, table(verdicts), name)
+
+
+def _between(text: str, begin: str, end: str, block: str, name: str) -> str:
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"{name} must hold '{begin}' and then '{end}', once each.")
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    return f"{before}{begin}\n{block}\n{end}{after}"
+
+
+def plans() -> str:
+    """What a fresh run of every public profile costs, the same on every machine."""
+    parts = []
+    for name in PUBLIC:
+        shown = forecast(Scope(get_profile(name)), list(STUDIES))
+        parts.append(
+            f"<details><summary><code>--profile {name} --plan</code></summary>\n\n"
+            f"```text\n{shown}\n```\n\n</details>"
+        )
+    return "\n\n".join(parts)
+
+
+def with_plans(text: str, name: str = "README.md") -> str:
+    """A document with the plans between their markers; refuses as :func:`rewritten` does."""
+    return _between(text, *PLANS, plans(), name)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Rewrite the README's verdict table, or compare it with the outputs.
+    """Rewrite the README's generated blocks, or compare them with what they come from.
 
     Args:
         argv: command line without the program and command name.
@@ -78,21 +104,21 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m chameleon_lib readme",
-        description="Write the verdict table of the demo run into README.md.",
+        description="Write verdicts of the demo run and plans of all profiles into README.md.",
         allow_abbrev=False,
     )
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if they differ")
     options = parser.parse_args(argv)
     readme = paths.root() / "README.md"
     old = _read(readme)
-    new = rewritten(old, load_verdicts(PROFILE))
+    new = with_plans(rewritten(old, load_verdicts(PROFILE)))
     folder = paths.display(paths.verdicts_dir(PROFILE))
     if options.check:
         if new == old:
             return 0
+        other = folder if new != with_plans(old) else "the plans"
         print(
-            f"README.md and {folder} differ; run 'python -m chameleon_lib readme'.",
-            file=sys.stderr,
+            f"README.md and {other} differ; run 'python -m chameleon_lib readme'.", file=sys.stderr
         )
         return 1
     if new != old:

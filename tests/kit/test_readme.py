@@ -9,11 +9,12 @@ import pytest
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import cli, paths
-from chameleon_lib.kit.readme import BEGIN, END, main, rewritten, table
+from chameleon_lib.kit.readme import BEGIN, END, PLANS, main, plans, rewritten, table
 from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.kit.verdicts import Verdict, save_verdicts
 
-AROUND = f"# Title\n\nbefore\n\n{BEGIN}\nold text\n{END}\n\nafter\n"
+PLANNED = f"{PLANS[0]}\n{plans()}\n{PLANS[1]}\n"
+AROUND = f"# Title\n\nbefore\n\n{BEGIN}\nold text\n{END}\n\nafter\n{PLANNED}"
 
 
 def good() -> Verdict:
@@ -54,7 +55,7 @@ def test_the_block_is_regenerated_and_nothing_around_it_changes(readme: Path) ->
         "| 200 | 6 | reproduced |\n"
         "| Unseen \\| users gain | -0.090 (0.497 → 0.407) | not run | – | – "
         "| not run at this scale |\n"
-        f"{END}\n\nafter\n"
+        f"{END}\n\nafter\n{PLANNED}"
     )
     assert [path.name for path in readme.parent.iterdir() if path.is_file()] == ["README.md"]
 
@@ -108,6 +109,18 @@ def test_missing_markers_are_one_sentence(
     captured = capsys.readouterr()
     assert captured.err == f"README.md must hold '{BEGIN}' and then '{END}', once each.\n"
     assert readme.read_text(encoding="utf-8") == text
+
+
+def test_a_plan_edited_by_hand_is_drift_of_the_plans(
+    readme: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([])
+    text = readme.read_text(encoding="utf-8").replace("Downloads: none", "Downloads: some")
+    readme.write_text(text, encoding="utf-8")
+    capsys.readouterr()
+    assert main(["--check"]) == 1
+    assert capsys.readouterr().err.startswith("README.md and the plans differ;")
+    assert main([]) == 0 and main(["--check"]) == 0
 
 
 def test_a_missing_readme_is_one_sentence(readme: Path) -> None:

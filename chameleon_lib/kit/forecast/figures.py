@@ -49,7 +49,7 @@ def group_size(scope: Scope) -> list[Cell]:
 
 def _rung(scope: Scope, cell: Cell, size: int, draw: int, ends: bool) -> list[str]:
     """The edits of one group; arms that Table 1 has are noted under its name."""
-    fits = ("fitted",) if ends or not scope.embedded_world else ()
+    fits: tuple[str, ...] = ("fitted",) if ends or not scope.embedded_world else ()
     fits += ("fitted_shuffled",) if ends else ()
     names = ("chameleon", "random 0", *fits, *(("from_neutral", "shuffled_pairs") if ends else ()))
     if size == scope.group:

@@ -103,7 +103,7 @@ MODELS: dict[str, Model] = {
 
 @dataclass(frozen=True)
 class DataFile:
-    """One official LaMP file: its place below the data folder, bytes, and whether these were seen."""
+    """One official LaMP file: place below the data folder, bytes, and whether these were seen."""
 
     path: str
     size: int

@@ -2,11 +2,12 @@
 
 Device, for each of the three kinds of work on a backbone:
 
-    asking    weights + kept prompts (2 GiB) + T·(state + 2·inner + 4·width)·bytes
+    asking    weights + kept prompts + T·(state + 2·inner + 4·width)·bytes
     DPO       2·weights + 16·adapter + t·34·width·layers
     ALOE      2·weights + 3·weights in the training's precision + t·34·width·layers
 
-T = 32,768 tokens is the largest batch that is asked at once. Trainings work on a copy of the
+The states of prompts that are asked again are kept up to 2 GiB; T are the tokens of the largest
+batch that is asked at once, at most 32,768. Trainings work on a copy of the
 backbone. An adapter costs its values, gradients and two moments in float32; a model that is trained
 whole its gradients and two moments in its own precision. 34·width bytes per token and layer are
 kept for the way back in 16 bits, twice that in 32 (Korthikanti et al. 2022, without attention's
@@ -35,15 +36,17 @@ BYTES_PER_ANSWER = 120  # JSON and margin
 
 def device_bytes(scope: Scope, model: Model) -> dict[str, float]:
     """Kind of work → bytes on the device; the largest of the profile's tasks."""
-    size = 4 if scope.profile.dtype == "float32" else 2
+    size = scope.bytes_per_number
     weights = model.weights.total * size
     room = model.state + 2 * model.inner + 4 * model.width
     cells = [scope.cell(model, task) for task in scope.profile.tasks]
     longest = max(cell.length("instruct") + cell.shape.answer for cell in cells)
+    prompts = scope.test * longest
+    kept = min(KEPT_BYTES, prompts * model.state * size)
     back = KEPT_PER_TOKEN * (size / 2) * model.width * model.layers * (1 + model.encoder)
     copies = 1 if model.encoder else 2
     return {
-        "asking": weights + KEPT_BYTES + BATCH_TOKENS * room * size,
+        "asking": weights + kept + min(BATCH_TOKENS, prompts) * room * size,
         "DPO": 2 * weights + 16 * adapter(model) + DPO_PAIRS * copies * longest * back,
         "ALOE": 5 * weights + (longest if model.encoder else ALOE_ROW) * back,
     }
@@ -56,7 +59,7 @@ def adapter(model: Model) -> int:
 
 def store_bytes(scope: Scope, pieces: Mapping[Key, Piece]) -> dict[str, float]:
     """What the artifact store grows by, per kind of record."""
-    size = 4 if scope.profile.dtype == "float32" else 2
+    size = scope.bytes_per_number
     found = {"activations": 0.0, "trainings": 0.0, "texts": 0.0}
     for (stage, backbone, *_), piece in pieces.items():
         model = MODELS[backbone]

@@ -39,6 +39,11 @@ class Scope:
         return self.draws or self.profile.draws
 
     @property
+    def bytes_per_number(self) -> int:
+        """Of weights and states; "auto" is float32 on a CPU, half of that on a GPU."""
+        return 2 if self.profile.dtype == "bfloat16" else 4
+
+    @property
     def train(self) -> int:
         """Train users per task."""
         return self.part(self.profile.n_train)
@@ -76,8 +81,7 @@ class Scope:
         shape = shape_of(task, model.id.startswith("demo:"), limit, min(limit, 120))
         if items:
             shape = replace(shape, items=items)
-        size = 2 if self.profile.dtype == "bfloat16" else 4
-        return Cell(model, task, shape, k, size, where)
+        return Cell(model, task, shape, k, self.bytes_per_number, where)
 
 
 def union(n: float, group: float, draws: int) -> float:

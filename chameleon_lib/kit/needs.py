@@ -1,0 +1,246 @@
+"""What a run needs from this machine, and one sentence for everything that is missing.
+
+Asked before any work starts, and by ``--plan``. Profiles that need neither network nor GPU ask for
+nothing and load nothing. No token is ever read: only whether there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module, util
+from pathlib import Path
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.forecast.known import MODELS
+from chameleon_lib.kit.forecast.memory import device_bytes
+from chameleon_lib.kit.forecast.report import disk_bytes, models_of, size
+from chameleon_lib.kit.forecast.scope import Scope
+
+_TIMEOUT = 5  # seconds until the hub counts as out of reach
+_TRUE = ("1", "on", "yes", "true")
+
+
+class NotReady(UserError):
+    """The machine lacks something; a line for each."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU that torch can use, or why there is none.
+
+    Attributes:
+        memory: Bytes; 0 without a GPU.
+        why: One clause, if there is none.
+    """
+
+    memory: int = 0
+    why: str = ""
+
+
+def gpu() -> Device:
+    """The first CUDA device, as torch sees it."""
+    if util.find_spec("torch") is None:
+        return Device(why="torch is not installed in this Python")
+    torch = import_module("torch")
+    if torch.cuda.is_available():
+        return Device(int(torch.cuda.get_device_properties(0).total_memory))
+    if torch.version.cuda is None:
+        return Device(why="torch is installed without CUDA")
+    return Device(why="torch finds no CUDA device")
+
+
+def hub_home() -> Path:
+    """Folder of the hub's client, as its own variables name it."""
+    home = os.environ.get("HF_HOME")
+    if home:
+        return Path(home).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache).expanduser() if cache else Path.home() / ".cache") / "huggingface"
+
+
+def hub_cache() -> Path:
+    """Folder of the models that were downloaded."""
+    own = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(own).expanduser() if own else hub_home() / "hub"
+
+
+def in_cache(model: str) -> bool:
+    """Whether a snapshot of a model is complete: configuration, and every file of its weights."""
+    if model.startswith("demo:"):
+        return True
+    snapshots = hub_cache() / f"models--{model.replace('/', '--')}" / "snapshots"
+    return any(_complete(folder) for folder in snapshots.glob("*"))
+
+
+def _complete(folder: Path) -> bool:
+    if not (folder / "config.json").is_file():
+        return False
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return True
+        try:
+            index = json.loads((folder / f"{name}.index.json").read_text(encoding="utf-8"))
+            shards = set(index["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            continue
+        if shards and all((folder / shard).is_file() for shard in shards):
+            return True
+    return False
+
+
+def has_token() -> bool:
+    """Whether an access token of the hub is set or stored."""
+    if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return True
+    stored = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").expanduser()
+    return stored.is_file() and stored.stat().st_size > 0
+
+
+def endpoint() -> str:
+    """Address of the hub or of its mirror."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached; any answer counts, also a refusal."""
+    request = urllib.request.Request(endpoint(), method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where a folder is, or will be."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How to look at this machine; tests look at another one."""
+
+    device: Callable[[], Device] = field(default=gpu)
+    cached: Callable[[str], bool] = field(default=in_cache)
+    token: Callable[[], bool] = field(default=has_token)
+    reachable: Callable[[], bool] = field(default=hub_answers)
+    free: Callable[[Path], int] = field(default=free_bytes)
+
+
+def missing(
+    scope: Scope, notebooks: list[str], machine: Machine | None = None
+) -> tuple[list[str], list[str]]:
+    """What a run lacks here.
+
+    Args:
+        scope: Size of the run.
+        notebooks: Numbers of those that will run.
+        machine: How to look at the machine.
+
+    Returns:
+        Sentences on what stops the run before it starts, and on what may stop it later.
+    """
+    machine = machine or Machine()
+    profile = scope.profile
+    if profile.offline and not profile.needs_gpu:
+        return [], []
+    stops, warns = _gpu(scope, notebooks, machine) if profile.needs_gpu else ([], [])
+    absent = [name for name in models_of(scope, notebooks) if not machine.cached(name)]
+    if absent:
+        stops += _hub(profile.name, absent, machine)
+    more, later = _disk(scope, notebooks, machine)
+    return stops + more, warns + later
+
+
+def _gpu(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[str], list[str]]:
+    name, device = scope.profile.name, machine.device()
+    if device.why:
+        return [f"Profile {name} needs a GPU, and {device.why}: run it on a machine with one, or "
+                "choose --profile laptop."], []  # fmt: skip
+    stops, warns = [], []
+    for model in scope.models(studied=False):
+        need = device_bytes(scope, model)
+        if need["asking"] > device.memory:
+            stops.append(
+                f"{model.id} needs about {size(need['asking'])} of GPU memory, and this GPU has "
+                f"{size(device.memory)}: take a larger one."
+            )
+            continue
+        for kind in ("DPO", "ALOE"):
+            trains = model.id in scope.profile.studied and {"01", "02", "04", "06"} & {*notebooks}
+            if trains and need[kind] > device.memory:
+                warns.append(
+                    f"The {kind} training of {model.id} takes up to {size(need[kind])} of GPU "
+                    f"memory, and this GPU has {size(device.memory)}: it may not fit."
+                )
+    return stops, warns
+
+
+def _hub(profile: str, absent: list[str], machine: Machine) -> list[str]:
+    """Network and token, for what is not in the cache."""
+    found = []
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
+        found.append(
+            f"Profile {profile} has to download {', '.join(absent)}, and HF_HUB_OFFLINE forbids "
+            "it: unset it, or bring these models into the cache."
+        )
+    elif not machine.reachable():
+        found.append(
+            f"Profile {profile} has to download {', '.join(absent)}, and {endpoint()} cannot be "
+            "reached: connect this machine, set HF_ENDPOINT to a mirror, or bring these models "
+            "into the cache."
+        )
+    gated = [name for name in absent if name in MODELS and MODELS[name].gated]
+    if gated and not machine.token():
+        found.append(
+            f"{', '.join(gated)} asks for an access token: accept the terms on its page of the "
+            "hub and set HF_TOKEN, or log in with 'hf auth login'."
+        )
+    return found
+
+
+def _disk(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[str], list[str]]:
+    """Models must fit before anything starts; the store grows, and may be cleared on the way."""
+    models, kept = disk_bytes(scope, notebooks, machine.cached)
+    stops, warns, store = [], [], sum(kept.values())
+    cache, own = hub_cache(), paths.cache_dir()
+    if models > machine.free(cache):
+        stops.append(
+            f"The models of profile {scope.profile.name} take {size(models)}, and {cache} has "
+            f"{size(machine.free(cache))} free: make room, or set HF_HOME to a larger disk."
+        )
+    if store > machine.free(own):
+        warns.append(
+            f"The artifact store may grow by {size(store)}, and {paths.display(own)} has "
+            f"{size(machine.free(own))} free: set CHAMELEON_CACHE to a larger disk, or run fewer "
+            "notebooks at a time (--only)."
+        )
+    return stops, warns
+
+
+def require(scope: Scope, notebooks: list[str], machine: Machine | None = None) -> list[str]:
+    """Refuse a run that cannot go through.
+
+    Returns:
+        Sentences on what may stop it later.
+
+    Raises:
+        NotReady: Something is missing; one line for each.
+    """
+    stops, warns = missing(scope, notebooks, machine)
+    if stops:
+        raise NotReady("\n".join(stops))
+    return warns
