@@ -103,6 +103,11 @@ class FrozenModel(ABC):
         return self.model.config.get_text_config()
 
     @property
+    def revision(self) -> str:
+        """Commit on the hub that the checkpoint was loaded from; empty for a local one."""
+        return str(getattr(self.model.config, "_commit_hash", None) or "")
+
+    @property
     def d(self) -> int:
         """Width of the ``mlp_out`` and ``block_out`` sites."""
         return int(self.text_config.hidden_size)

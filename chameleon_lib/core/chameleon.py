@@ -31,6 +31,7 @@ from chameleon_lib.core.preferences import (
     max_new_tokens,
     pair_texts,
 )
+from chameleon_lib.core.prompts_digest import prompts_digest
 from chameleon_lib.core.protocols import Backbone, Embedder
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
@@ -238,6 +239,8 @@ class Chameleon:
             "users": tuple(dict.fromkeys(pair.user_id for pair in pairs)),
             "n_pairs": len(kept),
             "n_identical": len(identical),
+            "revision": self.backbone.revision,
+            "prompts": prompts_digest(self._task, self.settings),
         }
         directions = None
         if self.settings.theta_method == "paper" or self.settings.fit_layers != "all":

@@ -19,11 +19,14 @@ class EditProfile:
         edit: The edit, ready for ``backbone.generate(..., edit=profile.edit)``.
         settings: Settings of the fit.
         backbone: Name and fingerprint of the model the directions belong to.
-        users: Ids of the users whose pairs were pooled (one for a personal profile).
+        users: Ids of the users whose pairs were pooled (one for a personal profile); their
+            pseudonyms where the profile was loaded from a store (``profiles.store``).
         n_pairs: Pairs the directions were made from.
         n_identical: Pairs that were discarded because both outputs agree.
         directions: Directions of all layers with diagnostics; None for fitted directions.
         fitted: Record of the gradient fit; None for the paper's directions.
+        revision: Revision of the model on the hub; empty for a local checkpoint.
+        prompts: SHA-256 of the wording of all prompts (``prompts_digest``); empty if unknown.
     """
 
     task: str
@@ -35,3 +38,5 @@ class EditProfile:
     n_identical: int
     directions: Directions | None = None
     fitted: FittedDirections | None = None
+    revision: str = ""
+    prompts: str = ""

@@ -79,6 +79,10 @@ class Backbone(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 that changes with the weights, the configuration or the tokenizer."""
 
+    @property
+    def revision(self) -> str:
+        """Revision of the model on the hub; empty for a local checkpoint."""
+
     def sites(self, site: str = "mlp_out") -> list[nn.Module]:
         """The modules whose output is read or edited, one per decoder layer (A1)."""
 
