@@ -37,8 +37,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "chameleon_lib.backbones.demo.world_cli:main",
         "write the embedded world as LaMP files",
     ),
+    "profiles": ("chameleon_lib.profiles.cli:main", "list, show and forget stored edit profiles"),
 }
 EXIT_CODES = "exit codes: 0 ok, 1 a notebook failed, 2 usage, 3 environment, 130 interrupted"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that refuses in one sentence instead of a usage screen."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
 
 
 def main(argv: Sequence[str]) -> int:
