@@ -110,6 +110,7 @@ class Exam:
             batch_size=8,
             label=f"{study.backbone_id} {study.task} answers",
             modules=("chameleon_lib.core.edit", "chameleon_lib.backbones"),
+            about=lambda _: [user.user.id for user in self.users],
         )
         # The others make room for the next fits: what a large model has read is gigabytes.
         self._read = {kind: read for kind, read in self._read.items() if kind in _EDITED}

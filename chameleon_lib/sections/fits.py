@@ -165,6 +165,7 @@ def timed_fit(
             "chameleon_lib.backbones",
             "chameleon_lib.sections.time_budget.counting",
         ),
+        about={contrast.user_id for contrast in contrasts},
     )
     edit = Edit(
         layers=layers,

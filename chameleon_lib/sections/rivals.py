@@ -103,5 +103,6 @@ def _summaries(study: Study, users: Sequence[PreparedUser], variant: str) -> lis
         batch_size=64,
         label=f"{study.backbone_id} {study.task} {variant}",
         modules=("chameleon_lib.baselines.llm_rec", "chameleon_lib.backbones"),
+        about=lambda user: [user.user.id],
     )
     return [summary for row in rows for summary in row]

@@ -47,6 +47,7 @@ def stored_selection(
         batch_size=_BATCH,
         label="history selection",
         modules=("chameleon_lib.core.history", "chameleon_lib.backbones.embedder"),
+        about=lambda user: [user.id],
     )
 
 
@@ -74,33 +75,36 @@ def _embedded(
     if settings.selection_rule == "nearest":
         groups.append([[query.text for query in user.queries] for user in users])
     vectors: dict[str, np.ndarray] = {}
+    ids = [user.id for user in users]
     for texts in groups:
-        for own, rows in zip(texts, _embed(store, texts, settings, embedder), strict=True):
+        for own, rows in zip(texts, _embed(store, ids, texts, settings, embedder), strict=True):
             vectors.update(zip(own, rows, strict=True))
     return _Known(vectors)
 
 
 def _embed(
     store: ArtifactStore,
+    user_ids: Sequence[str],
     texts: Sequence[Sequence[str]],
     settings: EditSettings,
     embedder: Callable[[], Embedder],
 ) -> list[np.ndarray]:
     """Embeddings (n, d_s) of the texts of every user; the texts and the embedder decide them."""
 
-    def compute(batch: list[Sequence[str]]) -> list[dict[str, np.ndarray]]:
-        rows = embedder().encode([text for own in batch for text in own])
-        bounds = np.cumsum([len(own) for own in batch])[:-1]
+    def compute(batch: list[tuple[str, Sequence[str]]]) -> list[dict[str, np.ndarray]]:
+        rows = embedder().encode([text for _, own in batch for text in own])
+        bounds = np.cumsum([len(own) for _, own in batch])[:-1]
         return [{"e": part} for part in np.split(rows, bounds)]
 
     records = store.map(
         "embed",
-        texts,
+        list(zip(user_ids, texts, strict=True)),
         compute,
         inputs={"embedder": settings.selection_embedder},
-        key_of=list,
+        key_of=lambda unit: list(unit[1]),
         batch_size=_BATCH,
         label="sentence embeddings",
         modules=("chameleon_lib.backbones.embedder",),
+        about=lambda unit: [unit[0]],
     )
     return [np.asarray(record["e"]) for record in records]

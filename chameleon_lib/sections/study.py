@@ -110,7 +110,11 @@ class Study:
             return write_insights(self.backbone, self.task, histories, self.settings)
 
         insights = self._insights(
-            "insights", fitted, compute, lambda entry: [[i.text, i.label] for i in entry[1]]
+            "insights",
+            fitted,
+            compute,
+            lambda entry: [[i.text, i.label] for i in entry[1]],
+            lambda entry: [entry[0].id],
         )
         written = [
             PreparedUser(user, items, p, n, dropped)
@@ -132,7 +136,7 @@ class Study:
         def compute(batch: list[PreparedUser]) -> list[list[tuple[str, str]]]:
             return write_query_insights(self.backbone, self.task, batch, self.settings)
 
-        insights = self._insights("query_insights", users, compute, _prepared_key)
+        insights = self._insights("query_insights", users, compute, _prepared_key, _owner)
         return with_query_insights(users, insights)
 
     def _insights(
@@ -141,6 +145,7 @@ class Study:
         units: Sequence[_Unit],
         compute: Callable[[list[_Unit]], Sequence[Any]],
         key_of: Callable[[_Unit], Any],
+        about: Callable[[_Unit], list[str]],
     ) -> list[Any]:
         """Insights of users, or of their queries, through the store."""
         return self.store.map(
@@ -152,6 +157,7 @@ class Study:
             batch_size=_BATCH,
             label=f"{self.backbone_id} {self.task} insights",
             modules=("chameleon_lib.core.insights", "chameleon_lib.backbones"),
+            about=about,
         )
 
     def pairs(self, users: Sequence[PreparedUser]) -> list[PreferencePair]:
@@ -174,6 +180,7 @@ class Study:
             batch_size=_BATCH,
             label=f"{self.backbone_id} {self.task} pairs",
             modules=("chameleon_lib.core.preferences", "chameleon_lib.backbones"),
+            about=_owner,
         )
         return [
             PreferencePair(u.user.id, q.id, q.text, u.items, *answers)
@@ -208,9 +215,14 @@ class Study:
             batch_size=_BATCH,
             label=f"{self.backbone_id} {self.task} activations",
             modules=("chameleon_lib.core.preferences", "chameleon_lib.backbones"),
+            about=lambda pair: [pair.user_id],
         )
         h = torch.stack([torch.as_tensor(record["h"]) for record in records], dim=2)  # (L, 2, K, d)
         return h[:, 0].contiguous(), h[:, 1].contiguous()
+
+
+def _owner(user: PreparedUser) -> list[str]:
+    return [user.user.id]
 
 
 def _prepared_key(user: PreparedUser) -> list[Any]:

@@ -104,7 +104,9 @@ def stored_aloe(
         "max_steps": max_steps,
     }
     modules = ("chameleon_lib.baselines.aloe",)
-    return Tuned.from_record(study.store.get_or_compute("aloe", inputs, compute, modules=modules))
+    about = [user.user.id for user in group]
+    record = study.store.get_or_compute("aloe", inputs, compute, modules=modules, about=about)
+    return Tuned.from_record(record)
 
 
 def stored_dpo(
@@ -132,7 +134,9 @@ def stored_dpo(
         "max_steps": max_steps,
     }
     modules = ("chameleon_lib.baselines.dpo",)
-    return Tuned.from_record(study.store.get_or_compute("dpo", inputs, compute, modules=modules))
+    about = {contrast.user_id for contrast in contrasts}
+    record = study.store.get_or_compute("dpo", inputs, compute, modules=modules, about=about)
+    return Tuned.from_record(record)
 
 
 def _embedded(study: Study) -> bool:

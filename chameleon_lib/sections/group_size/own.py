@@ -65,12 +65,12 @@ def single_users(study: Study, pairs: Sequence[PreferencePair], seed: int) -> di
     rows: dict[str, list[int]] = {}
     for row, pair in enumerate(kept):
         rows.setdefault(pair.user_id, []).append(row)
-    units = [h[:, :, at].contiguous() for at in rows.values()]
+    units = [(user_id, h[:, :, at].contiguous()) for user_id, at in rows.items()]
     chosen = study.settings.canonical()
     records = study.store.map(
         "single_users",
         units,
-        lambda batch: _fit(batch, study.settings, seed),
+        lambda batch: _fit([unit for _, unit in batch], study.settings, seed),
         inputs={
             "seed": seed,
             "settings": {
@@ -79,10 +79,11 @@ def single_users(study: Study, pairs: Sequence[PreferencePair], seed: int) -> di
                 if k.startswith(("direction_", "ccs_", "layers_", "edit_"))
             },
         },
-        key_of=lambda unit: unit,
+        key_of=lambda unit: unit[1],
         batch_size=_BATCH,
         label=f"{study.backbone_id} {study.task} single users",
         modules=("chameleon_lib.core.directions",),
+        about=lambda unit: [unit[0]],
     )
     found = {}
     for (user_id, at), record in zip(rows.items(), records, strict=True):

@@ -137,7 +137,13 @@ def _kept(
         [user.user.id for user in group],
         [query.text for user in exam.users for query in user.user.queries],
     ]  # fmt: skip
-    record = study.store.get_or_compute("wall_clock", inputs, compute, modules=(__name__,))
+    record = study.store.get_or_compute(
+        "wall_clock",
+        inputs,
+        compute,
+        modules=(__name__,),
+        about=[user.user.id for user in (*group, *exam.users)],
+    )
     kept = record["json"]
     return Answers(kept["texts"], np.asarray(record["tensors"]["margin"])), kept["log"]
 
