@@ -64,7 +64,7 @@ def _list(store: ProfileStore) -> int:
     found = store.list()
     for info in found:
         print(_line(info))
-    print(f"{len(found)} profiles, {sum(info.bytes for info in found):,} bytes")
+    print(f"{_count(len(found), 'profile')}, {sum(info.bytes for info in found):,} bytes")
     return 0
 
 
@@ -108,13 +108,15 @@ def sentences(done: Forgotten) -> list[str]:
         said.append("Nothing of this user was found.")
     else:
         stages = ", ".join(f"{stage} {count}" for stage, count in done.units.items())
-        records = f"{sum(done.units.values())} cached records" + (f" ({stages})" if stages else "")
+        records = _count(sum(done.units.values()), "cached record")
+        records += f" ({stages})" if stages else ""
         said.append(
-            f"Removed {done.profiles} profiles, {records} and {len(done.files)} files that show "
-            "the user's texts."
+            f"Removed {_count(done.profiles, 'profile')}, {records} and "
+            f"{_count(len(done.files), 'file')} with the user's texts."
         )
     if done.unclaimed:
-        said.append(f"Removed {done.unclaimed} cached records that do not say whose they are.")
+        unclaimed = _count(done.unclaimed, "cached record")
+        said.append(f"Removed {unclaimed} without a note of whose it is.")
     said += [f"  {path}" for path in done.files]
     if done.groups:
         said.append(f"Fit these groups again without the user: {', '.join(done.groups)}.")
@@ -125,3 +127,7 @@ def sentences(done: Forgotten) -> list[str]:
     if not done.nothing:
         said.append("Take the user out of your data files, or the next run makes all of it again.")
     return said
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
