@@ -8,6 +8,7 @@ directions are stored as float32, which holds them exactly.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def from_stored(stored: Stored, path: Path) -> EditProfile:
         return EditProfile(
             task=content["task"],
             edit=edit,
-            settings=EditSettings(**content["settings"]),
+            settings=_settings(content["settings"], path),
             backbone=(content["backbone"]["name"], content["backbone"]["fingerprint"]),
             users=tuple(content["users"]),
             n_pairs=content["pairs"]["different"],
@@ -113,6 +114,16 @@ def from_stored(stored: Stored, path: Path) -> EditProfile:
         raise UserError(f"Profile {path} has an entry of a wrong type ({error}); {AGAIN}.") from (
             error
         )
+
+
+def _settings(entry: dict[str, Any], path: Path) -> EditSettings:
+    unknown = sorted(set(entry) - {item.name for item in fields(EditSettings)})
+    if unknown:
+        raise UserError(
+            f"Profile {path} has settings that this version does not know ({', '.join(unknown)}); "
+            "use the version of chameleon_lib that wrote it, or fit the profile again."
+        )
+    return EditSettings(**entry)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -28,14 +28,13 @@ from chameleon_lib.core.prompts_digest import prompts_digest
 from chameleon_lib.core.protocols import Backbone
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.pseudonyms import is_pseudonym
+from chameleon_lib.profiles.compatibility import check_backbone
 from chameleon_lib.profiles.directory import ProfileDirectory
 from chameleon_lib.profiles.files import read_content
 from chameleon_lib.profiles.forget import Forgotten, forget
 from chameleon_lib.profiles.records import from_stored, to_stored
 
 log = logging.getLogger(__name__)
-
-_LAYERED_SITES = ("mlp_out", "block_out")  # as wide as the model
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class ProfileStore:
         path = self.directory.path_of(key)
         stored = self.directory.get(key)
         profile = from_stored(stored, path)
-        _check_backbone(profile, backbone, path)
+        check_backbone(profile, backbone, path)
         if stored.content["forgotten"]:
             log.warning(
                 "Group %r holds %d forgotten users; fit it again.",
@@ -209,35 +208,6 @@ def delete_profile(where: str | Path | ProfileStore, key: str) -> bool:
 
 def _store(where: str | Path | ProfileStore) -> ProfileStore:
     return where if isinstance(where, ProfileStore) else ProfileStore(where)
-
-
-def _check_backbone(profile: EditProfile, backbone: Backbone, path: Path) -> None:
-    name, fingerprint = profile.backbone
-    start = f"Profile {path} belongs to"
-    if name != backbone.name:
-        raise UserError(
-            f"{start} backbone {name}, not to {backbone.name}; load that backbone, or fit a "
-            "profile for this one."
-        )
-    if profile.revision != backbone.revision:
-        raise UserError(
-            f"{start} revision {profile.revision or 'none (a local checkpoint)'} of {name}, not to "
-            f"{backbone.revision or 'none (a local checkpoint)'}; load that revision, or fit the "
-            "profile again."
-        )
-    if fingerprint != backbone.fingerprint:
-        raise UserError(
-            f"{start} other weights of {name} ({fingerprint[:12]}, loaded are "
-            f"{backbone.fingerprint[:12]}); load them with the precision and chat template of the "
-            "fit, or fit the profile again."
-        )
-    d = profile.edit.d
-    wide = profile.edit.site in _LAYERED_SITES and d != backbone.d
-    if wide or max(profile.edit.layers) >= backbone.n_layers:
-        raise UserError(
-            f"Profile {path} edits layers {list(profile.edit.layers)} of width {d}, but {name} has "
-            f"{backbone.n_layers} layers of width {backbone.d}; fit the profile again."
-        )
 
 
 def _info(path: Path) -> ProfileInfo:

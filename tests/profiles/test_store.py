@@ -296,7 +296,7 @@ FORGERIES: list[tuple[Callable[[dict[str, Any], dict[str, Any]], None], str]] = 
     (lambda _, arrays: arrays.pop("edit/theta_n"), "has no tensor edit/theta_n"),
     (lambda content, _: content.pop("task"), "has no 'task'"),
     (lambda content, _: content["settings"].update(edit_order="sideways"), "edit_order is"),
-    (lambda content, _: content["settings"].update(new=1), "wrong type .*new"),
+    (lambda content, _: content["settings"].update(new=1), r"does not know \(new\)"),
     (lambda content, _: content["edit"].update(layers=[0.5, 1]), "whole numbers are needed"),
     (lambda content, _: content["edit"].update(layers=None), "wrong type"),
 ]
