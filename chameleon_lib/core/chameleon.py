@@ -15,11 +15,19 @@ from typing import Any
 from torch import Tensor
 
 from chameleon_lib.core.contrasts import contrasts_from_pairs
-from chameleon_lib.core.directions import Directions, fit_directions
+from chameleon_lib.core.directions import Directions
 from chameleon_lib.core.edit_profile import EditProfile
 from chameleon_lib.core.fitting import fit_by_preference
 from chameleon_lib.core.history import select_items
 from chameleon_lib.core.insights import with_query_insights, write_insights, write_query_insights
+from chameleon_lib.core.pooling import (
+    USERS,
+    Pool,
+    directions_by_layers,
+    parts,
+    pooled,
+    read_pairs,
+)
 from chameleon_lib.core.preferences import (
     PreferencePair,
     PreparedUser,
@@ -27,9 +35,7 @@ from chameleon_lib.core.preferences import (
     check_pair_count,
     decode_settings,
     fit_context,
-    keep_different,
     max_new_tokens,
-    pair_texts,
 )
 from chameleon_lib.core.prompts_digest import prompts_digest
 from chameleon_lib.core.protocols import Backbone, Embedder
@@ -39,8 +45,6 @@ from chameleon_lib.lamp.prompts import answer_prompt, unseen_prompt
 from chameleon_lib.lamp.records import User
 
 log = logging.getLogger(__name__)
-
-_Usable = tuple[list[PreferencePair], list[PreferencePair]]  # kept, identical
 
 @dataclass
 class Chameleon:
@@ -67,7 +71,17 @@ class Chameleon:
         Users whose history does not fit the context, or of whom an insight comes back empty, are
         left out, counted in ``counts`` and named in ``left_out``.
         """
-        task = self._task = _one_task(users)
+        self._task = _one_task(users)
+        self.counts = {"users": len(users), "too_long": 0, "empty_insight": 0, "dropped_items": 0}
+        self.left_out = {}
+        prepared = [user for some in parts(users, USERS) for user in self._prepare(some)]
+        self.counts["dropped_items"] = sum(user.dropped_items for user in prepared)
+        if any(self.counts[name] for name in ("too_long", "empty_insight", "dropped_items")):
+            log.warning("history preparation: %s", self.counts)
+        return prepared
+
+    def _prepare(self, users: Sequence[User]) -> list[PreparedUser]:
+        """:meth:`prepare` of some users; adds whom it leaves out."""
         too_long, fitting = [], []
         chosen = select_items(users, self.embedder, self.settings)
         for user, indices in zip(users, chosen, strict=True):
@@ -77,48 +91,37 @@ class Chameleon:
                 fitting.append((user, kept, len(items) - len(kept)))
             else:
                 too_long.append(user.id)
-        insights = write_insights(
-            self.backbone, task, [kept for _, kept, _ in fitting], self.settings
-        )
+        histories = [kept for _, kept, _ in fitting]
+        insights = write_insights(self.backbone, self._task, histories, self.settings)
         written = [
             PreparedUser(user, kept, p, n, dropped)
             for (user, kept, dropped), (p, n) in zip(fitting, insights, strict=True)
         ]
         prepared = [user for user in written if user.complete]
         if self.settings.insight_scope == "query":
-            per_query = write_query_insights(self.backbone, task, prepared, self.settings)
+            per_query = write_query_insights(self.backbone, self._task, prepared, self.settings)
             prepared = [u for u in with_query_insights(prepared, per_query) if u.complete]
         complete = {user.user.id for user in prepared}
         empty = [user.user.id for user in written if user.user.id not in complete]
-        self.counts = {
-            "users": len(users),
-            "too_long": len(too_long),
-            "empty_insight": len(empty),
-            "dropped_items": sum(user.dropped_items for user in prepared),
-        }
-        self.left_out = {
+        self.counts["too_long"] += len(too_long)
+        self.counts["empty_insight"] += len(empty)
+        self.left_out |= {
             **dict.fromkeys(too_long, "Not one history item fits the context beside the query."),
             **dict.fromkeys(empty, "An insight came back empty."),
         }
-        if any(self.counts[name] for name in ("too_long", "empty_insight", "dropped_items")):
-            log.warning("history preparation: %s", self.counts)
         return prepared
 
     def pairs(self, users: Sequence[PreparedUser]) -> list[PreferencePair]:
         """Synthetic answers of both agents to every query, unfiltered."""
-        return answer_pairs(self.backbone, users, self.settings)
+        return [
+            pair
+            for some in parts(users, USERS)
+            for pair in answer_pairs(self.backbone, some, self.settings)
+        ]
 
     def activations(self, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Tensor]:
         """``H^P`` and ``H^N``, (L, K, d) float32 each."""
-        task = self._task
-        texts = [text for pair in pairs for text in pair_texts(task, pair, self.settings)]
-        h = self.backbone.activations(
-            [context for context, _ in texts],
-            [answer for _, answer in texts],
-            pooling=self.settings.embed_pooling,  # type: ignore[arg-type]
-            site=self.settings.edit_site,
-        )  # (L, 2K, d)
-        return h[:, 0::2].contiguous(), h[:, 1::2].contiguous()
+        return read_pairs(self.backbone, self._task, pairs, self.settings)
 
     def fit(self, users: Sequence[User]) -> EditProfile:
         """One edit for all ``users``: their pairs pooled (group mode), or one user's own.
@@ -127,8 +130,7 @@ class Chameleon:
             UserError: Fewer than ``pairs_k_min`` pairs with different outputs are left
                 (``pairs_on_too_few``), or users of different tasks.
         """
-        pairs = self.pairs(self.prepare(users))
-        return self._fit_pairs(pairs, *self._usable(pairs))
+        return self._fit_pairs(self._usable(self.pairs(self.prepare(users))))
 
     def fit_each(self, users: Sequence[User]) -> dict[str, EditProfile]:
         """One edit per user, from that user's pairs alone; generation is shared by all users.
@@ -147,7 +149,7 @@ class Chameleon:
         own: dict[str, list[PreferencePair]] = {user.user.id: [] for user in prepared}
         for pair in self.pairs(prepared):
             own[pair.user_id].append(pair)
-        usable: dict[str, _Usable] = {}
+        usable: dict[str, Pool] = {}
         refused: dict[str, str] = {}
         for user_id, pairs in own.items():
             try:
@@ -163,7 +165,7 @@ class Chameleon:
             )
         if refused:
             log.warning("%d users have no edit of their own: %s", len(refused), refused)
-        return {user_id: self._fit_pairs(own[user_id], *usable[user_id]) for user_id in usable}
+        return {user_id: self._fit_pairs(pool) for user_id, pool in usable.items()}
 
     def answer(self, users: Sequence[User], profile: EditProfile | None = None) -> list[str]:
         """Answer every query of ``users``, in order (sections 3.2 and 4.3; A13, A19).
@@ -220,39 +222,36 @@ class Chameleon:
                 f"and {own[0]}; fit one for them."
             )
 
-    def _usable(self, pairs: Sequence[PreferencePair]) -> _Usable:
-        kept, identical = keep_different(pairs, self.settings)
-        check_pair_count(len(kept), self.settings)
-        return kept, identical
+    def _usable(self, pairs: Sequence[PreferencePair]) -> Pool:
+        pool = pooled(pairs, self.settings)
+        check_pair_count(len(pool.different), self.settings)
+        return pool
 
-    def _fit_pairs(
-        self,
-        pairs: Sequence[PreferencePair],
-        kept: Sequence[PreferencePair],
-        identical: Sequence[PreferencePair],
-    ) -> EditProfile:
+    def _fit_pairs(self, pool: Pool) -> EditProfile:
         seed = self.settings.seed
         common: dict[str, Any] = {
             "task": self._task,
             "settings": self.settings,
             "backbone": (self.backbone.name, self.backbone.fingerprint),
-            "users": tuple(dict.fromkeys(pair.user_id for pair in pairs)),
-            "n_pairs": len(kept),
-            "n_identical": len(identical),
+            "users": pool.users,
+            "n_pairs": len(pool.different),
+            "n_identical": pool.n_identical,
             "revision": self.backbone.revision,
             "prompts": prompts_digest(self._task, self.settings),
         }
         directions = None
         if self.settings.theta_method == "paper" or self.settings.fit_layers != "all":
-            h_p, h_n = self.activations(kept)
-            directions = fit_directions(h_p, h_n, self.settings, seed)
+            h_p, h_n = self.activations(pool.different)
+            directions = directions_by_layers(h_p, h_n, self.settings, seed)
         if self.settings.theta_method == "paper":
             assert directions is not None
             return EditProfile(
                 edit=directions.to_edit(self.settings), directions=directions, **common
             )
         layers = fitted_layers(self.backbone, directions, self.settings)
-        contrasts = contrasts_from_pairs(self._task, kept, identical, self.settings)
+        contrasts = contrasts_from_pairs(
+            self._task, pool.different, pool.identical, self.settings
+        )
         fitted = fit_by_preference(self.backbone, contrasts, layers, self.settings, seed=seed)
         return EditProfile(edit=fitted.edit, fitted=fitted, directions=directions, **common)
 

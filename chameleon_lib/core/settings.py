@@ -79,6 +79,11 @@ class EditSettings(EditFields, TextFields):
                 "group_seeds repeats a seed; the same group would count twice.",
             ),
             (
+                self.pairs_k_max is not None and self.pairs_k_max < self.pairs_k_min,
+                f"pairs_k_max {self.pairs_k_max} is below pairs_k_min {self.pairs_k_min}; no fit "
+                "could have both.",
+            ),
+            (
                 self.fit_holdout >= 1,
                 "fit_holdout is a share of the pairs; give a number below 1.",
             ),

@@ -85,6 +85,9 @@ class TextFields:
         32, "A20", "Pairs needed to fit directions; with 1 or 2 CCS is undetermined.", at_least=1)
     pairs_on_too_few: str = _open(
         "error", "A20", "What happens below pairs_k_min.", ("error", "warn"))
+    pairs_k_max: int | None = _open(
+        None, "", "Most pairs of a fit, a random draw; bounds its memory. None keeps all, as the "
+        "paper does.", at_least=1)
     controls_label_token: tuple[str, ...] = _open(
         ("shuffle_pairs", "permute_answers", "answer_only"), "A4",
         "P and N of LaMP-2 and LaMP-3 differ by one label token, so directions may encode the "

@@ -26,6 +26,7 @@ from chameleon_lib.core.preferences import (
 )
 from chameleon_lib.core.protocols import Backbone, Embedder
 from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.lamp.records import HistoryItem, User
@@ -46,6 +47,9 @@ class Study:
         task: Task name.
         settings: Every choice of the method.
         store: Artifact store; the default one if None.
+
+    Raises:
+        UserError: Settings with a ``pairs_k_max``.
     """
 
     def __init__(
@@ -56,6 +60,11 @@ class Study:
         settings: EditSettings,
         store: ArtifactStore | None = None,
     ) -> None:
+        if settings.pairs_k_max is not None:
+            raise UserError(
+                "pairs_k_max belongs to Chameleon.fit; leave it at None in a study, whose groups "
+                "have group_size users."
+            )
         self.profile = profile
         self.backbone_id = backbone_id
         self.task = task

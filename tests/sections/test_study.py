@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from chameleon_lib.core.edit import Edit
+from chameleon_lib.errors import UserError
 from chameleon_lib.lamp.records import User
 from chameleon_lib.sections import study as study_module
 from chameleon_lib.sections.answering import Answers, Exam
@@ -101,6 +102,13 @@ def test_a_killed_stage_goes_on_with_what_is_missing(
     assert len(calls) == 5  # two before the kill, the one that died, the two that were missing
     assert resumed[:3] == whole[:3]
     torch.testing.assert_close(resumed[3], whole[3], atol=1e-5, rtol=1e-5)
+
+
+def test_a_bound_on_the_pairs_of_a_fit_is_refused_where_nothing_would_heed_it(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match="pairs_k_max belongs to Chameleon.fit"):
+        study_in(tmp_path, SETTINGS.with_(pairs_k_max=40))
 
 
 CHANGES: list[tuple[dict[str, Any], set[str]]] = [

@@ -1,0 +1,51 @@
+"""How much memory fits of few and of many users take: ``python -m tests.core.resident``.
+
+A process of its own, so that nothing else moves its memory. Prints as JSON the MiB above what is
+resident before a fit, at its highest point: of 40 users, of 400, and of 400 with everything at
+once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from chameleon_lib.backbones.demo.world import WorldSettings, build_world
+from chameleon_lib.core import chameleon, pooling
+from chameleon_lib.core.chameleon import Chameleon
+from tests.backbones.demo.small import HashEmbedder, small_backbone
+from tests.core.method import SETTINGS
+
+FEW, MANY = 40, 400
+PROC = Path("/proc/self")
+
+
+def status(name: str) -> float:
+    """A line of ``/proc/self/status``, MiB."""
+    lines = (PROC / "status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    world = WorldSettings(users=(MANY, 0, 0), history=(5, 7))
+    users = build_world("LaMP_3", world).users["train"]
+    settings = SETTINGS.with_(decode_insight_tokens=2, decode_max_new_tokens=2, ccs_epochs=5)
+    backbone = small_backbone()
+
+    def above(n: int, at_a_time: int) -> float:
+        chameleon.USERS, pooling.PAIRS = at_a_time, 2 * at_a_time
+        (PROC / "clear_refs").write_text("5", encoding="ascii")  # the highest point starts anew
+        before = status("VmRSS")
+        Chameleon(backbone, HashEmbedder(), settings).fit(users[:n])
+        return status("VmHWM") - before
+
+    above(FEW, 8)  # what the first fit loads stays
+    found = {"few": above(FEW, 8), "many": above(MANY, 8), "at_once": above(MANY, MANY)}
+    print(json.dumps({**found, "resident": status("VmRSS")}))
+
+
+if __name__ == "__main__":
+    main()
