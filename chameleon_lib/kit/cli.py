@@ -42,13 +42,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 EXIT_CODES = "exit codes: 0 ok, 1 a notebook failed, 2 usage, 3 environment, 130 interrupted"
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse that refuses in one sentence instead of a usage screen."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
-
-
 def main(argv: Sequence[str]) -> int:
     """Run one command.
 

@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from chameleon_lib.command_line import Parser
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit.cli import Parser
 from chameleon_lib.profiles.forget import Forgotten
 from chameleon_lib.profiles.store import ProfileInfo, ProfileStore
 
