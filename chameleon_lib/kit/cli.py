@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "answer a query of one of your own users",
     ),
     "bench": ("chameleon_lib.bench:main", "measure speed and memory"),
+    "export": ("chameleon_lib.profiles.export_cli:main", "write stored profiles as adapters"),
     "acceptance": (
         "chameleon_lib.backbones.demo.acceptance:main",
         "check that the embedded models can show an effect",
