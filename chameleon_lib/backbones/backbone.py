@@ -112,7 +112,7 @@ class HFBackbone(FrozenModel):
 
         Raises:
             UserError: If a prompt is empty or too long.
-            ValueError: Beams with a per-row edit.
+            ValueError: Beams with an edit of the generated tokens alone.
         """
         self.usage = EditUsage()
         planned = PreparedBatches(self._plan(prompts, groups))

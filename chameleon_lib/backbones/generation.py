@@ -34,8 +34,6 @@ def generate(
     """Answers for all batches, in the caller's order."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; give 1 or more.")
-    if decode.num_beams > 1 and edit is not None and edit.per_row:
-        raise ValueError("Beam search takes one shared edit; run users one by one or use 1 beam.")
     prepared.check_edit(edit)
     answers = [""] * len(prepared)
     with torch.inference_mode():
@@ -165,7 +163,8 @@ def _beams(
     if edit is not None and edit.positions == "generated":
         raise ValueError("Beam search starts at the last prompt token: use edit_positions last.")
     inputs: dict[str, Any] = backbone.beam_inputs(prefix, decode.num_beams)
-    with backbone.editing(edit):
+    # The library runs the beams of a row side by side; an encoder is not among the edited modules.
+    with backbone.editing(None if edit is None else edit.repeat_rows(decode.num_beams)):
         tokens: Tensor = backbone.model.generate(
             **inputs,
             max_new_tokens=max_new_tokens,

@@ -210,11 +210,17 @@ def test_unedited_beams_equal_those_of_the_library(family: str) -> None:
     assert found == backbone.codec.decode(out[:, start:])
 
 
-def test_beams_refuse_edits_per_row() -> None:
-    backbone = make_backbone("gpt2")
-    edit = make_edit(rows=len(PROMPTS))
-    with pytest.raises(ValueError, match="one shared edit"):
-        backbone.generate(PROMPTS, max_new_tokens=2, edit=edit, decode=DecodeSettings(num_beams=2))
+@pytest.mark.parametrize("family", MAIN)
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_beams_of_an_edit_per_row_equal_beams_of_each_prompt(family: str, positions: str) -> None:
+    backbone, decode = make_backbone(family), DecodeSettings(num_beams=3)
+    edit = make_edit(positions, rows=len(PROMPTS))
+    together = backbone.generate(PROMPTS, max_new_tokens=N, edit=edit, decode=decode)
+    alone = [
+        backbone.generate([prompt], max_new_tokens=N, edit=edit.rows([row]), decode=decode)[0]
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    assert together == alone
 
 
 @pytest.mark.parametrize("bad", [{"num_beams": 0}, {"temperature": 1.0}])
