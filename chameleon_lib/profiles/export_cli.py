@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.cli import Parser
 from chameleon_lib.kit.progress import Progress
 
 if TYPE_CHECKING:
     from chameleon_lib.backbones import HFBackbone
     from chameleon_lib.core.edit_profile import EditProfile
     from chameleon_lib.profiles.serving import Served, ServingFolder
-    from chameleon_lib.profiles.store import ProfileInfo
+    from chameleon_lib.profiles.store import ProfileInfo, ProfileStore
 
 FORMATS = ("peft", "alora", "merged", "gguf")
 POSITIONS = ("as_fitted", "all")
+_READS = 5
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m chameleon_lib export",
         description="Write stored profiles as adapters, merged checkpoints or GGUF adapters. Every "
         "export is reloaded from its files and compared with the hook before it counts.",
@@ -72,8 +74,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: Bad arguments, a profile that the form cannot carry, a damaged store.
     """
-    parser = _parser()
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     if options.prune and not options.all:
         raise UserError("--prune needs --all: one profile does not tell which others are wanted.")
     if not options.store.is_dir():
@@ -117,16 +118,11 @@ def _export(
     from chameleon_lib.profiles.store import ProfileStore
 
     store = ProfileStore(options.store)
-    infos = [info for info in store.list() if info.backbone == backbone.name]
     if options.profile_key is not None:
+        store.load(options.profile_key, backbone)  # says what is wrong with it or the backbone
         infos = [store.info(options.profile_key)]
-    if not infos:
-        others = sorted({info.backbone for info in store.list()})
-        raise UserError(
-            f"{options.store} holds no profile of {backbone.name}"
-            f"{' but of ' + ', '.join(others) if others else ''}; give their backbone, or fit and "
-            "save a profile."
-        )
+    else:
+        infos = _of_backbone(store, backbone.name)
     done = []
     with Progress("exports", len(infos)) as progress:
         for info in infos:
@@ -145,13 +141,32 @@ def _export(
     return done
 
 
+def _of_backbone(store: ProfileStore, name: str) -> list[ProfileInfo]:
+    infos = store.list()
+    chosen = [info for info in infos if info.backbone == name]
+    if chosen:
+        return chosen
+    others = sorted({info.backbone for info in infos})
+    found = f"profiles of {', '.join(others)} alone" if others else "no profile"
+    raise UserError(
+        f"The store {store.directory.root} holds {found}, none of {name}; name another backbone, "
+        "or fit and save a profile first."
+    )
+
+
 def _load(info: ProfileInfo) -> EditProfile:
     """A profile by its file: a store hides its keys, also from whoever exports all of it."""
     from chameleon_lib.profiles.files import Stored, read_content, read_tensors
     from chameleon_lib.profiles.records import from_stored
 
-    content = read_content(info.path)
-    return from_stored(Stored(content, read_tensors(info.path.parent, content)), info.path)
+    for _ in range(_READS):
+        try:
+            content = read_content(info.path)
+            stored = Stored(content, read_tensors(info.path.parent, content))
+        except FileNotFoundError:  # a writer replaced it between the two reads, or deleted it
+            continue
+        return from_stored(stored, info.path)
+    raise UserError(f"{info.path} was deleted while it was exported; run the export again.")
 
 
 def model_name(group: str, profile_id: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.batching import pad
@@ -41,8 +42,13 @@ class MixedBatch:
         """Greedy or beam answers, in order; ``None`` is a row of the bare base."""
         ids, mask, names = self._batch(prompts, users, side="left")
         codec = self.backbone.codec
+        own: dict[str, Any] = {}
+        if self.backbone.family == "encoder-decoder":
+            # The library's own cache counts encoder layers and fails where the decoder has more.
+            own["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         with torch.no_grad():
             tokens = self.model.generate(
+                **own,
                 input_ids=ids,
                 attention_mask=mask,
                 adapter_names=names,

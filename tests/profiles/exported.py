@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ WITH_GGUF = tuple(name for name in DENSE if name not in BIASED)
 PROMPTS = PROBES[:2]
 
 
-@lru_cache(maxsize=None)
+@cache
 def backbone_of(family: str) -> HFBackbone:
     """One backbone per family for all tests: an export leaves it bit for bit unchanged."""
     return make_backbone(family)
