@@ -1,0 +1,281 @@
+"""The serving folder: what servers read, versions, and the one command that fills it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chameleon_lib.backbones import HFBackbone, load_backbone
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit_profile import EditProfile
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import cli
+from chameleon_lib.profiles import serving
+from chameleon_lib.profiles.adapter_rules import VLLM_RANKS, check_adapter
+from chameleon_lib.profiles.commands import sglang_command, vllm_command
+from chameleon_lib.profiles.export_cli import model_name
+from chameleon_lib.profiles.mixed import mixed_users
+from chameleon_lib.profiles.serving import ServingFolder
+from chameleon_lib.profiles.store import ProfileStore
+from tests.backbones.tiny import make_model, make_tokenizer
+from tests.profiles.exported import backbone_of, edit_of
+
+
+def _resolved(folder: Path, name: str, base_model: str) -> Path | None:
+    """What vLLM's filesystem resolver does with a request for a model name."""
+    path = folder / name
+    if not (path / "adapter_config.json").exists():
+        return None
+    config = json.loads((path / "adapter_config.json").read_text())
+    fits = config["peft_type"] == "LORA" and config["base_model_name_or_path"] == base_model
+    return path if fits else None
+
+
+def test_the_resolver_finds_every_user_under_the_name_that_was_told(tmp_path: Path) -> None:
+    backbone = backbone_of("llama")
+    folder = ServingFolder(
+        tmp_path, backbone, form="peft", rank=8, base_model="org/llama", server="vllm"
+    )
+    edits = {"ann": edit_of(1), "bob": edit_of(2, layers=(1, 2))}
+    served = {name: folder.add(name, edit) for name, edit in edits.items()}
+    paths = {}
+    for name, found in served.items():
+        assert found.new and found.model == f"{name}-v0001"
+        path = _resolved(tmp_path, found.model, "org/llama")
+        assert path is not None and _resolved(tmp_path, found.model, "org/LLAMA") is None
+        config = check_adapter(path, server="vllm", base_model="org/llama")
+        check_adapter(path, server="sglang", base_model="org/llama")
+        assert isinstance(config["target_modules"], list)
+        assert {target.rpartition(".")[2] for target in config["target_modules"]} == {"down_proj"}
+        assert min(rank for rank in VLLM_RANKS if rank >= config["r"]) == 8
+        paths[name] = path
+    with mixed_users(backbone, paths) as batch:
+        texts = batch.generate(["a robot. Your answer:"] * 2, ["ann", "bob"], max_new_tokens=6)
+    alone = [
+        backbone.generate(["a robot. Your answer:"], max_new_tokens=6, edit=edit)[0]
+        for edit in edits.values()
+    ]
+    assert texts == alone
+
+
+def test_an_unchanged_edit_is_kept_and_a_changed_one_gets_a_new_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = backbone_of("llama")
+    folder = ServingFolder(tmp_path, backbone, form="peft")
+    first = folder.add("ann", edit_of(1))
+    before = {path: path.read_bytes() for path in (tmp_path / first.model).iterdir()}
+    with monkeypatch.context() as patch:
+        patch.delattr(serving, "export_edit")  # nothing is exported again
+        again = ServingFolder(tmp_path, backbone, form="peft").add("ann", edit_of(1))
+    assert again.model == first.model and not again.new
+    second = folder.add("ann", edit_of(2))
+    assert second.model == "ann-v0002" and second.new
+    assert before == {path: path.read_bytes() for path in (tmp_path / first.model).iterdir()}
+    assert [path.name for path in folder.stale(["ann"])] == ["ann-v0001"]
+    assert [path.name for path in folder.prune([])] == ["ann-v0001", "ann-v0002"]
+    assert folder.current == {} and not list(tmp_path.glob("ann*"))
+
+
+def test_a_killed_run_resumes_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = backbone_of("llama")
+    folder = ServingFolder(tmp_path, backbone, form="peft")
+    folder.add("ann", edit_of(1))
+
+    def killed(_self: ServingFolder) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ServingFolder, "_write_index", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.add("bob", edit_of(2))
+    resumed = ServingFolder(tmp_path, backbone, form="peft")
+    assert not resumed.add("ann", edit_of(1)).new
+    # The version that nothing points to stays untouched; its number is not given twice.
+    assert resumed.add("bob", edit_of(2)).model == "bob-v0002"
+
+
+def test_a_folder_serves_one_base_in_one_form(tmp_path: Path) -> None:
+    ServingFolder(tmp_path, backbone_of("llama"), form="peft").add("ann", edit_of())
+    with pytest.raises(UserError, match="serves peft exports of 'tiny-llama', not gguf"):
+        ServingFolder(tmp_path, backbone_of("llama"), form="gguf")
+    with pytest.raises(UserError, match="not peft of 'other'"):
+        ServingFolder(tmp_path, backbone_of("llama"), form="peft", base_model="other")
+    (tmp_path / "served.json").write_text("{")
+    with pytest.raises(UserError, match="served.json cannot be read"):
+        ServingFolder(tmp_path, backbone_of("llama"), form="peft")
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "ü", "", "a b"])
+def test_a_name_that_is_no_path_part_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be the name of a served model"):
+        ServingFolder(tmp_path, backbone_of("llama"), form="peft").add(name, edit_of())
+
+
+@pytest.mark.parametrize(
+    ("family", "form", "server", "sentence"),
+    [
+        ("t5", "peft", "vllm", "does not serve tiny-t5, an encoder-decoder"),
+        ("gpt2", "peft", "sglang", "has a bias, which SGLang cannot edit"),
+        ("llama", "alora", "vllm", "vLLM rejects aLoRA"),
+        ("llama", "merged", "vllm", "loads PEFT adapters, not the form merged"),
+        ("llama", "peft", "tgi", "choose one of vllm, sglang"),
+    ],
+)
+def test_a_server_that_cannot_load_it_is_refused_before_any_export(
+    family: str, form: str, server: str, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        ServingFolder(tmp_path, backbone_of(family), form=form, server=server)
+
+
+def test_the_commands_hold_the_documented_flags(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    lines = vllm_command(folder, "org/llama", 2, models=3)
+    words = shlex.split(lines[-1])
+    assert words[:3] == ["vllm", "serve", "org/llama"]
+    assert words[words.index("--max-lora-rank") + 1] == "8"
+    assert words[words.index("--lora-target-modules") + 1] == "down_proj"
+    assert words[words.index("--max-loras") + 1] == "3"
+    assert f"VLLM_LORA_RESOLVER_CACHE_DIR={folder}" in shlex.split(lines[1])
+    assert vllm_command(folder, "m", 9, models=1)[-1].count("--max-lora-rank 16") == 1
+    words = shlex.split(sglang_command("org/llama", 2, models=100)[0])
+    assert words[words.index("--max-lora-rank") + 1] == "2" and "--lora-strict-loading" in words
+    assert words[words.index("--max-loras-per-batch") + 1] == "8"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama checkpoint."""
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    make_model("llama").save_pretrained(folder)
+    make_tokenizer(closes=False).save_pretrained(folder)
+    return folder
+
+
+def _profile(backbone: HFBackbone, edit: Edit, users: tuple[str, ...]) -> EditProfile:
+    name = (backbone.name, backbone.fingerprint)
+    return EditProfile("LaMP_2", edit, EditSettings(), name, users, 40, 2)
+
+
+@pytest.fixture
+def store(base: Path, tmp_path: Path) -> Path:
+    """Two users and a group, edited at all positions."""
+    backbone = load_backbone(base)
+    profiles = ProfileStore(tmp_path / "store")
+    for seed, (key, users) in enumerate(
+        {"ann@x.org": (), "bob@x.org": (), "film club": ("u1", "u2")}.items()
+    ):
+        profiles.save(key, _profile(backbone, edit_of(seed), tuple(users)))
+    return tmp_path / "store"
+
+
+def _call(store: Path, base: Path, *words: str) -> int:
+    where = ["--store", str(store), "--backbone", str(base), "--to", str(store.parent / "out")]
+    return cli.main(["export", *where, *words])
+
+
+def test_one_command_exports_a_store_and_tells_how_to_serve_it(
+    store: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _call(store, base, "--all", "--server", "vllm") == 0
+    printed = capsys.readouterr().out
+    out = store.parent / "out"
+    models = sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert len(models) == 3 and sum(name.startswith("u-") for name in models) == 2
+    assert any(name.startswith("g-film-club-") for name in models)
+    for model in models:
+        assert f"wrote {model}" in printed
+        assert _resolved(out, model, str(base)) is not None
+    assert f"vllm serve {base} --enable-lora --max-lora-rank 8" in printed
+    assert "sglang.launch_server" in printed and "PeftModel.from_pretrained" in printed
+    assert "ann@x.org" not in printed
+    everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert b"@x.org" not in everything and b"u1" not in everything
+
+    info = ProfileStore(store).info("ann@x.org")
+    assert _call(store, base, "--profile-key", "ann@x.org") == 0
+    assert f"kept  {model_name(info.group, info.id)}-v0001" in capsys.readouterr().out
+
+
+def test_prune_removes_whom_the_store_no_longer_holds(
+    store: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _call(store, base, "--all") == 0
+    info = ProfileStore(store).info("ann@x.org")
+    gone = store.parent / "out" / f"u-{info.id}-v0001"
+    assert gone.is_dir()
+    ProfileStore(store).delete("ann@x.org")
+    assert _call(store, base, "--all") == 0
+    assert "1 folders are old versions" in capsys.readouterr().out and gone.is_dir()
+    assert _call(store, base, "--all", "--prune") == 0
+    assert f"deleted {gone.name}" in capsys.readouterr().out and not gone.exists()
+    assert info.id not in (store.parent / "out" / "served.json").read_text()
+
+
+def test_merged_and_gguf_folders(
+    store: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form, line in (("merged", "vllm serve"), ("gguf", "llama-server -m BASE.gguf --lora")):
+        words = ["--profile-key", "film club", "--format", form]
+        where = ["--to", str(store.parent / form)]
+        assert _call(store, base, *words, *where) == 0
+        assert line in capsys.readouterr().out
+    assert list((store.parent / "merged").glob("g-*/model.safetensors"))
+    assert list((store.parent / "gguf").glob("g-*/adapter.gguf"))
+
+
+def test_an_edit_of_the_last_position_goes_out_as_alora_or_openly_as_another(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = load_backbone(base)
+    last = replace(edit_of(), positions="last")
+    ProfileStore(tmp_path / "store").save("ann", _profile(backbone, last, ()))
+    assert _call(tmp_path / "store", base, "--all") == 2
+    assert "export it as alora, or set its positions to all" in capsys.readouterr().err
+    assert _call(tmp_path / "store", base, "--all", "--format", "alora") == 0
+    printed = capsys.readouterr().out
+    assert "# vLLM rejects aLoRA" in printed and "vllm serve" not in printed
+    elsewhere = ["--to", str(tmp_path / "all")]
+    assert _call(tmp_path / "store", base, "--all", "--positions", "all", *elsewhere) == 0
+    records = list((tmp_path / "all").glob("*/chameleon.json"))
+    assert [json.loads(path.read_text())["positions"] for path in records] == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--profile-key", "nobody"], "There is no profile of 'nobody'"),
+        (["--all", "--format", "onnx"], "Argument --format: invalid choice: 'onnx'"),
+        ([], "One of the arguments --all --profile-key is required"),
+        (["--all", "--profile-key", "x"], "not allowed with argument"),
+        (["--profile-key", "film club", "--prune"], "--prune needs --all"),
+        (["--all", "--store", "no/such"], "There is no profile store no/such"),
+        (["--all", "--backbone", "demo:decoder"], "is not demo:<family>:<seed>"),
+        (["--all", "--backbone", "demo:decoder:0"], "none of demo:decoder:0"),
+        (["--all", "--rank", "1"], "The rank is 1; the edit needs 2 or more"),
+    ],
+)
+def test_misuse_is_one_sentence_and_exit_code_2(
+    words: list[str], sentence: str, store: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _call(store, base, *words) == 2
+    # Before it stands the progress of loading the weights, where they were needed to tell.
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Loading weights" not in line]
+    assert len([line for line in lines if line]) == 1 and sentence in lines[-1]
+    assert not list(store.parent.glob("out/*-v*"))
+
+
+def test_a_group_with_forgotten_members_is_not_exported(
+    store: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ProfileStore(store).forget("u1")
+    assert _call(store, base, "--profile-key", "film club") == 2
+    assert "1 forgotten users; fit it again" in capsys.readouterr().err
