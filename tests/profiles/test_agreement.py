@@ -1,0 +1,103 @@
+"""The comparison behind every export: it sees what it must see, in every precision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from chameleon_lib.backbones import HFBackbone, backbone_from
+from chameleon_lib.errors import UserError
+from chameleon_lib.profiles.agreement import PROBES, View, compare, view
+from chameleon_lib.profiles.alora import invocation_token
+from chameleon_lib.profiles.export import export_edit
+from tests.backbones.naive import greedy
+from tests.backbones.tiny import make_backbone, make_edit, make_model, make_tokenizer
+from tests.profiles.exported import EXPERTS, PROMPTS, backbone_of, edit_of, hook_view, ids_of
+
+
+def _half(family: str, dtype: torch.dtype = torch.bfloat16) -> HFBackbone:
+    backbone = make_backbone(family)
+    backbone.model.to(dtype)
+    return backbone
+
+
+@pytest.mark.parametrize("family", ["mistral", "gpt2", "t5"])
+def test_a_view_holds_the_tokens_of_plain_greedy_decoding(family: str) -> None:
+    backbone = backbone_of(family)
+    found = view(backbone, ids_of(backbone), None, new_tokens=5)
+    texts = backbone.codec.decode(torch.tensor(found.tokens))
+    assert texts == [greedy(backbone, prompt, 5) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("family", ["mistral", "gpt2", "t5"])
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_in_bfloat16_a_right_export_stays_within_its_rounding(
+    family: str, form: str, tmp_path: Path
+) -> None:
+    done = export_edit(edit_of(), _half(family), tmp_path / "a", form=form, prompts=PROMPTS)
+    assert 0.05 < done.agreement.effect and done.agreement.error <= done.agreement.bound
+
+
+def test_in_bfloat16_another_users_edit_is_told_apart() -> None:
+    backbone = _half("mistral")
+
+    def other(hook: View) -> View:
+        return view(backbone, ids_of(backbone), edit_of(2), forced=hook.tokens)
+
+    with pytest.raises(UserError, match="differs from the edit"):
+        compare(backbone, edit_of(1), PROMPTS, other)
+
+
+def _shifted(found: View, by: float) -> View:
+    return replace(found, logits=tuple(row + by for row in found.logits))
+
+
+def test_the_bound_is_2e_5_of_the_effect_and_not_a_number_fails() -> None:
+    backbone, edit = backbone_of("mistral"), edit_of()
+    right = hook_view(backbone, edit, n=8)
+    effect = compare(backbone, edit, PROMPTS, lambda _: right).effect
+    bound = 2e-5 * max(1.0, effect)
+    compare(backbone, edit, PROMPTS, lambda _: _shifted(right, 0.9 * bound))
+    for by in (1.1 * bound, float("nan")):
+        with pytest.raises(UserError, match="differs from the edit"):
+            compare(backbone, edit, PROMPTS, lambda _, by=by: _shifted(right, by))
+
+
+def test_other_greedy_tokens_fail_even_where_logits_agree() -> None:
+    backbone, edit = backbone_of("mistral"), edit_of()
+    right = hook_view(backbone, edit, n=8)
+    wrong = replace(right, tokens=((0,) * 8, *right.tokens[1:]))
+    with pytest.raises(UserError, match="greedy tokens differ"):
+        compare(backbone, edit, PROMPTS, lambda _: wrong)
+
+
+def test_a_chat_template_ends_every_prompt_in_its_own_token(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(closes=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[/INST]"]})
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}[/INST]"
+    model = make_model("mistral", vocab_size=len(tokenizer))
+    backbone = backbone_from(model, tokenizer, name="chat")
+    marker = tokenizer.convert_tokens_to_ids("[/INST]")
+    prompts = ["a cat", "a dog."]
+    assert invocation_token(backbone, prompts) == marker
+    done = export_edit(
+        make_edit("last"), backbone, tmp_path / "a", form="alora", prompts=prompts
+    )
+    assert done.agreement.same_tokens and done.agreement.effect >= 1e-2
+
+
+def test_the_probes_end_as_the_prompts_of_the_tasks_do() -> None:
+    assert all(probe.endswith("Your answer:") for probe in PROBES)
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+@pytest.mark.parametrize("form", ["alora", "gguf"])
+def test_experts_are_refused_where_an_adapter_cannot_reach_them(
+    family: str, form: str, tmp_path: Path
+) -> None:
+    edit = make_edit("last" if form == "alora" else "all")
+    with pytest.raises(UserError, match="keeps its experts in one stacked parameter"):
+        export_edit(edit, backbone_of(family), tmp_path / "a", form=form, prompts=PROMPTS)
