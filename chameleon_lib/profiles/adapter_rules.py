@@ -103,10 +103,10 @@ def _config_rules(config: dict[str, Any]) -> Sequence[tuple[bool, str]]:
 def _server_rules(config: dict[str, Any], server: str) -> Sequence[tuple[bool, str]]:
     largest = VLLM_RANKS[-1]
     return (
-        (bool(config.get("lora_bias")), f"{server} rejects lora_bias"),
-        (config.get("alora_invocation_tokens") is not None, f"{server} rejects aLoRA"),
-        (bool(config.get("modules_to_save")), f"{server} rejects modules_to_save"),
-        (bool(config.get("layer_replication")), f"{server} rejects layer_replication"),
+        (bool(config.get("lora_bias")), f"lora_bias is not served by {server}"),
+        (config.get("alora_invocation_tokens") is not None, f"aLoRA is not served by {server}"),
+        (bool(config.get("modules_to_save")), f"modules_to_save is not served by {server}"),
+        (bool(config.get("layer_replication")), f"layer_replication is not served by {server}"),
         (bool(config.get("target_parameters")), f"{server} takes modules, not target_parameters"),
         (server == "vllm" and config["r"] > largest, f"vllm takes ranks up to {largest}"),
         (

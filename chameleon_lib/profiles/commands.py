@@ -14,6 +14,7 @@ from chameleon_lib.profiles.adapter_rules import SERVED_MODULE, VLLM_RANKS
 from chameleon_lib.profiles.gguf_adapter import FILE
 
 _IN_BATCH, _IN_MEMORY = 8, 64
+_AUTO = {True: "AutoModelForCausalLM", False: "AutoModelForSeq2SeqLM"}
 
 
 def vllm_command(folder: Path, base_model: str, rank: int, *, models: int) -> list[str]:
@@ -53,24 +54,31 @@ def sglang_request(folder: Path, model: str) -> str:
     return _post(30000, "/load_lora_adapter", {"lora_name": model, "lora_path": path})
 
 
-def merged_command(folder: Path, model: str) -> str:
-    """One user's own server: merged weights are a model of their own."""
-    return f"vllm serve {shlex.quote(str((folder / model).absolute()))}"
+def merged_lines(folder: Path, model: str, *, decoder: bool) -> list[str]:
+    """One user's own model; it needs no adapter support."""
+    path = str((folder / model).absolute())
+    if decoder:
+        return [f"vllm serve {shlex.quote(path)}"]
+    return [f"model = {_AUTO[False]}.from_pretrained({path!r})"]
 
 
-def gguf_command(folder: Path, model: str) -> str:
+def gguf_lines(folder: Path, base_model: str, model: str, *, decoder: bool) -> list[str]:
     """llama.cpp with one adapter; its scale is no strength of the edit and stays 1."""
     path = shlex.quote(str((folder / model / FILE).absolute()))
-    return f"llama-server -m BASE.gguf --lora {path}"
+    lines = [
+        f"# BASE.gguf is {base_model} in f32, f16 or bf16: a quantised file holds other weights "
+        "than this adapter was compiled from"
+    ]
+    if not decoder:
+        lines.append("# llama-server has lacked full T5 support (ggml-org/llama.cpp#8993)")
+    return [*lines, f"{'llama-server' if decoder else 'llama-cli'} -m BASE.gguf --lora {path}"]
 
 
-def peft_lines(folder: Path, base_model: str, model: str) -> list[str]:
+def peft_line(folder: Path, base_model: str, model: str, *, decoder: bool) -> str:
     """Python that loads one adapter on the base."""
     path = str((folder / model).absolute())
-    return [
-        f"base = ...from_pretrained({base_model!r})",
-        f"PeftModel.from_pretrained(base, {path!r})",
-    ]
+    base = f"{_AUTO[decoder]}.from_pretrained({base_model!r})"
+    return f"model = PeftModel.from_pretrained({base}, {path!r})"
 
 
 def _post(port: int, route: str, body: dict[str, object]) -> str:

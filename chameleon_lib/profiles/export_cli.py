@@ -205,10 +205,12 @@ def _how_to_serve(
     from chameleon_lib.profiles.forms import server_refusal
 
     folder, base, rank, model = options.to, serving.base_model, options.rank, done[0].model
+    decoder = backbone.family == "decoder"
     if options.format == "gguf":
-        return ["", "# llama.cpp", commands.gguf_command(folder, model)]
+        return ["", "# llama.cpp", *commands.gguf_lines(folder, base, model, decoder=decoder)]
     if options.format == "merged":
-        return ["", "# one model per user", commands.merged_command(folder, model)]
+        title = "# one model per user"
+        return ["", title, *commands.merged_lines(folder, model, decoder=decoder)]
     lines: list[str] = []
     for server, title in (("vllm", "vLLM 0.33.0"), ("sglang", "SGLang 0.5.23")):
         reason = server_refusal(backbone, server, alora=options.format == "alora")
@@ -221,4 +223,4 @@ def _how_to_serve(
         else:
             lines += commands.sglang_command(base, rank, models=len(done))
             lines.append(commands.sglang_request(folder, model))
-    return [*lines, "", "# PEFT", *commands.peft_lines(folder, base, model)]
+    return [*lines, "", "# PEFT", commands.peft_line(folder, base, model, decoder=decoder)]

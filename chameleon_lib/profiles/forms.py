@@ -121,5 +121,5 @@ def server_refusal(backbone: HFBackbone, server: str, *, alora: bool = False) ->
     if not found.name.endswith(".down_proj"):
         return f"{title} is started for down_proj alone, this is {found.name}; use merged."
     if alora:
-        return f"{title} rejects aLoRA, the form of an edit of the last position; use PEFT."
+        return f"{title} runs no aLoRA, the form of an edit of the last position; use PEFT."
     return None

@@ -135,7 +135,7 @@ def adapters(backbone: HFBackbone, folders: Mapping[str, Path]) -> Iterator[Any]
             except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
                 if isinstance(error, UserError):
                     raise
-                reason = str(error).strip().split("\n")[0]
+                reason = " ".join(str(error).split())[:200]
                 raise UserError(
                     f"The adapter {folder} cannot be loaded on {backbone.name} ({reason}); export "
                     "it again for this model."

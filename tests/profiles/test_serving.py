@@ -17,7 +17,13 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit import cli
 from chameleon_lib.profiles import serving
 from chameleon_lib.profiles.adapter_rules import VLLM_RANKS, check_adapter
-from chameleon_lib.profiles.commands import sglang_command, vllm_command
+from chameleon_lib.profiles.commands import (
+    gguf_lines,
+    merged_lines,
+    peft_line,
+    sglang_command,
+    vllm_command,
+)
 from chameleon_lib.profiles.export_cli import model_name
 from chameleon_lib.profiles.mixed import mixed_users
 from chameleon_lib.profiles.serving import ServingFolder
@@ -124,7 +130,7 @@ def test_a_name_that_is_no_path_part_is_refused(name: str, tmp_path: Path) -> No
     [
         ("t5", "peft", "vllm", "does not serve tiny-t5, an encoder-decoder"),
         ("gpt2", "peft", "sglang", "has a bias, which SGLang cannot edit"),
-        ("llama", "alora", "vllm", "vLLM rejects aLoRA"),
+        ("llama", "alora", "vllm", "vLLM runs no aLoRA"),
         ("llama", "merged", "vllm", "loads PEFT adapters, not the form merged"),
         ("llama", "peft", "tgi", "choose one of vllm, sglang"),
     ],
@@ -149,6 +155,13 @@ def test_the_commands_hold_the_documented_flags(tmp_path: Path) -> None:
     words = shlex.split(sglang_command("org/llama", 2, models=100)[0])
     assert words[words.index("--max-lora-rank") + 1] == "2" and "--lora-strict-loading" in words
     assert words[words.index("--max-loras-per-batch") + 1] == "8"
+
+
+def test_encoder_decoders_get_commands_that_run_them(tmp_path: Path) -> None:
+    assert "vllm" not in " ".join(merged_lines(tmp_path, "u", decoder=False))
+    assert "AutoModelForSeq2SeqLM" in peft_line(tmp_path, "base", "u", decoder=False)
+    assert gguf_lines(tmp_path, "base", "u", decoder=False)[-1].startswith("llama-cli")
+    assert gguf_lines(tmp_path, "base", "u", decoder=True)[-1].startswith("llama-server")
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +255,7 @@ def test_an_edit_of_the_last_position_goes_out_as_alora_or_openly_as_another(
     assert "export it as alora, or set its positions to all" in capsys.readouterr().err
     assert _call(tmp_path / "store", base, "--all", "--format", "alora") == 0
     printed = capsys.readouterr().out
-    assert "# vLLM rejects aLoRA" in printed and "vllm serve" not in printed
+    assert "# vLLM runs no aLoRA" in printed and "vllm serve" not in printed
     elsewhere = ["--to", str(tmp_path / "all")]
     assert _call(tmp_path / "store", base, "--all", "--positions", "all", *elsewhere) == 0
     records = list((tmp_path / "all").glob("*/chameleon.json"))

@@ -7,6 +7,7 @@ and names, with which b.2 begins.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,17 @@ def test_trap_4_the_second_adapter_of_a_batch_is_checked_too(tmp_path: Path) -> 
     assert not any("lora" in name for name, _ in backbone.model.named_modules())
 
 
+def test_an_adapter_that_does_not_fit_leaves_the_base_as_it_was(tmp_path: Path) -> None:
+    backbone, wider = backbone_of("llama"), make_backbone("llama", intermediate_size=48)
+    before = [module for _, module in backbone.model.named_modules()]
+    folder = write_plain(tmp_path / "a", edit_of(), wider)
+    with pytest.raises(UserError, match="a cannot be loaded on tiny-llama .*size mismatch"):
+        with adapters(backbone, {"u": folder}):
+            pass
+    after = [module for _, module in backbone.model.named_modules()]
+    assert len(before) == len(after) and all(map(operator.is_, before, after))
+
+
 @pytest.mark.parametrize("family", BIASED)
 def test_trap_6_a_forgotten_bias_is_refused_and_servers_are_told(
     family: str, tmp_path: Path
@@ -132,7 +144,7 @@ def test_trap_6_a_forgotten_bias_is_refused_and_servers_are_told(
     assert check_adapter(folder)["lora_bias"] is True
     for server in ("vllm", "sglang"):
         assert "has a bias" in str(server_refusal(backbone, server))
-        with pytest.raises(UserError, match="rejects lora_bias"):
+        with pytest.raises(UserError, match="lora_bias is not served by"):
             check_adapter(folder, server=server)
     _spoil(folder, lora_bias=False)
     _rename(folder, lambda name: None if name.endswith("bias") else name)
@@ -277,9 +289,9 @@ def test_a_configuration_that_readers_take_otherwise_is_refused(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"alora_invocation_tokens": [3]}, "rejects aLoRA"),
-        ({"modules_to_save": ["lm_head"]}, "rejects modules_to_save"),
-        ({"layer_replication": [[0, 1]]}, "rejects layer_replication"),
+        ({"alora_invocation_tokens": [3]}, "aLoRA is not served by"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is not served by"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication is not served by"),
     ],
 )
 def test_what_servers_reject_is_refused_before_they_do(
