@@ -25,7 +25,7 @@ class PlacedLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps the rows ``indices``, which may come from another device."""
-        if self.get_seq_length() > 0:
+        if self.keys is not None and self.values is not None and self.get_seq_length() > 0:
             self.keys, self.values = _rows_of(self.keys, indices), _rows_of(self.values, indices)
 
 

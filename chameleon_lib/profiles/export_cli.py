@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chameleon_lib.command_line import Parser
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit.cli import Parser
 from chameleon_lib.kit.progress import Progress
 
 if TYPE_CHECKING:
