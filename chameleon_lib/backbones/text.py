@@ -85,19 +85,21 @@ class TextCodec:
 
         Returns:
             The text from the question to the model's turn, the lead of the answer, and the first
-            token after it. A template that does not tell has the lead ``" "``.
+            token after it. Where the template does not tell, the lead is a blank, unless one
+            stands there already.
         """
         asked = [{"role": "user", "content": _QUESTION}]
         opened = self._render(asked, opens=True)
         before = opened.rpartition(_QUESTION)[2] or ":"
+        lead = "" if before[-1].isspace() else " "
         try:
             whole = self._render([*asked, {"role": "assistant", "content": _WORD}], opens=False)
         except TemplateError:
-            return before, " ", None
-        lead, word, after = whole.removeprefix(opened).partition(_WORD)
-        if not whole.startswith(opened) or not word or lead.strip():
-            return before, " ", None
-        closing = self._ids(after)
+            return before, lead, None
+        told, word, after = whole.rpartition(_WORD)
+        if word and told.startswith(opened) and not told.removeprefix(opened).strip():
+            lead = told.removeprefix(opened)
+        closing = self._ids(after) if word else []
         return before, lead, closing[0] if closing else None
 
     def prompts(self, prompts: Sequence[str]) -> list[list[int]]:

@@ -10,7 +10,14 @@ from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.protocols import DecodeSettings
 from chameleon_lib.errors import UserError
 from tests.backbones import naive
-from tests.backbones.tiny import CONFIGS, GROUPS, PROMPTS, make_backbone, make_edit
+from tests.backbones.tiny import (
+    CONFIGS,
+    GROUPS,
+    PROMPTS,
+    make_backbone,
+    make_edit,
+    prepared_positions,
+)
 
 MAIN = ("mistral", "gpt2", "t5")
 N = 8
@@ -59,16 +66,8 @@ def test_grouped_equals_ungrouped(family: str, positions: str | None) -> None:
 def test_a_group_computes_its_shared_start_once() -> None:
     backbone = make_backbone("mistral")
     prompts = [PROMPTS[3][:-12] + ending for ending in (" one:", " two:", " three:", " four:")]
-    seen: list[int] = []
-    handle = backbone.sites()[0].register_forward_hook(
-        lambda _module, _inputs, output: seen.append(output.shape[0] * output.shape[1])
-    )
-    backbone.prepare(prompts)
-    plain = sum(seen)
-    seen.clear()
-    backbone.prepare(prompts, groups=[0, 0, 0, 0])
-    handle.remove()
-    assert sum(seen) < 0.5 * plain
+    together = prepared_positions(backbone, prompts, [0, 0, 0, 0])
+    assert together < 0.5 * prepared_positions(backbone, prompts)
 
 
 @pytest.mark.parametrize("window", [8, 16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -142,3 +143,16 @@ def make_edit(positions: str = "last", *, rows: int | None = None, seed: int = 1
         alpha_p=4.0,
         positions=positions,
     )
+
+
+def prepared_positions(
+    backbone: HFBackbone, prompts: Sequence[str], groups: Sequence[int] | None = None
+) -> int:
+    """Token positions, padding included, that ``prepare`` runs through the first layer."""
+    seen: list[int] = []
+    handle = backbone.sites()[0].register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output.numel() // output.shape[-1])
+    )
+    backbone.prepare(prompts, groups=groups)
+    handle.remove()
+    return sum(seen)

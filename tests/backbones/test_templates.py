@@ -1,0 +1,203 @@
+"""Tokenizers and chat templates shaped like those of Mistral v0.3, Flan-T5, Qwen and Gemma."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chameleon_lib.backbones import HFBackbone, backbone_from, load_backbone
+from chameleon_lib.backbones.text import TextCodec
+from chameleon_lib.core.chameleon import Chameleon
+from chameleon_lib.lamp.prompts import ANSWER_CUE, answer_prompt
+from tests.backbones import naive
+from tests.backbones.demo.small import HashEmbedder
+from tests.backbones.tiny import make_edit, make_model, prepared_positions
+from tests.backbones.tokenizers_like import GEMMA, QWEN, byte_level_like, flan_like, mistral_like
+from tests.core.method import SETTINGS, train_users
+
+N = 4
+
+
+def turns(question: str, answer: str | None = None) -> list[dict[str, str]]:
+    asked = [{"role": "user", "content": question}]
+    return asked if answer is None else [*asked, {"role": "assistant", "content": answer}]
+
+
+def around(tokenizer: Any, family: str, context: int = 1024) -> HFBackbone:
+    """A tiny model of a family around a tokenizer."""
+    changes: dict[str, Any] = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    if family != "t5":
+        changes |= {"max_position_embeddings": context, "bos_token_id": tokenizer.bos_token_id}
+    return backbone_from(make_model(family, **changes), tokenizer, name=f"like-{family}")
+
+
+@pytest.fixture(scope="module")
+def mistral() -> HFBackbone:
+    return around(mistral_like(), "mistral")
+
+
+@pytest.fixture(scope="module")
+def flan() -> HFBackbone:
+    return around(flan_like(), "t5")
+
+
+def prompts_of_both_agents(n: int = 3) -> tuple[list[str], list[int]]:
+    """Personalised and neutral prompts of the same queries, and their groups."""
+    prompts, groups = [], []
+    for number, user in enumerate(train_users(n=n)):
+        for role in ("P", "N"):
+            query = user.queries[0].text
+            prompts.append(
+                answer_prompt(
+                    user.task, user.history, query, role=role, insight="likes short texts"
+                )
+            )
+            groups.append(number)
+    return prompts, groups
+
+
+def test_a_mistral_prompt_has_one_bos_and_its_control_tokens_once(mistral: HFBackbone) -> None:
+    codec, tokenizer = mistral.codec, mistral.codec.tokenizer
+    opening, closing = tokenizer.convert_tokens_to_ids(["[INST]", "[/INST]"])
+    prompt = "1. 5 is the rating score for product: handy\nYour answer:"
+    [ids] = codec.prompts([prompt])
+    assert codec.chat and ids[:2] == [tokenizer.bos_token_id, opening] and ids[-1] == closing
+    assert [ids.count(token) for token in (tokenizer.bos_token_id, opening, closing)] == [1, 1, 1]
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == prompt
+    raw = TextCodec(tokenizer, decoder_only=True, eos_ids=[], prompts_chat="raw")
+    [plain] = raw.prompts([prompt])
+    assert plain.count(tokenizer.bos_token_id) == 1 and opening not in plain
+
+
+@pytest.mark.parametrize("answer", ["comedy", "5", "a handy kettle", "élan"])
+def test_answers_have_the_ids_of_the_templates_own_turn(mistral: HFBackbone, answer: str) -> None:
+    codec, tokenizer = mistral.codec, mistral.codec.tokenizer
+    whole = tokenizer.apply_chat_template(turns("rate it", answer), tokenize=False)
+    expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    found = codec.prompts(["rate it"])[0] + codec.answers([answer])[0] + [codec.eos_id]
+    assert found == expected
+    raw = TextCodec(tokenizer, decoder_only=True, eos_ids=[], prompts_chat="raw")
+    joined = raw.prompts(["Your answer:"])[0] + raw.answers([answer])[0]
+    assert joined == tokenizer(f"Your answer: {answer}")["input_ids"]
+    assert raw.decode(torch.tensor([raw.answers([answer])[0]])) == [answer]
+
+
+@pytest.mark.parametrize(
+    ("template", "control", "closes"),
+    [
+        (QWEN, ["<|im_start|>", "<|im_end|>"], "<|im_end|>"),
+        (GEMMA, ["<start_of_turn>", "<end_of_turn>"], "<end_of_turn>"),
+    ],
+)
+def test_after_a_line_break_the_answer_has_no_blank_and_the_turn_its_own_end(
+    template: str, control: list[str], closes: str
+) -> None:
+    tokenizer = byte_level_like(template, control)
+    end = tokenizer.convert_tokens_to_ids(closes)
+    codec = TextCodec(
+        tokenizer, decoder_only=True, eos_ids=[tokenizer.eos_token_id, end], prompts_chat="template"
+    )
+    prompt = codec.wrap("rate it")
+    assert prompt.endswith("\n") and prompt.count("rate it") == 1
+    assert tokenizer.decode(codec.answers(["comedy"])[0]) == "comedy"
+    assert codec.eos_id == end and set(codec.eos_ids) == {end, tokenizer.eos_token_id}
+    text = prompt + "comedy" + closes
+    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert codec.prompts(["rate it"])[0] + codec.answers(["comedy"])[0] + [end] == expected
+    # A model that does not stop at the token that closes a turn keeps the tokenizer's own end.
+    other = TextCodec(tokenizer, decoder_only=True, eos_ids=[], prompts_chat="template")
+    assert other.eos_id == tokenizer.eos_token_id
+
+
+def test_a_template_that_thinks_aloud_is_told_not_to() -> None:
+    tokenizer = byte_level_like(QWEN, ["<|im_start|>", "<|im_end|>"])
+    codec = TextCodec(tokenizer, decoder_only=True, eos_ids=[], prompts_chat="template")
+    assert codec.wrap("rate it").endswith("<think>\n\n</think>\n\n")
+
+
+def test_a_template_that_refuses_the_models_turn_still_asks() -> None:
+    tokenizer = byte_level_like(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no') }}"
+        "{% endif %}[Q]{{ m.content }}[/Q]{% endfor %}",
+        ["[Q]", "[/Q]"],
+    )
+    codec = TextCodec(tokenizer, decoder_only=True, eos_ids=[], prompts_chat="template")
+    assert codec.wrap("hi") == "[Q]hi[/Q]" and codec.eos_id == tokenizer.eos_token_id
+    assert tokenizer.decode(codec.answers(["comedy"])[0]) == " comedy"
+
+
+def test_left_padded_chat_prompts_of_one_query_share_their_start_and_change_nothing(
+    mistral: HFBackbone,
+) -> None:
+    prompts, groups = prompts_of_both_agents()
+    assert prepared_positions(mistral, prompts, groups) < 0.8 * prepared_positions(mistral, prompts)
+    edit = make_edit("last", rows=len(prompts))
+    expected = [naive.greedy(mistral, prompt, N) for prompt in prompts]
+    assert mistral.generate(prompts, max_new_tokens=N, groups=groups) == expected
+    assert mistral.generate(
+        prompts, max_new_tokens=N, edit=edit, groups=groups
+    ) == mistral.generate(prompts, max_new_tokens=N, edit=edit)
+
+
+def test_a_flan_prompt_closes_with_its_end_and_the_decoder_starts_from_padding(
+    flan: HFBackbone,
+) -> None:
+    codec, tokenizer = flan.codec, flan.codec.tokenizer
+    prompt = prompts_of_both_agents(1)[0][0]
+    [ids] = codec.prompts([prompt])
+    assert not codec.chat and ids[-1] == codec.eos_id == 1 and ids.count(1) == 1
+    assert "\n" in prompt and tokenizer.unk_token_id not in ids  # line breaks are mere blanks
+    assert codec.answers(["handy"])[0] == tokenizer("handy")["input_ids"][:-1]
+    batch = flan.read_inputs(codec.prompts([prompt, "short"]), codec.answers(["handy", ""]))
+    assert batch.inputs["decoder_input_ids"][:, 0].tolist() == [0, 0] == [codec.pad_id] * 2
+    assert batch.inputs["attention_mask"].sum(dim=1).tolist() == [
+        flan.count_tokens(prompt), flan.count_tokens("short")
+    ]  # fmt: skip
+    expected = [naive.greedy(flan, text, N) for text in (prompt, "short")]
+    assert flan.generate([prompt, "short"], max_new_tokens=N) == expected
+
+
+@pytest.mark.parametrize(("kind", "context"), [("mistral", 190), ("flan", 380)])
+def test_truncation_drops_whole_items_counts_them_and_spares_question_and_answer(
+    kind: str, context: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = around(mistral_like(), "mistral") if kind == "mistral" else around(flan_like(), "t5")
+    backbone.model.config.max_position_embeddings = context
+    model = Chameleon(backbone, HashEmbedder(), SETTINGS)
+    users = train_users(n=3)
+    with caplog.at_level(logging.WARNING):
+        prepared = model.prepare(users)
+    dropped = sum(4 - len(user.items) for user in prepared)
+    assert dropped > 0 and model.counts["dropped_items"] == dropped
+    assert any(f"'dropped_items': {dropped}" in line for line in caplog.messages)
+    for user in prepared:
+        for query in user.user.queries:
+            prompt = answer_prompt(
+                user.user.task, user.items, query.text, role="P", insight=user.insight_p
+            )
+            [ids] = backbone.codec.prompts([prompt])
+            seen = backbone.codec.tokenizer.decode(ids)
+            assert query.text in seen and ANSWER_CUE in seen
+            assert all(item.text in seen for item in user.items)
+            assert backbone.fits(prompt, 5)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "flan"])
+def test_a_saved_tokenizer_comes_back_with_its_template(
+    kind: str, mistral: HFBackbone, flan: HFBackbone, tmp_path: Path
+) -> None:
+    backbone = mistral if kind == "mistral" else flan
+    backbone.model.save_pretrained(tmp_path)
+    backbone.codec.tokenizer.save_pretrained(tmp_path)
+    loaded = load_backbone(tmp_path)
+    prompts = prompts_of_both_agents(1)[0]
+    assert loaded.codec.chat == (kind == "mistral")
+    assert loaded.codec.prompts(prompts) == backbone.codec.prompts(prompts)
+    assert loaded.codec.answers(["handy"]) == backbone.codec.answers(["handy"])
+    assert loaded.generate(prompts, max_new_tokens=N) == backbone.generate(
+        prompts, max_new_tokens=N
+    )
