@@ -16,6 +16,8 @@ from chameleon_lib.backbones.sites import site_paths
 from chameleon_lib.errors import UserError
 
 QUANTIZATIONS = ("none", "nf4")
+# bitsandbytes is not in environment.yml: only 4-bit runs need it. This version is the tested one.
+PACKAGES = {"bitsandbytes": "0.50.2", "accelerate": "1.15.0"}
 
 
 def check_quantization(quantization: str, family: str, dtype: str) -> None:
@@ -35,11 +37,11 @@ def check_quantization(quantization: str, family: str, dtype: str) -> None:
         )
     if quantization == "none":
         return
-    for package, why in (("bitsandbytes", "holds"), ("accelerate", "places")):
+    for package, version in PACKAGES.items():
         if util.find_spec(package) is None:
             raise UserError(
-                f"quantization={quantization} needs the package {package}, which {why} the 4-bit "
-                f"weights; run 'pip install {package}' or set quantization to none."
+                f"quantization={quantization} needs the package {package} for the 4-bit weights; "
+                f"run 'pip install {package}=={version}' or set quantization to none."
             )
     if site_paths(family).experts:
         raise UserError(
