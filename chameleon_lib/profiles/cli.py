@@ -111,13 +111,15 @@ def sentences(done: Forgotten) -> list[str]:
         records = _count(sum(done.units.values()), "cached record")
         records += f" ({stages})" if stages else ""
         said.append(
-            f"Removed {_count(done.profiles, 'profile')}, {records} and "
+            f"Removed {_count(len(done.profiles), 'profile')}, {records} and "
             f"{_count(len(done.files), 'file')} with the user's texts."
         )
     if done.unclaimed:
         unclaimed = _count(done.unclaimed, "cached record")
         said.append(f"Removed {unclaimed} without a note of whose it is.")
     said += [f"  {path}" for path in done.files]
+    if done.profiles:
+        said.append(f"Remove what was exported from: {', '.join(done.profiles)}.")
     if done.groups:
         said.append(f"Fit these groups again without the user: {', '.join(done.groups)}.")
     if done.waiting:

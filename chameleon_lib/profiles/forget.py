@@ -10,7 +10,8 @@ What a user leaves behind lies in four places, and each is cleaned in its own wa
 * files of ``outputs`` that show the user's texts are removed; a run makes them again.
 
 Every step may be killed and repeated. No run and no fit may be at work meanwhile: it would put back
-what it still holds in memory. The user's own data files are not touched.
+what it still holds in memory. The user's own data files are not touched, nor are adapters and
+checkpoints that were exported from a profile: whoever exports removes those of the ids named here.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Forgotten:
     """What was removed, and what is left to do.
 
     Attributes:
-        profiles: Profiles removed: the user's own, and groups nobody else is left in.
+        profiles: Ids of the profiles removed: the user's own, and groups nobody else is left in.
         groups: Names of the groups that held the user and must be fitted again, sorted.
         waiting: Groups that wait for that since an earlier call, sorted.
         units: Records removed from the artifact store, by stage.
@@ -44,7 +45,7 @@ class Forgotten:
         unreadable: Damaged profiles, which may be the user's and are left for you to judge.
     """
 
-    profiles: int = 0
+    profiles: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     units: dict[str, int] = field(default_factory=dict)
@@ -133,7 +134,7 @@ def _forget_in(directory: ProfileDirectory, path: Path, name: str, done: Forgott
     others = [user for user in content["users"] if user != name]
     if not others:
         remove_profile(path)
-        done.profiles += 1
+        done.profiles.append(path.stem)
         return
     directory.amend(
         path, {**content, "users": others, "forgotten": content["forgotten"] + 1}
