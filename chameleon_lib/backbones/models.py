@@ -21,6 +21,7 @@ from chameleon_lib.backbones.families import DecoderBackbone, EncoderDecoderBack
 from chameleon_lib.backbones.fingerprints import hash_folder, hash_state
 from chameleon_lib.backbones.quantization import check_quantization, load_options, make_portable
 from chameleon_lib.backbones.sites import site_paths
+from chameleon_lib.backbones.soundness import check_loaded
 from chameleon_lib.backbones.text import TextCodec
 from chameleon_lib.errors import UserError
 
@@ -93,16 +94,20 @@ def load_backbone(
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(source, revision=commit)
         options = {"revision": commit, **placed, **load_options(quantization, DTYPES[chosen])}
-        model = auto.from_pretrained(source, dtype=DTYPES[chosen], **options)
+        # Missing and misshapen tensors are refused below, where they can be named.
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        loaded: Any = auto.from_pretrained(source, dtype=DTYPES[chosen], **options)
+        model, info = loaded
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # the libraries behind raise errors of many kinds, bare ones too
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         pinned = f" at revision '{revision}'" if revision else ""
         raise UserError(
             f"Backbone '{source}'{pinned} cannot be loaded ({reason}); give a folder with a "
             "complete checkpoint, or a hub id while online."
         ) from error
+    check_loaded(source, model, tokenizer, info)
     if not placed:
         model = model.to(torch.device(device))
     make_portable(model)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from chameleon_lib.command_line import Parser, positive
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 
@@ -79,14 +79,8 @@ def _parts(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _threads(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m chameleon_lib bench",
         description="Measure speed as ratios against named references, in one run.",
         allow_abbrev=False,
@@ -98,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="4 layers of CCS instead of 32, and fewer rounds"
     )
     parser.add_argument(
-        "--threads", type=_threads, default=1, metavar="N", help="torch threads (default 1)"
+        "--threads", type=positive, default=1, metavar="N", help="torch threads (default 1)"
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of bench.csv (default: measured, demo)"

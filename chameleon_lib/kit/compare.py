@@ -88,8 +88,15 @@ def table_names(folder: Path) -> set[str]:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle, restval="", restkey="(beyond the header)"))
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            reader = csv.DictReader(handle, restval="", restkey="(beyond the header)")
+            rows, columns = list(reader), reader.fieldnames
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{paths.display(path)} cannot be read as a table: {error}.") from error
+    if not columns:
+        raise UserError(f"{paths.display(path)} is empty; make the table again.")
+    return rows
 
 
 def _number(text: str) -> float | None:

@@ -6,11 +6,11 @@ from outputs/demo/verdicts and the plans from the forecast, and `--check` says w
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from chameleon_lib.command_line import Parser
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.forecast.report import text as forecast
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: README or verdicts unreadable, or a marker missing.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m chameleon_lib readme",
         description="Write verdicts of the demo run and plans of all profiles into README.md.",
         allow_abbrev=False,

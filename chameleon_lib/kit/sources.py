@@ -36,6 +36,8 @@ class SourceTree:
     def __init__(self, base: Path | None = None) -> None:
         self.base = base or root()
         self._trees: dict[Path, ast.Module] = {}
+        self._imports: dict[Path, list[str]] = {}
+        self._homes: dict[str, str | None] = {}
         self._digests: dict[Path, str] = {}
         self._combined: dict[tuple[str, ...], str] = {}
 
@@ -90,8 +92,12 @@ class SourceTree:
                 continue
             found[name] = path
             package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            for used in self.imports(self.tree(path), package):
-                home = self._home(used)
+            if path not in self._imports:
+                self._imports[path] = list(self.imports(self.tree(path), package))
+            for used in self._imports[path]:
+                if used not in self._homes:
+                    self._homes[used] = self._home(used)
+                home = self._homes[used]
                 if home is not None and home not in found:
                     waiting.append(home)
         return dict(sorted(found.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from chameleon_lib.command_line import Parser
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.compare import (
@@ -73,7 +73,9 @@ def _limit(tolerance: float | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a profile into a temporary folder and compare; 0 same, 1 differences, 2 cannot tell."""
-    parser = argparse.ArgumentParser(prog="python -m chameleon_lib verify", description=__doc__)
+    parser = Parser(
+        prog="python -m chameleon_lib verify", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--profile", default="demo", help="run profile (default: demo)")
     parser.add_argument("--against", type=Path, help="committed outputs (outputs/<profile>)")
     parser.add_argument("--fresh", type=Path, help="outputs of a run already made; runs nothing")
@@ -83,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not table_names(committed):
             raise UserError(f"{paths.display(committed)} holds no tables to compare with.")
         if args.fresh is not None:
+            if not table_names(args.fresh):
+                raise UserError(f"{paths.display(args.fresh)} holds no tables of a fresh run.")
             return _judge(committed, args.fresh, args.profile)
         with tempfile.TemporaryDirectory(prefix="chameleon-verify-") as scratch:
             return _judge(committed, _run(args.profile, Path(scratch)), args.profile)

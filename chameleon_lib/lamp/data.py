@@ -32,6 +32,7 @@ __all__ = [
     "HistoryItem",
     "Query",
     "Sample",
+    "SeveralFiles",
     "User",
     "check_disjoint",
     "check_ids",
@@ -45,6 +46,11 @@ __all__ = [
     "stream_samples",
     "write_lamp",
 ]
+
+
+class SeveralFiles(UserError):
+    """More than one file could be meant: nothing is missing, so nothing may be left out."""
+
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +78,8 @@ def find_split(data_dir: Path, task: str | Task, split: str) -> tuple[Path, Path
         Questions and outputs; outputs are None where no file with golds is present.
 
     Raises:
-        UserError: No such file, or several equally good ones.
+        UserError: No such file.
+        SeveralFiles: Several equally good ones.
     """
     chosen = get_task(task)
     if not data_dir.is_dir():
@@ -81,7 +88,7 @@ def find_split(data_dir: Path, task: str | Task, split: str) -> tuple[Path, Path
     for folders in _task_folders(data_dir, chosen):
         found = [p for f in folders for p in (f / split / name, f / name) if p.is_file()]
         if len(found) > 1:
-            raise UserError(
+            raise SeveralFiles(
                 f"{data_dir} holds several {chosen.name} {split} files "
                 f"({', '.join(str(p.relative_to(data_dir)) for p in found)}); keep one of them."
             )

@@ -12,7 +12,7 @@ from chameleon_lib.backbones.demo.world import Truth, World, WorldSettings, buil
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.profiles import RunProfile
-from chameleon_lib.lamp.data import find_split, load_samples
+from chameleon_lib.lamp.data import SeveralFiles, find_split, load_samples
 from chameleon_lib.lamp.grouping import (
     DECLARATION,
     SAMPLES,
@@ -75,6 +75,8 @@ def available_tasks(
     for task in wanted:
         try:
             find_split(Path(data_dir), task, scored)
+        except SeveralFiles:
+            raise
         except UserError as problem:
             missing.append(f"{get_task(task).title} is left out: {problem}")
         else:

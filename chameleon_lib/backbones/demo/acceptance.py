@@ -7,7 +7,6 @@ users), never on how well CHAMELEON's own directions do.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from chameleon_lib.backbones.demo.tastes import NEUTRAL_INSIGHT, habits_followed
 from chameleon_lib.backbones.demo.world import build_world
 from chameleon_lib.backbones.embedder import load_embedder
 from chameleon_lib.backbones.models import load_backbone
+from chameleon_lib.command_line import Parser
 from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.core.contrasts import gold_contrasts
 from chameleon_lib.core.edit import Edit
@@ -31,13 +31,14 @@ from chameleon_lib.core.fitting import fit_by_preference
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.core.protocols import Embedder
 from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
 from chameleon_lib.kit.bootstrap import Estimate, paired_bootstrap
 from chameleon_lib.kit.paths import replace_text
 from chameleon_lib.kit.progress import tell
 from chameleon_lib.lamp.metrics import per_sample_scores
 from chameleon_lib.lamp.prompts import Role, answer_prompt
 from chameleon_lib.lamp.records import User
-from chameleon_lib.lamp.tasks import TASKS, is_valid_answer
+from chameleon_lib.lamp.tasks import TASKS, get_task, is_valid_answer
 
 TABLE = Path(__file__).with_name("acceptance.csv")
 LIMIT = 48  # new tokens: twice what the longest planted answer or insight needs
@@ -192,12 +193,21 @@ def _print(row: Row) -> None:
     )
 
 
+def _folder_of(model: str) -> Path:
+    family, colon, seed = model.partition(":")
+    if family not in FAMILIES or not colon or not seed.isdigit():
+        raise UserError(f"'{model}' is no embedded model; name one such as {FAMILIES[0]}:0.")
+    return checkpoint(family, seed)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the table; exit code 1 if a goal is missed."""
     here = Path(__file__).parent
     names = [(family, seed) for family in FAMILIES for seed in SEEDS]
     every = [f"{f}:{s}" for f, s in names if (here / f"{f}-{s}" / "config.json").is_file()]
-    parser = argparse.ArgumentParser(prog="python -m chameleon_lib acceptance", description=__doc__)
+    parser = Parser(
+        prog="python -m chameleon_lib acceptance", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument(
         "models", nargs="*", default=every, help="such as decoder:0; default: all that are here"
     )
@@ -205,14 +215,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tasks", default=",".join(TASKS), help="default: all three")
     parser.add_argument("--save", action="store_true", help="write the package's acceptance.csv")
     args = parser.parse_args(argv)
-    embedder = load_embedder(offline=True)
-    rows: list[Row] = []
-    folders = {model: args.folder or checkpoint(*model.split(":")) for model in args.models}
+    tasks = [get_task(task).name for task in args.tasks.split(",")]
     if args.folder:
         folders = {args.folder.name: args.folder}
-    for model, folder in folders.items():
-        backbone = load_backbone(folder, name=model, dtype="float32")
-        for task in args.tasks.split(","):
+    else:
+        folders = {model: _folder_of(model) for model in args.models}
+    # Read before the embedder, which takes seconds: a wrong folder is told at once.
+    backbones = [load_backbone(f, name=m, dtype="float32") for m, f in folders.items()]
+    embedder = load_embedder(offline=True)
+    rows: list[Row] = []
+    for backbone in backbones:
+        for task in tasks:
             for row in measure(backbone, embedder, task):
                 _print(row)
                 rows.append(row)

@@ -10,7 +10,6 @@ A run is fixed by (family, seed, steps), writes checkpoints and resumes after a 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -30,6 +29,8 @@ from chameleon_lib.backbones.demo.batches import Batch, decoder_batch, encdec_ba
 from chameleon_lib.backbones.demo.lessons import EditLessons, gains_of
 from chameleon_lib.backbones.demo.recipe import RECIPES, TrainSettings, learning_rate
 from chameleon_lib.backbones.demo.tokenizer import build_tokenizer
+from chameleon_lib.command_line import Parser, positive
+from chameleon_lib.errors import UserError
 
 
 def weighted_loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -77,7 +78,13 @@ def train(
     resume = out / "resume.pt"
     first, before = 0, 0.0  # steps and seconds of earlier, killed starts
     if resume.exists():
-        state = torch.load(resume, weights_only=False)
+        try:
+            state = torch.load(resume, weights_only=False)
+        except Exception as error:  # whatever a damaged archive or pickle raises
+            raise UserError(
+                f"{resume} cannot be read as the state of an unfinished training; remove it to "
+                "start anew."
+            ) from error
         if state["settings"] == asdict(settings):
             model.load_state_dict(state["model"])
             if lessons is not None:
@@ -176,15 +183,21 @@ def save(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: ``python -m chameleon_lib train --family decoder --seed 0``."""
-    parser = argparse.ArgumentParser(prog="python -m chameleon_lib train", description=__doc__)
+    parser = Parser(prog="python -m chameleon_lib train", description=__doc__, allow_abbrev=False)
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="steps of the first stage; default: the recipe")
+    parser.add_argument(
+        "--steps", type=positive, help="steps of the first stage; default: the recipe"
+    )
     parser.add_argument("--out", type=Path, help="default: the package's own folder")
     args = parser.parse_args(argv)
     recipe = {**RECIPES[args.family], **({"steps": args.steps} if args.steps else {})}
     settings = TrainSettings(family=args.family, seed=args.seed, **recipe)
     out = args.out or Path(__file__).parent / f"{args.family}-{args.seed}"
+    if args.seed < 0:
+        raise UserError(f"--seed is {args.seed}; give 0 or more.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder.")
     print(f"wrote {train(settings, out)}")
     return 0
 
