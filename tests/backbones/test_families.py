@@ -113,18 +113,15 @@ def test_read_activations_are_those_of_a_plain_hook(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_beams_of_a_shared_edit_are_those_of_each_prompt_and_per_row_beams_are_refused(
-    family: str,
-) -> None:
+@pytest.mark.parametrize("per_row", [False, True], ids=["shared", "per-row"])
+def test_beams_of_a_batch_are_those_of_each_prompt(family: str, per_row: bool) -> None:
     backbone, beams = tiny(family), DecodeSettings(num_beams=2)
-    edit = make_edit("last")
+    edit = make_edit("last", rows=len(ASKED)) if per_row else make_edit("last")
     alone = [
-        backbone.generate([prompt], max_new_tokens=N, edit=edit, decode=beams)[0]
-        for prompt in ASKED
+        backbone.generate([prompt], max_new_tokens=N, edit=edit.rows([row]), decode=beams)[0]
+        for row, prompt in enumerate(ASKED)
     ]
     assert backbone.generate(ASKED, max_new_tokens=N, edit=edit, decode=beams) == alone
-    with pytest.raises(ValueError, match="one shared edit"):
-        backbone.generate(ASKED, max_new_tokens=N, edit=make_edit(rows=3), decode=beams)
 
 
 @pytest.mark.parametrize("family", ALL)
