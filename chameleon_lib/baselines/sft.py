@@ -18,7 +18,8 @@ from chameleon_lib.errors import UserError
 
 # Families whose packed rows were found to give the logits of each row alone (a test repeats it).
 BFD_FAMILIES = (
-    "mistral", "llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "gpt2",
+    "mistral", "mixtral", "llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "gemma3_text",
+    "gpt2",
 )  # fmt: skip
 
 

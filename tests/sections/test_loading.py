@@ -114,4 +114,4 @@ def test_an_embedded_model_is_opened_once_and_speaks(family: str) -> None:
 @pytest.mark.parametrize("name", ["demo:decoder", "demo:", "demo:a:b:c"])
 def test_a_name_that_is_no_embedded_model_is_refused_with_the_form_of_one(name: str) -> None:
     with pytest.raises(UserError, match="say demo:<family>:<seed>"):
-        open_backbone(name, EditSettings())
+        open_backbone(name, EditSettings(), PROFILES["demo"])
