@@ -112,8 +112,8 @@ def endpoint() -> str:
 
 def hub_answers() -> bool:
     """Whether the hub can be reached; any answer counts, also a refusal."""
-    request = urllib.request.Request(endpoint(), method="HEAD")
     try:
+        request = urllib.request.Request(endpoint(), method="HEAD")
         with urllib.request.urlopen(request, timeout=_TIMEOUT):
             return True
     except urllib.error.HTTPError:

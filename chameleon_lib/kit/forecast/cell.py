@@ -8,6 +8,7 @@ per user.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from chameleon_lib.kit.flops import Tokens, Work
@@ -20,7 +21,7 @@ STAGES = (
 
 # How fits and trainings run: the defaults of their settings, which a test compares.
 FIT_STEPS, FIT_BATCH, HELD_OUT, CHECK_EVERY = 40, 32, 0.2, 5
-STEPS_TAKEN = 28  # before the held-out users stop a fit; the mean of the demo run
+STEPS_TAKEN = 30  # before the held-out users stop a fit; the mean of the demo run
 CCS_EPOCHS, CCS_TRIES = 1000, 10
 PREFIX_BYTES = 2 << 30  # what a backbone keeps of prompts that are asked again
 FULL_CCS = 2.8  # the probe, the one on shuffled pairs, the one on four fifths of the pairs
@@ -134,7 +135,7 @@ class Cell:
         stored, length = self.kept(kind, group), self.length(kind)
         self.add("fit", f"{draw} read", 0, group * length * stored)
         steps = min(self.fit_steps, STEPS_TAKEN)
-        rows = 2 * min(FIT_BATCH, (1 - HELD_OUT) * n) + min(FIT_BATCH, (1 - HELD_OUT) * agreed)
+        rows = 2 * _chunk((1 - HELD_OUT) * n) + _chunk((1 - HELD_OUT) * agreed)
         learned = steps * rows
         looked = (steps // CHECK_EVERY) * HELD_OUT * (2 * n + agreed) + group
         trainable = 2 * self.model.layers * self.model.width
@@ -146,18 +147,29 @@ class Cell:
             )  # fmt: skip
 
     def exam(
-        self, label: str, kind: str, arms: tuple[str, ...], n: float, scored: int = 2
+        self, label: str, kind: str, arms: tuple[str, ...], n: float, scored: float | None = None
     ) -> None:
-        """Every arm asks ``n`` prompts of a kind and scores ``scored`` answers to each.
+        """Every arm asks ``n`` prompts of a kind, and scores two answers to each.
 
         Prompts whose states do not fit are read again for the answer and for each score.
+
+        Args:
+            label: Whose exam it is; one reads its prompts once.
+            kind: Prompt of ``texts.PARTS``.
+            arms: Names of prompts with an edit.
+            n: Prompts.
+            scored: Tokens of a scored answer; those of an answer if None.
         """
         stored, length = self.kept(kind, n), self.length(kind)
         self.add("evaluation", f"{label} read {kind}", 0, n * length * stored)
         for arm in arms:
-            again = (1 + scored) * n * length * (1 - stored)
-            written = n * (1 + scored) * self.shape.answer
+            again = 3 * n * length * (1 - stored)
+            written = n * (self.shape.answer + 2 * (scored or self.shape.answer))
             self.add("evaluation", f"{label} {kind} {arm}", n, again, written)
+
+    def said(self, label: str, n: float) -> None:
+        """What a model says to training queries; the answers scored beside it are empty."""
+        self.exam(label, "instruct", ("plain",), n, scored=1)
 
     def llm_rec(self, n: float, variants: tuple[str, ...]) -> None:
         """A summary per query and variant; its answers are exams of their own."""
@@ -181,4 +193,10 @@ class Cell:
         copies, passes = 1 if self.model.encoder else 2, EPOCHS[self.embedded]
         read, written = n_pairs * self.length("instruct"), 2 * n_pairs * self.shape.answer
         back = (passes * copies * read, passes * written)
-        self.add("DPO", what, n_pairs, back[0] + read, back[1] + written, back)
+        weights = self.model.adapter
+        self.add("DPO", what, n_pairs, back[0] + read, back[1] + written, back, weights, True)
+
+
+def _chunk(rows: float) -> float:
+    """Mean rows of a fit's mini-batch; the last one is smaller."""
+    return rows / math.ceil(rows / FIT_BATCH) if rows else 0.0

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from chameleon_lib.kit.flops import Weights
 
+RANK, EMBEDDED_RANK = 256, 16
+
 
 @dataclass(frozen=True)
 class Model:
@@ -46,6 +48,11 @@ class Model:
     gated: bool = False
 
     @property
+    def adapter(self) -> int:
+        """Weights of a LoRA adapter: the paper's rank, or that of the embedded models' recipe."""
+        return (EMBEDDED_RANK if self.id.startswith("demo:") else RANK) * self.linear
+
+    @property
     def download(self) -> int:
         """Bytes of the checkpoint; embedded models are in the checkout."""
         return 0 if self.id.startswith("demo:") else self.weights.total * self.stored
@@ -77,8 +84,8 @@ MODELS: dict[str, Model] = {
     for model in (
         _decoder("demo:decoder:0", 1_143_424, 998_272, (4, 128, 384, 128, 1134)),
         _decoder("demo:decoder:1", 1_143_424, 998_272, (4, 128, 384, 128, 1134)),
-        _encdec("demo:encdec:0", 1_721_088, 656_640, 1_064_448, (4, 128, 384, 128, 1134)),
-        _encdec("demo:encdec:1", 1_721_088, 656_640, 1_064_448, (4, 128, 384, 128, 1134)),
+        _encdec("demo:encdec:0", 1_721_088, 656_640, 1_064_448, (4, 128, 256, 128, 1134)),
+        _encdec("demo:encdec:1", 1_721_088, 656_640, 1_064_448, (4, 128, 256, 128, 1134)),
         _decoder(
             "Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, 494_032_768, (24, 896, 4864, 128, 151_936)
         ),

@@ -30,7 +30,6 @@ KEPT_BYTES = 2 << 30
 KEPT_PER_TOKEN = 34
 ALOE_ROW = 8192  # tokens of a packed row
 DPO_PAIRS = 16  # per micro-batch
-RANK, EMBEDDED_RANK = 256, 16
 BYTES_PER_ANSWER = 120  # JSON and margin
 
 
@@ -47,14 +46,9 @@ def device_bytes(scope: Scope, model: Model) -> dict[str, float]:
     copies = 1 if model.encoder else 2
     return {
         "asking": weights + kept + min(BATCH_TOKENS, prompts) * room * size,
-        "DPO": 2 * weights + 16 * adapter(model) + DPO_PAIRS * copies * longest * back,
+        "DPO": 2 * weights + 16 * model.adapter + DPO_PAIRS * copies * longest * back,
         "ALOE": 5 * weights + (longest if model.encoder else ALOE_ROW) * back,
     }
-
-
-def adapter(model: Model) -> int:
-    """Weights of a LoRA adapter: the paper's rank, or that of the embedded models' recipe."""
-    return (EMBEDDED_RANK if model.id.startswith("demo:") else RANK) * model.linear
 
 
 def store_bytes(scope: Scope, pieces: Mapping[Key, Piece]) -> dict[str, float]:
@@ -68,7 +62,7 @@ def store_bytes(scope: Scope, pieces: Mapping[Key, Piece]) -> dict[str, float]:
         elif stage == "ALOE":
             found["trainings"] += size * model.weights.total
         elif stage == "DPO":
-            found["trainings"] += 4 * adapter(model)
+            found["trainings"] += 4 * model.adapter
         else:
             found["texts"] += BYTES_PER_ANSWER * piece.prompts
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from chameleon_lib.kit.forecast.cell import FULL_CCS, Cell
+from chameleon_lib.kit.forecast.cell import FIT_STEPS, FULL_CCS, Cell
 from chameleon_lib.kit.forecast.known import MODELS, Model
 from chameleon_lib.kit.forecast.texts import shape_of
 from chameleon_lib.kit.profiles import RunProfile
@@ -21,12 +21,14 @@ class Scope:
         users: Cap on train and on test users; 0 for the profile's numbers.
         draws: Random groups; 0 for the profile's number.
         sizes: Group sizes of figure 3.
+        fit_steps: Adam steps of a preference fit.
     """
 
     profile: RunProfile
     users: int = 0
     draws: int = 0
     sizes: tuple[int, ...] = SIZES
+    fit_steps: int = FIT_STEPS
 
     @property
     def embedded_world(self) -> bool:
@@ -81,7 +83,7 @@ class Scope:
         shape = shape_of(task, model.id.startswith("demo:"), limit, min(limit, 120))
         if items:
             shape = replace(shape, items=items)
-        return Cell(model, task, shape, k, self.bytes_per_number, where)
+        return Cell(model, task, shape, k, self.bytes_per_number, where, self.fit_steps)
 
 
 def union(n: float, group: float, draws: int) -> float:

@@ -19,7 +19,7 @@ LLM_REC = ("llm_rec", "llm_rec_comb", "llm_rec_basic")
 RIVALS = ("ALOE", "DPO")
 RANDOM_DRAWS = 5
 SHOWN = (*FITS, "chameleon", "random 0", "from_neutral", "shuffled_pairs")  # in Table 2
-COMMON_TEST, COMMON_STEPS, COMMON_ARMS = 120, 20, 11
+COMMON_TEST, COMMON_STEPS, COMMON_ARMS = 100, 20, 11
 
 
 def table1(scope: Scope, model: Model, task: str, *, answers: bool = True) -> Cell:
@@ -43,6 +43,7 @@ def table1(scope: Scope, model: Model, task: str, *, answers: bool = True) -> Ce
     for kind in PLAIN:
         cell.exam("table 1", kind, ("plain",), test)
     if rivals:
+        cell.said("train", train)
         cell.llm_rec(test, tuple(v for v in LLM_REC if task != "LaMP_7" or v != "llm_rec_comb"))
     randoms = tuple(f"random {number}" for number in range(-(-RANDOM_DRAWS // draws)))
     for draw in range(draws):
@@ -51,6 +52,7 @@ def table1(scope: Scope, model: Model, task: str, *, answers: bool = True) -> Ce
         cell.exam("table 1", "personalised", (f"chameleon/{draw}", f"fitted/{draw}"), test)
         for name in RIVALS if rivals else ():
             cell.exam(f"{name} {draw}", "instruct", ("plain",), test)
+            cell.said(f"{name} seen {draw}", group)
     return cell
 
 
@@ -101,7 +103,7 @@ def unseen_users(scope: Scope) -> list[Cell]:
 def _common_taste(scope: Scope, model: Model, task: str) -> Cell:
     test, group = scope.part(scope.profile.n_test, COMMON_TEST), scope.group
     cell = base(scope, scope.cell(model, task, "common taste"), scope.train, test)
-    cell.fit_steps = COMMON_STEPS
+    cell.fit_steps = min(cell.fit_steps, COMMON_STEPS)
     # Both readings of the pair texts, each with a main direction and the shuffled control.
     directions(cell, scope.train, group, scope.n_draws, fits=2 * (FULL_CCS + 1))
     bare = cell.shape.kept * union(scope.train, group, scope.n_draws)

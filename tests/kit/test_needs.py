@@ -1,0 +1,244 @@
+"""What a run needs from a machine: one sentence for everything missing, nothing for the demo."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import cli, needs, preflight
+from chameleon_lib.kit.forecast.scope import Scope
+from chameleon_lib.kit.needs import Device, Machine, NotReady
+from chameleon_lib.kit.plan import Run
+from chameleon_lib.kit.profiles import PROFILES
+from chameleon_lib.kit.sources import own_sources
+from tests.kit.bad_inputs import write_split
+
+MISTRAL, T5 = PROFILES["paper"].backbones
+LARGE = Machine(
+    device=lambda: Device(1 << 45),
+    cached=lambda _: False,
+    token=lambda: True,
+    reachable=lambda: True,
+    free=lambda _: 1 << 50,
+)
+
+
+def said(machine: Machine, name: str = "paper") -> tuple[list[str], list[str]]:
+    return needs.missing(Scope(PROFILES[name]), ["01", "99"], machine)
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of this machine's hub takes part."""
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH",
+                 "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("CHAMELEON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path / "outputs"))
+
+
+def test_a_large_machine_lacks_nothing() -> None:
+    assert said(LARGE) == ([], [])
+
+
+def test_every_missing_thing_is_one_sentence_that_names_it() -> None:
+    bare = Machine(
+        device=lambda: Device(why="torch finds no CUDA device"),
+        cached=lambda _: False,
+        token=lambda: False,
+        reachable=lambda: False,
+        free=lambda _: 10**9,
+    )
+    stops, warns = said(bare)
+    starts = (
+        "Profile paper needs a GPU, and torch finds no CUDA device:",
+        f"Profile paper has to download {MISTRAL}, {T5}, sentence-transformers/all-MiniLM-L6-v2, "
+        "and https://huggingface.co cannot be reached:",
+        f"{MISTRAL} asks for an access token:",
+        "The models of profile paper take 59.1 GB, and ",
+    )
+    assert len(stops) == len(starts)
+    for sentence, start in zip(stops, starts, strict=True):
+        assert sentence.startswith(start) and sentence.endswith(".") and "\n" not in sentence
+    assert [w.partition(" may grow")[0] for w in warns] == ["The artifact store"]
+
+
+def test_a_small_gpu_is_told_what_it_cannot_hold() -> None:
+    stops, _ = said(replace(LARGE, device=lambda: Device(16 << 30)))
+    assert [s.partition(" needs about ")[0] for s in stops] == [MISTRAL, T5]
+    stops, warns = said(replace(LARGE, device=lambda: Device(80 << 30)))
+    assert stops == [] and {w.partition(" training of ")[0] for w in warns} == {
+        "The DPO", "The ALOE",
+    }  # fmt: skip
+
+
+def test_the_demo_asks_for_nothing_and_looks_at_nothing() -> None:
+    def never(*_: object) -> Any:
+        raise AssertionError("the machine was looked at")
+
+    blind = Machine(never, never, never, never, never)
+    assert said(blind, "demo") == ([], []) and said(blind, "demo-data") == ([], [])
+
+
+def test_a_laptop_needs_the_network_for_what_is_not_cached_and_no_gpu() -> None:
+    no_net = replace(LARGE, reachable=lambda: False, device=lambda: Device(why="none"))
+    stops, _ = said(no_net, "laptop")
+    assert len(stops) == 1 and "cannot be reached" in stops[0]
+    assert said(replace(no_net, cached=lambda _: True), "laptop") == ([], [])
+    only = replace(no_net, cached=lambda name: "Qwen" not in name)
+    assert "has to download Qwen/Qwen2.5-0.5B-Instruct, and" in said(only, "laptop")[0][0]
+
+
+def test_the_hubs_offline_switch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    stops, _ = said(LARGE, "laptop")
+    assert len(stops) == 1 and "HF_HUB_OFFLINE forbids it" in stops[0]
+
+
+def snapshot(name: str, *files: str, index: object = None) -> None:
+    folder = needs.hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots" / "abc"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        (folder / file).write_text("x", encoding="utf-8")
+    if index is not None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def test_a_model_counts_as_cached_when_its_last_shard_is_there() -> None:
+    assert needs.in_cache("demo:decoder:0") and not needs.in_cache(T5)
+    snapshot(T5, "config.json")
+    assert not needs.in_cache(T5)
+    weights = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    snapshot(T5, "model-1.safetensors", index=weights)
+    assert not needs.in_cache(T5)
+    snapshot(T5, "model-2.safetensors")
+    assert needs.in_cache(T5)
+    snapshot("me/one", "config.json", "pytorch_model.bin")
+    assert needs.in_cache("me/one")
+    snapshot("me/bad", "config.json", index=["no map"])
+    assert not needs.in_cache("me/bad")
+
+
+def test_a_token_is_only_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not needs.has_token()
+    monkeypatch.setenv("HF_TOKEN", "set for the test")
+    assert needs.has_token()
+    monkeypatch.delenv("HF_TOKEN")
+    needs.hub_home().mkdir(parents=True)
+    (needs.hub_home() / "token").write_text("stored for the test", encoding="utf-8")
+    assert needs.has_token()
+
+
+class _Refuses(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """A hub that refuses: it is there."""
+    http = HTTPServer(("127.0.0.1", 0), _Refuses)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+
+
+def test_any_answer_means_that_the_hub_is_there(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("HF_ENDPOINT", server)
+    assert needs.hub_answers()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert not needs.hub_answers()
+    monkeypatch.setenv("HF_ENDPOINT", "no address")
+    assert not needs.hub_answers()
+
+
+def test_a_gpu_is_what_torch_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Torch:
+        class cuda:  # noqa: N801
+            is_available = staticmethod(lambda: False)
+
+        class version:  # noqa: N801
+            cuda: str | None = None
+
+    monkeypatch.setattr(needs, "import_module", lambda _: Torch)
+    assert needs.gpu() == Device(why="torch is installed without CUDA")
+    monkeypatch.setattr(Torch.version, "cuda", "13.0")
+    assert needs.gpu() == Device(why="torch finds no CUDA device")
+    monkeypatch.setattr(Torch.cuda, "is_available", staticmethod(lambda: True))
+    properties = type("Properties", (), {"total_memory": 5})
+    monkeypatch.setattr(Torch.cuda, "get_device_properties", lambda _: properties, raising=False)
+    assert needs.gpu() == Device(5)
+    monkeypatch.setattr(needs.util, "find_spec", lambda _: None)
+    assert needs.gpu() == Device(why="torch is not installed in this Python")
+
+
+def test_free_space_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
+    assert needs.free_bytes(tmp_path / "not" / "yet") == pytest.approx(
+        needs.free_bytes(tmp_path), rel=0.01
+    )
+
+
+def test_a_run_is_refused_with_a_line_each_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = replace(LARGE, device=lambda: Device(why="none is here"), reachable=lambda: False)
+    monkeypatch.setattr(needs, "Machine", lambda: bare)
+    assert cli.main(["run", "--profile", "paper", "--only", "01", "--data", str(tmp_path)]) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "needs a GPU" in lines[0] and "cannot be reached" in lines[1]
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "outputs").exists()
+    with pytest.raises(NotReady) as refused:
+        needs.require(Scope(PROFILES["paper"]), ["01"])
+    assert isinstance(refused.value, UserError) and refused.value.exit_code == 3
+
+
+def test_a_plan_names_what_is_missing_and_what_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(needs, "Machine", lambda: LARGE)
+    assert cli.main(["plan", "--profile", "laptop", "--only", "01", "--tflops", "50"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("01  run") and "at 50 TFLOP/s" in out
+    assert out.endswith(
+        "Missing on this machine:\n  The users: name the folder of the LaMP files with --data.\n"
+    )
+    assert cli.main(["plan", "--only", "99"]) == 0
+    assert capsys.readouterr().out.endswith("Missing on this machine:\n  nothing\n")
+
+
+def test_files_found_right_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = write_split(tmp_path / "data", numbers=range(21, 61))
+    run = Run("demo-data", {"data_dir": str(tmp_path / "data")}, ["01"], library=own_sources())
+    preflight.check(run, ["01"])
+    loads: list[str] = []
+
+    def load(_: object, task: str, *__: object) -> None:
+        loads.append(task)
+
+    monkeypatch.setattr("chameleon_lib.sections.data.load_task_data", load)
+    preflight.check(run, ["01"])
+    assert loads == []
+    (where / "dev_outputs.json").write_text("{}", encoding="utf-8")
+    preflight.check(run, ["01"])
+    assert loads == ["LaMP_3"]
+    preflight.check(run, [])
+    preflight.check(Run("demo", only=["01"], library=own_sources()), ["01"])
+    assert loads == ["LaMP_3"]
