@@ -11,11 +11,11 @@ from chameleon_lib.kit import paths
 
 __all__ = ["PARTS", "main"]
 
-PARTS = ("ccs", "generation", "edit")
+PARTS = ("ccs", "generation", "edit", "forms", "fit")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures, prints a Markdown table and writes ``bench.csv``.
+    """Measures, prints a Markdown table and writes ``bench.csv`` and ``bench.png``.
 
     Args:
         argv: Command line without the program and command name.
@@ -39,7 +39,8 @@ def _run(parts: Sequence[str], quick: bool, threads: int, folder: Path) -> int:
     # Torch loads here, so that --help and a mistyped option answer at once.
     import torch
 
-    from chameleon_lib.bench import ccs, edit, generation
+    from chameleon_lib.bench import ccs, edit, fit, forms, generation
+    from chameleon_lib.bench.chart import write_chart
     from chameleon_lib.bench.memory import keep_freed_memory
     from chameleon_lib.bench.rows import Row, frame, markdown
     from chameleon_lib.bench.timing import clock_for
@@ -58,15 +59,21 @@ def _run(parts: Sequence[str], quick: bool, threads: int, folder: Path) -> int:
             rows += generation.measure(generation.GenerationWork(rounds=rounds), clock)
         if "edit" in parts:
             rows += edit.measure(edit.DecodeWork(rounds=15 if quick else 31), clock)
+        if "forms" in parts:
+            rows += forms.measure(forms.FormsWork(rounds=3 if quick else 11), clock)
+        if "fit" in parts:
+            rows += fit.measure(fit.FitWork((10, 100)) if quick else fit.FitWork())
     finally:
         torch.set_num_threads(before)
     target = folder / "bench.csv"
     paths.replace_text(target, to_csv(frame(rows, threads=threads, clock=clock_name)))
+    chart = write_chart(rows, folder, "demo")
     print(markdown(rows))
     print()
     print(
         f"Ratios of {clock_name} over paired rounds in alternating order, {threads} "
-        f"thread{'' if threads == 1 else 's'}. Written to {paths.display(target)}."
+        f"thread{'' if threads == 1 else 's'}. Written to {paths.display(target)}"
+        + (f" and {paths.display(chart)}." if chart else ".")
     )
     return 0
 
@@ -89,12 +96,17 @@ def _parser() -> Parser:
         "--only", default=",".join(PARTS), metavar="ccs,edit", help="parts: %(default)s"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="4 layers of CCS instead of 32, and fewer rounds"
+        "--quick",
+        action="store_true",
+        help="4 layers of CCS instead of 32, fits of 10 and 100 users, and fewer rounds",
     )
     parser.add_argument(
         "--threads", type=positive, default=1, metavar="N", help="torch threads (default 1)"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of bench.csv (default: measured, demo)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of table and figure (default: measured, demo)",
     )
     return parser

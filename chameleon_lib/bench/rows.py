@@ -35,27 +35,36 @@ class Row:
         what: What is measured, and which way the ratio goes.
         setting: Sizes and model.
         reference: What it is compared with, and what was scaled.
-        ratio: The measurement.
+        ratio: The measurement; None if the row says why there is none.
         goal: None if the row only informs.
-        same: Whether both sides gave the same result.
-        evidence: What was compared for ``same``.
+        same: Whether both sides gave the same result; None if nothing was compared.
+        evidence: What was compared for ``same``, or why there is no measurement.
     """
 
     what: str
     setting: str
     reference: str
-    ratio: Ratio
+    ratio: Ratio | None
     goal: Goal | None
-    same: bool
+    same: bool | None
     evidence: str
+
+    @property
+    def goal_met(self) -> bool | None:
+        """Whether the median keeps the goal; None without a goal or a measurement."""
+        return None if self.goal is None or self.ratio is None else self.goal.met(self.ratio)
 
     def cells(self) -> tuple[str, ...]:
         """The texts below ``COLUMNS``."""
-        ratio = f"{_short(self.ratio.median)} [{_short(self.ratio.low)}, {_short(self.ratio.high)}]"
-        goal = "–"
-        if self.goal is not None:
-            goal = f"{self.goal} ({'met' if self.goal.met(self.ratio) else 'missed'})"
-        same = f"{'yes' if self.same else 'no'}: {self.evidence}"
+        ratio, goal = "–", "–"
+        if self.ratio is not None:
+            low, high = _short(self.ratio.low), _short(self.ratio.high)
+            ratio = f"{_short(self.ratio.median)} [{low}, {high}]"
+        if self.goal is not None and self.goal_met is not None:
+            goal = f"{self.goal} ({'met' if self.goal_met else 'missed'})"
+        same = self.evidence
+        if self.same is not None:
+            same = f"{'yes' if self.same else 'no'}: {self.evidence}"
         return (self.what, self.setting, self.reference, ratio, goal, same)
 
 
@@ -73,12 +82,12 @@ def frame(rows: Sequence[Row], *, threads: int, clock: str) -> pd.DataFrame:
                 "what": row.what,
                 "setting": row.setting,
                 "reference": row.reference,
-                "ratio": row.ratio.median,
-                "ratio_min": row.ratio.low,
-                "ratio_max": row.ratio.high,
-                "rounds": row.ratio.rounds,
+                "ratio": row.ratio and row.ratio.median,
+                "ratio_min": row.ratio and row.ratio.low,
+                "ratio_max": row.ratio and row.ratio.high,
+                "rounds": row.ratio and row.ratio.rounds,
                 "goal": None if row.goal is None else str(row.goal),
-                "goal_met": None if row.goal is None else row.goal.met(row.ratio),
+                "goal_met": row.goal_met,
                 "same": row.same,
                 "evidence": row.evidence,
                 "threads": threads,

@@ -78,3 +78,10 @@ def test_markdown_and_csv_hold_the_same_rows() -> None:
     table = frame(rows, threads=2, clock="wall clock")
     assert table["ratio"].tolist() == [31.234, 31.234] and table["same"].tolist() == [True, False]
     assert table["goal_met"].tolist() == [True, None] and set(table["threads"]) == {2}
+
+
+def test_a_row_without_a_measurement_leaves_its_numbers_empty() -> None:
+    row = Row("x", "small", "no edit", None, Goal(2, True), None, "not installed")
+    assert row.goal_met is None and row.cells()[3] == "–" and row.cells()[5] == "not installed"
+    (record,) = frame([row], threads=1, clock="CPU time").to_dict("records")
+    assert [record[name] for name in ("ratio", "rounds", "goal_met", "same")] == [None] * 4

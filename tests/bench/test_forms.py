@@ -1,0 +1,89 @@
+"""Every form at tiny sizes: the same texts, and a no where a form writes others."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+from torch import Tensor
+
+from chameleon_lib.bench import forms
+from chameleon_lib.bench.forms import FormsWork
+from chameleon_lib.bench.rows import Row
+from tests.bench.test_parts import no_checkpoint
+
+__all__ = ["no_checkpoint"]
+
+WORK = FormsWork(rows=4, tokens=5, history=2, users=(1, 2, 4), adapters=2, rounds=1)
+DECODER = FormsWork(**{**vars(WORK), "families": ("decoder",)})
+NAMES = [
+    "hook, the paper's formula",
+    "hook, rank-2 form",
+    "one edit per row, 1 user",
+    "one edit per row, 2 users",
+    "one edit per row, 4 users",
+    "PEFT adapter",
+    "merged weights",
+    "PEFT, an adapter per row, 2 adapters",
+]
+
+
+@pytest.fixture
+def strong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights hardly listen to an edit of strength 1."""
+    edit_of = forms.random_edit
+    monkeypatch.setattr(forms, "random_edit", lambda *given: replace(edit_of(*given), alpha_p=60.0))
+
+
+def _measured(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.ratio is not None and "steering" not in row.what]
+
+
+@pytest.mark.usefixtures("no_checkpoint", "strong")
+def test_every_form_writes_what_the_hook_writes() -> None:
+    rows = forms.measure(WORK, time.perf_counter)
+    measured = _measured(rows)
+    titles = [f"Decode under an edit, {name}: time" for name in NAMES]
+    assert [row.what for row in measured] == titles * 2
+    assert all(row.same for row in measured), [row.evidence for row in measured]
+    assert [row.what for row in measured if row.goal is not None] == [titles[4]] * 2
+    assert all(row.ratio is not None and row.ratio.median > 0 for row in measured)
+    evidence = {row.what: row.evidence for row in measured}
+    assert "those of 4 single runs" in evidence[titles[4]]
+    assert "those of 2 batches of one user each" in evidence[titles[3]]
+    assert "those of the per-row hook of all tokens" in evidence[titles[7]]
+    assert {row.reference for row in measured} == {forms.PLAIN, forms.PLAIN_LIBRARY}
+
+
+@pytest.mark.usefixtures("no_checkpoint", "strong")
+def test_a_form_that_writes_other_texts_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "apply_edit", lambda x, *_, **__: x)
+    found = {row.what: row for row in _measured(forms.measure(DECODER, time.perf_counter))}
+    assert not found[f"Decode under an edit, {NAMES[0]}: time"].same
+    assert found[f"Decode under an edit, {NAMES[1]}: time"].same
+
+
+@pytest.mark.usefixtures("no_checkpoint")
+def test_an_edit_that_changes_no_text_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_of = forms.random_edit
+
+    def idle(*arguments: object) -> object:
+        found = edit_of(*arguments)  # type: ignore[arg-type]
+        return replace(found, alpha_p=1e-9, alpha_n=1e-9)
+
+    monkeypatch.setattr(forms, "random_edit", idle)
+    rows = _measured(forms.measure(DECODER, time.perf_counter))
+    assert rows and not any(row.same for row in rows)
+
+
+@pytest.mark.usefixtures("no_checkpoint")
+def test_plain_hooks_are_gone_after_the_block() -> None:
+    backbone, _ = forms.embedded_backbone("decoder")
+    edit = forms.random_edit(backbone)
+    before = backbone.generate(["one", "two"], max_new_tokens=4)
+    with forms.formula(backbone, edit):
+        backbone.generate(["one"], max_new_tokens=1)
+    assert backbone.generate(["one", "two"], max_new_tokens=4) == before
+    assert isinstance(edit.theta_p, Tensor)
+    assert not any(module._forward_hooks for module in backbone.sites())
