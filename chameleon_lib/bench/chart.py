@@ -1,4 +1,7 @@
-"""The benchmark's figure: decode time of every form against no edit."""
+"""The benchmark's figure: decode time of every form against no edit.
+
+Dots are medians over paired rounds, whiskers the smallest and the largest round.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def write_chart(rows: Sequence[Row], folder: Path, profile: str) -> Path | None:
         frame,
         title="Time of a decode under an edit",
         profile=profile,
-        xlabel="time against no edit; whiskers: smallest and largest round",
+        xlabel="time, no edit = 1",
         row="form",
         panel="model",
         reference=1.0,

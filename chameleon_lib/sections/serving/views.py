@@ -83,10 +83,11 @@ def size_figure(sizes: pd.DataFrame, profile: str) -> FigureOutput:
         drawn,
         title="What one user takes on disk",
         profile=profile,
-        xlabel="bytes per user, power of ten",
+        xlabel="bytes, power of ten",
         row=_FORM,
         panel="backbone",
         reference=None,
+        better="lower",
     )
     words = _ranges(drawn)
     return save_figure(
