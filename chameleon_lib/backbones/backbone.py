@@ -26,12 +26,21 @@ from chameleon_lib.errors import UserError
 class HFBackbone(FrozenModel):
     """Generates, scores and reads activations; see ``core.protocols.Backbone``."""
 
-    def _plan(self, prompts: Sequence[str], groups: Sequence[int] | None) -> list[Batch]:
+    def prompt_tokens(self, prompts: Sequence[str], new: int = 1) -> list[list[int]]:
+        """Token ids of prompts that all hold text and leave room for ``new`` tokens.
+
+        Raises:
+            UserError: A prompt is empty or too long.
+        """
         tokens = self.codec.prompts(prompts)
         for row, ids in enumerate(tokens):
             if not ids or not prompts[row].strip():
                 raise UserError(f"Prompt {row} is empty; every prompt needs text.")
-            self.check_length(len(ids), 1, f"Prompt {row}")
+            self.check_length(len(ids), new, f"Prompt {row}")
+        return tokens
+
+    def _plan(self, prompts: Sequence[str], groups: Sequence[int] | None) -> list[Batch]:
+        tokens = self.prompt_tokens(prompts)
         if groups is not None and len(groups) != len(prompts):
             raise UserError(f"{len(prompts)} prompts but {len(groups)} groups; give one each.")
         shared = list(groups) if groups is not None and self.family == "decoder" else None

@@ -179,7 +179,7 @@ def show_list(argv: Sequence[str]) -> int:
 
 def show_plan(argv: Sequence[str]) -> int:
     """`plan`: what would run, and why; what it would cost; what is missing here."""
-    from chameleon_lib.kit import needs
+    from chameleon_lib.kit import hub, needs
     from chameleon_lib.kit.forecast.report import Speed, text
     from chameleon_lib.kit.plan import Run
     from chameleon_lib.kit.preflight import scope_of
@@ -198,7 +198,7 @@ def show_plan(argv: Sequence[str]) -> int:
         what_of[what].append(notebook.number)
     if what_of["run"]:
         scope, stored = scope_of(planned), what_of["prose"] + what_of["cached"]
-        print(f"\n{text(scope, what_of['run'], stored, speed=speed, present=needs.in_cache)}")
+        print(f"\n{text(scope, what_of['run'], stored, speed=speed, present=hub.in_cache)}")
         stops, warns = needs.missing(scope, what_of["run"])
         if scope.profile.data != "demo" and options.data is None:
             stops.append("The users: name the folder of the LaMP files with --data.")

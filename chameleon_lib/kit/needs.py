@@ -6,25 +6,18 @@ nothing and load nothing. No token is ever read: only whether there is one.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module, util
 from pathlib import Path
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import paths
+from chameleon_lib.kit import hub, paths
 from chameleon_lib.kit.forecast.known import MODELS
 from chameleon_lib.kit.forecast.memory import device_bytes
 from chameleon_lib.kit.forecast.report import disk_bytes, models_of, size
 from chameleon_lib.kit.forecast.scope import Scope
-
-_TIMEOUT = 5  # seconds until the hub counts as out of reach
-_TRUE = ("1", "on", "yes", "true")
 
 
 class NotReady(UserError):
@@ -47,79 +40,16 @@ class Device:
 
 
 def gpu() -> Device:
-    """The first CUDA device, as torch sees it."""
+    """All CUDA devices together, as torch sees them."""
     if util.find_spec("torch") is None:
         return Device(why="torch is not installed in this Python")
     torch = import_module("torch")
     if torch.cuda.is_available():
-        return Device(int(torch.cuda.get_device_properties(0).total_memory))
+        found = (torch.cuda.get_device_properties(at) for at in range(torch.cuda.device_count()))
+        return Device(sum(int(device.total_memory) for device in found))
     if torch.version.cuda is None:
         return Device(why="torch is installed without CUDA")
     return Device(why="torch finds no CUDA device")
-
-
-def hub_home() -> Path:
-    """Folder of the hub's client, as its own variables name it."""
-    home = os.environ.get("HF_HOME")
-    if home:
-        return Path(home).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache).expanduser() if cache else Path.home() / ".cache") / "huggingface"
-
-
-def hub_cache() -> Path:
-    """Folder of the models that were downloaded."""
-    own = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(own).expanduser() if own else hub_home() / "hub"
-
-
-def in_cache(model: str) -> bool:
-    """Whether a snapshot of a model is complete: configuration, and every file of its weights."""
-    if model.startswith("demo:"):
-        return True
-    snapshots = hub_cache() / f"models--{model.replace('/', '--')}" / "snapshots"
-    return any(_complete(folder) for folder in snapshots.glob("*"))
-
-
-def _complete(folder: Path) -> bool:
-    if not (folder / "config.json").is_file():
-        return False
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return True
-        try:
-            index = json.loads((folder / f"{name}.index.json").read_text(encoding="utf-8"))
-            shards = set(index["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            continue
-        if shards and all((folder / shard).is_file() for shard in shards):
-            return True
-    return False
-
-
-def has_token() -> bool:
-    """Whether an access token of the hub is set or stored."""
-    if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
-        return True
-    stored = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").expanduser()
-    return stored.is_file() and stored.stat().st_size > 0
-
-
-def endpoint() -> str:
-    """Address of the hub or of its mirror."""
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-
-
-def hub_answers() -> bool:
-    """Whether the hub can be reached; any answer counts, also a refusal."""
-    try:
-        request = urllib.request.Request(endpoint(), method="HEAD")
-        with urllib.request.urlopen(request, timeout=_TIMEOUT):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
 
 
 def free_bytes(folder: Path) -> int:
@@ -134,10 +64,11 @@ class Machine:
     """How to look at this machine; tests look at another one."""
 
     device: Callable[[], Device] = field(default=gpu)
-    cached: Callable[[str], bool] = field(default=in_cache)
-    token: Callable[[], bool] = field(default=has_token)
-    reachable: Callable[[], bool] = field(default=hub_answers)
+    cached: Callable[[str], bool] = field(default=hub.in_cache)
+    token: Callable[[], bool] = field(default=hub.has_token)
+    reachable: Callable[[], bool] = field(default=hub.answers)
     free: Callable[[Path], int] = field(default=free_bytes)
+    package: Callable[[str], bool] = field(default=lambda name: util.find_spec(name) is not None)
 
 
 def missing(
@@ -158,6 +89,11 @@ def missing(
     if profile.offline and not profile.needs_gpu:
         return [], []
     stops, warns = _gpu(scope, notebooks, machine) if profile.needs_gpu else ([], [])
+    if profile.generator == "vllm" and not machine.package("vllm"):
+        stops.append(
+            f"Profile {profile.name} writes with vLLM, which is not installed here: install it, or "
+            "set generator to 'transformers'."
+        )
     absent = [name for name in models_of(scope, notebooks) if not machine.cached(name)]
     if absent:
         stops += _hub(profile.name, absent, machine)
@@ -175,8 +111,8 @@ def _gpu(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[str
         need = device_bytes(scope, model)
         if need["asking"] > device.memory:
             stops.append(
-                f"{model.id} needs about {size(need['asking'])} of GPU memory, and this GPU has "
-                f"{size(device.memory)}: take a larger one."
+                f"{model.id} needs about {size(need['asking'])} of GPU memory, and there are "
+                f"{size(device.memory)}: take a larger GPU, or 4-bit weights (quantization)."
             )
             continue
         for kind in ("DPO", "ALOE"):
@@ -184,7 +120,7 @@ def _gpu(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[str
             if trains and need[kind] > device.memory:
                 warns.append(
                     f"The {kind} training of {model.id} takes up to {size(need[kind])} of GPU "
-                    f"memory, and this GPU has {size(device.memory)}: it may not fit."
+                    f"memory, and there are {size(device.memory)}: it may not fit."
                 )
     return stops, warns
 
@@ -192,15 +128,15 @@ def _gpu(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[str
 def _hub(profile: str, absent: list[str], machine: Machine) -> list[str]:
     """Network and token, for what is not in the cache."""
     found = []
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
+    if hub.kept_offline():
         found.append(
             f"Profile {profile} has to download {', '.join(absent)}, and HF_HUB_OFFLINE forbids "
             "it: unset it, or bring these models into the cache."
         )
     elif not machine.reachable():
         found.append(
-            f"Profile {profile} has to download {', '.join(absent)}, and {endpoint()} cannot be "
-            "reached: connect this machine, set HF_ENDPOINT to a mirror, or bring these models "
+            f"Profile {profile} has to download {', '.join(absent)}, and {hub.endpoint()} cannot "
+            "be reached: connect this machine, set HF_ENDPOINT to a mirror, or bring these models "
             "into the cache."
         )
     gated = [name for name in absent if name in MODELS and MODELS[name].gated]
@@ -216,7 +152,7 @@ def _disk(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[st
     """Models must fit before anything starts; the store grows, and may be cleared on the way."""
     models, kept = disk_bytes(scope, notebooks, machine.cached)
     stops, warns, store = [], [], sum(kept.values())
-    cache, own = hub_cache(), paths.cache_dir()
+    cache, own = hub.cache(), paths.cache_dir()
     if models > machine.free(cache):
         stops.append(
             f"The models of profile {scope.profile.name} take {size(models)}, and {cache} has "

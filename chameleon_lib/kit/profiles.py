@@ -44,6 +44,7 @@ class RunProfile:
         device_map: None, or "auto" to spread a model over all GPUs and the CPU (accelerate).
         revisions: pinned revisions of hub models, (model id, commit, tag or branch) each; what is
             not pinned is taken as it is and written to `revisions.json` beside the outputs.
+        generator: who writes insights and pairs: "transformers", or "vllm" for decoders of the hub.
         needs_gpu: if true, a run without a GPU that torch can use is refused before it starts.
     """
 
@@ -70,6 +71,7 @@ class RunProfile:
     device_map: str | None = None
     revisions: tuple[tuple[str, str], ...] = ()
     needs_gpu: bool = False
+    generator: str = "transformers"
 
 
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"

@@ -2,9 +2,8 @@
 
     users → selected history → insights → pairs → activations
 
-Each method is one arrow; directions are found in ``arms``, answers in ``answering``. Units (a user,
-a pair) are kept in the artifact store under a hash of everything that decides them, so a killed
-notebook continues where it stopped.
+Each method is one arrow; directions are found in ``arms``, answers in ``answering``. Units are kept
+in the artifact store under a hash of all that decides them: a killed notebook goes on from there.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.lamp.records import HistoryItem, User
-from chameleon_lib.sections.loading import open_backbone, open_embedder
+from chameleon_lib.sections.loading import open_backbone, open_embedder, open_writer
 from chameleon_lib.sections.selection import stored_selection
 
 _BATCH = 64
@@ -76,6 +75,11 @@ class Study:
         """The backbone, loaded on first use."""
         return open_backbone(self.backbone_id, self.settings, self.profile)
 
+    @cached_property
+    def writer(self) -> Backbone:
+        """Who writes insights and pairs, the backbone or vLLM (``RunProfile.generator``)."""
+        return open_writer(self.backbone, self.backbone_id, self.settings, self.profile)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of what the backbone computes."""
@@ -94,6 +98,11 @@ class Study:
             "task": self.task,
             "settings": {k: v for k, v in chosen.items() if k.startswith(fields)},
         }
+
+    def _writing(self) -> dict[str, Any]:
+        """For the store keys of insights and pairs."""
+        asked = self.inputs("insight_", "decode_", "prompts_", "model_")
+        return asked | {"backbone": self.writer.fingerprint}
 
     def select(self, users: Sequence[User]) -> list[list[int]]:
         """Eq. 1-2, or ``selection_rule``: indices of the selected history items, per user."""
@@ -116,7 +125,7 @@ class Study:
 
         def compute(batch: list[_Fitted]) -> list[tuple[str, str]]:
             histories = [items for _, items, _ in batch]
-            return write_insights(self.backbone, self.task, histories, self.settings)
+            return write_insights(self.writer, self.task, histories, self.settings)
 
         insights = self._insights(
             "insights",
@@ -142,8 +151,8 @@ class Study:
     def _per_query(self, users: Sequence[PreparedUser]) -> list[PreparedUser]:
         """The users with both insights of every query (B2)."""
 
-        def compute(batch: list[PreparedUser]) -> list[list[tuple[str, str]]]:
-            return write_query_insights(self.backbone, self.task, batch, self.settings)
+        def compute(some: list[PreparedUser]) -> list[list[tuple[str, str]]]:
+            return write_query_insights(self.writer, self.task, some, self.settings)
 
         insights = self._insights("query_insights", users, compute, _prepared_key, _owner)
         return with_query_insights(users, insights)
@@ -161,7 +170,7 @@ class Study:
             stage,
             units,
             compute,
-            inputs=self.inputs("insight_", "decode_", "prompts_", "model_"),
+            inputs=self._writing(),
             key_of=key_of,
             batch_size=_BATCH,
             label=f"{self.backbone_id} {self.task} insights",
@@ -173,18 +182,15 @@ class Study:
         """Both synthetic answers to every query, unfiltered."""
 
         def compute(batch: list[PreparedUser]) -> list[list[list[str]]]:
-            answered = iter(answer_pairs(self.backbone, batch, self.settings))
-            rows = []
-            for user in batch:
-                own = [next(answered) for _ in user.user.queries]
-                rows.append([[pair.answer_p, pair.answer_n] for pair in own])
-            return rows
+            pairs = iter(answer_pairs(self.writer, batch, self.settings))
+            answered = ([pair.answer_p, pair.answer_n] for pair in pairs)
+            return [[next(answered) for _ in user.user.queries] for user in batch]
 
         rows = self.store.map(
             "pairs",
             users,
             compute,
-            inputs=self.inputs("insight_", "decode_", "prompts_", "model_"),
+            inputs=self._writing(),
             key_of=_prepared_key,
             batch_size=_BATCH,
             label=f"{self.backbone_id} {self.task} pairs",

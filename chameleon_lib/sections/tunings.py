@@ -42,6 +42,11 @@ class TunedStudy(Study):
         """The tuned model."""
         return tuned_backbone(_trainable(self._study), self._tuned)
 
+    @cached_property
+    def writer(self) -> Backbone:
+        """The tuned model itself: no other engine has its weights."""
+        return self.backbone
+
     @property
     def fingerprint(self) -> str:
         """As the tuned model's, without building it."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import cli, needs, preflight
+from chameleon_lib.kit import cli, hub, needs, preflight
 from chameleon_lib.kit.forecast.scope import Scope
 from chameleon_lib.kit.needs import Device, Machine, NotReady
 from chameleon_lib.kit.plan import Run
@@ -98,6 +98,20 @@ def test_a_laptop_needs_the_network_for_what_is_not_cached_and_no_gpu() -> None:
     assert "has to download Qwen/Qwen2.5-0.5B-Instruct, and" in said(only, "laptop")[0][0]
 
 
+def test_an_engine_that_is_not_installed_is_named() -> None:
+    scope = Scope(replace(PROFILES["paper"], generator="vllm"))
+    stops, _ = needs.missing(scope, ["01"], replace(LARGE, package=lambda name: name != "vllm"))
+    assert len(stops) == 1 and "writes with vLLM, which is not installed" in stops[0]
+    assert needs.missing(scope, ["01"], replace(LARGE, package=lambda _: True)) == ([], [])
+
+
+def test_four_bit_weights_need_a_smaller_gpu() -> None:
+    small = replace(LARGE, device=lambda: Device(20 << 30))
+    packed = Scope(replace(PROFILES["paper"], quantization="nf4", backbones=(MISTRAL,)))
+    assert needs.missing(packed, ["99"], small)[0] == []
+    assert needs.missing(Scope(replace(packed.profile, quantization="none")), ["99"], small)[0]
+
+
 def test_the_hubs_offline_switch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     stops, _ = said(LARGE, "laptop")
@@ -105,7 +119,7 @@ def test_the_hubs_offline_switch_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def snapshot(name: str, *files: str, index: object = None) -> None:
-    folder = needs.hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots" / "abc"
+    folder = hub.cache() / f"models--{name.replace('/', '--')}" / "snapshots" / "abc"
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         (folder / file).write_text("x", encoding="utf-8")
@@ -114,28 +128,28 @@ def snapshot(name: str, *files: str, index: object = None) -> None:
 
 
 def test_a_model_counts_as_cached_when_its_last_shard_is_there() -> None:
-    assert needs.in_cache("demo:decoder:0") and not needs.in_cache(T5)
+    assert hub.in_cache("demo:decoder:0") and not hub.in_cache(T5)
     snapshot(T5, "config.json")
-    assert not needs.in_cache(T5)
+    assert not hub.in_cache(T5)
     weights = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     snapshot(T5, "model-1.safetensors", index=weights)
-    assert not needs.in_cache(T5)
+    assert not hub.in_cache(T5)
     snapshot(T5, "model-2.safetensors")
-    assert needs.in_cache(T5)
+    assert hub.in_cache(T5)
     snapshot("me/one", "config.json", "pytorch_model.bin")
-    assert needs.in_cache("me/one")
+    assert hub.in_cache("me/one")
     snapshot("me/bad", "config.json", index=["no map"])
-    assert not needs.in_cache("me/bad")
+    assert not hub.in_cache("me/bad")
 
 
 def test_a_token_is_only_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not needs.has_token()
+    assert not hub.has_token()
     monkeypatch.setenv("HF_TOKEN", "set for the test")
-    assert needs.has_token()
+    assert hub.has_token()
     monkeypatch.delenv("HF_TOKEN")
-    needs.hub_home().mkdir(parents=True)
-    (needs.hub_home() / "token").write_text("stored for the test", encoding="utf-8")
-    assert needs.has_token()
+    hub.home().mkdir(parents=True)
+    (hub.home() / "token").write_text("stored for the test", encoding="utf-8")
+    assert hub.has_token()
 
 
 class _Refuses(BaseHTTPRequestHandler):
@@ -161,11 +175,11 @@ def test_any_answer_means_that_the_hub_is_there(
 ) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("HF_ENDPOINT", server)
-    assert needs.hub_answers()
+    assert hub.answers()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert not needs.hub_answers()
+    assert not hub.answers()
     monkeypatch.setenv("HF_ENDPOINT", "no address")
-    assert not needs.hub_answers()
+    assert not hub.answers()
 
 
 def test_a_gpu_is_what_torch_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,8 +196,9 @@ def test_a_gpu_is_what_torch_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
     assert needs.gpu() == Device(why="torch finds no CUDA device")
     monkeypatch.setattr(Torch.cuda, "is_available", staticmethod(lambda: True))
     properties = type("Properties", (), {"total_memory": 5})
+    monkeypatch.setattr(Torch.cuda, "device_count", staticmethod(lambda: 2), raising=False)
     monkeypatch.setattr(Torch.cuda, "get_device_properties", lambda _: properties, raising=False)
-    assert needs.gpu() == Device(5)
+    assert needs.gpu() == Device(10)
     monkeypatch.setattr(needs.util, "find_spec", lambda _: None)
     assert needs.gpu() == Device(why="torch is not installed in this Python")
 

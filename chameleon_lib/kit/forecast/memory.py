@@ -28,6 +28,7 @@ from chameleon_lib.kit.forecast.scope import Scope
 BATCH_TOKENS = 32_768
 KEPT_BYTES = 2 << 30
 KEPT_PER_TOKEN = 34
+PACKED = 0.29  # of bfloat16 weights, when all but embeddings and head have 4 bits
 ALOE_ROW = 8192  # tokens of a packed row
 DPO_PAIRS = 16  # per micro-batch
 BYTES_PER_ANSWER = 120  # JSON and margin
@@ -40,12 +41,13 @@ def device_bytes(scope: Scope, model: Model) -> dict[str, float]:
     room = model.state + 2 * model.inner + 4 * model.width
     cells = [scope.cell(model, task) for task in scope.profile.tasks]
     longest = max(cell.length("instruct") + cell.shape.answer for cell in cells)
+    packed = weights if scope.profile.quantization == "none" else weights * PACKED
     prompts = scope.test * longest
     kept = min(KEPT_BYTES, prompts * model.state * size)
     back = KEPT_PER_TOKEN * (size / 2) * model.width * model.layers * (1 + model.encoder)
     copies = 1 if model.encoder else 2
     return {
-        "asking": weights + kept + min(BATCH_TOKENS, prompts) * room * size,
+        "asking": packed + kept + min(BATCH_TOKENS, prompts) * room * size,
         "DPO": 2 * weights + 16 * model.adapter + DPO_PAIRS * copies * longest * back,
         "ALOE": 5 * weights + (longest if model.encoder else ALOE_ROW) * back,
     }
