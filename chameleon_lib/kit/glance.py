@@ -54,7 +54,7 @@ class Glance:
     """The matrix.
 
     Attributes:
-        columns: settings, such as "LaMP-2, decoder (Mistral class)", in order of appearance.
+        columns: settings, such as "LaMP-2, decoder (Mistral class)", in order of their names.
         rows: claims, in order of appearance.
     """
 
@@ -87,7 +87,7 @@ def glance(verdicts: Sequence[Verdict], *, own: bool) -> Glance:
         own: ours instead of the paper's.
     """
     chosen = [(i, v) for i, v in enumerate(verdicts) if v.own == own and v.setting]
-    # By task, then family as they appear: later notebooks may know fewer settings.
+    # By name, which is by task, then family; later notebooks know fewer of them.
     columns = tuple(sorted(dict.fromkeys(v.setting for _, v in chosen)))
     rows = []
     for notebook, words in dict.fromkeys((v.notebook, v.words) for _, v in chosen):
