@@ -226,7 +226,10 @@ def bootstrap_metric(
     boot: Floats = np.zeros(n_boot)
     value = 0.0
     for sign, arm, weights in arms:
-        boot = boot + sign * np.average([reduce(drawn @ x) for x in arm], axis=0, weights=weights)
+        columns = np.moveaxis(arm, 0, 1)  # (n, S, k): all seeds in one product with the draws
+        summed = (drawn @ columns.reshape(n, -1)).reshape(n_boot, *columns.shape[1:])
+        per_seed = np.moveaxis(reduce(summed), -1, 0)  # (S, n_boot)
+        boot = boot + sign * np.average(per_seed, axis=0, weights=weights)
         value += sign * float(np.average([reduce(x.sum(axis=0)) for x in arm], weights=weights))
     return _estimate(value, boot, n, len(a))
 

@@ -20,6 +20,8 @@ from chameleon_lib.sections.parallel import warm
 from chameleon_lib.sections.results import Cell, Run, sorted_ids
 from chameleon_lib.sections.study import Study
 
+_COMMON: dict[tuple[Plan, str], frozenset[str]] = {}  # filled by Plan.common_users
+
 
 @dataclass(frozen=True)
 class Desk:
@@ -78,17 +80,25 @@ class Plan:
         store = ArtifactStore(self.root)
         return Study(self.profile, backbone, self.task, settings or self.settings, store)
 
-    def common_users(self, data: TaskData, last: str = "") -> set[str]:
+    def common_users(self, data: TaskData, last: str = "") -> frozenset[str]:
         """Test users that every backbone can read: rows must be comparable.
+
+        Found once per process and users: every cell of the task asks again.
 
         Args:
             data: The users of the task.
             last: Backbone to open last, so that it is still at hand where only one is kept.
         """
-        test = without_gold(data.test)
-        names = sorted(self.profile.backbones, key=lambda name: name == last)
-        usable = [self.study(name).prepare(test)[0] for name in names]
-        return set.intersection(*({user.user.id for user in users} for users in usable))
+        known = _COMMON.get((self, data.digest))
+        if known is None:
+            test = without_gold(data.test)
+            names = sorted(self.profile.backbones, key=lambda name: name == last)
+            usable = [self.study(name).prepare(test)[0] for name in names]
+            known = frozenset.intersection(
+                *(frozenset(user.user.id for user in users) for users in usable)
+            )
+            _COMMON[self, data.digest] = known
+        return known
 
     def open(self, backbone: str) -> Desk:
         """Everything a cell starts from."""
@@ -159,8 +169,7 @@ def run_grid(
     data = {plan.task: plan.data() for plan in plans}
     cells = [cell for plan in plans for name in profile.backbones for cell in compute(plan, name)]
     users = {
-        plan.task: sorted_ids(data[plan.task], plan.common_users(data[plan.task]))
-        for plan in plans
+        plan.task: sorted_ids(data[plan.task], plan.common_users(data[plan.task])) for plan in plans
     }
     return Run(profile, settings, data, users, cells, notes)
 

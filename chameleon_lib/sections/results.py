@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,7 @@ class Run:
         return list(dict.fromkeys(cell.family for cell in self.cells))
 
 
-def sorted_ids(data: TaskData, chosen: set[str]) -> list[str]:
+def sorted_ids(data: TaskData, chosen: Collection[str]) -> list[str]:
     """Ids of the chosen test users in the order of the data."""
     return [user.id for user in data.test if user.id in chosen]
 
