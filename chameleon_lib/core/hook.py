@@ -7,6 +7,7 @@ and enters the hook for the rest. The hook itself never guesses positions from s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,36 @@ if TYPE_CHECKING:
 
 COMPUTE_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _PARTS = {"p_then_n": ("boost", "removal"), "n_then_p": ("removal", "boost")}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How outputs of one shape are edited at one layer.
+
+    In a small model a decoding step takes as long as some hundred calls of torch, and the hook runs
+    at every layer of every step. What the last call worked out is therefore kept for the next.
+
+    Attributes:
+        shape: Outputs of this shape,
+        dtype: of this type,
+        device: on this device are meant.
+        kind: Kind of the device.
+        tokens: Edited positions per call.
+        casts: Whether the arithmetic runs in another type.
+        lone: Whether every row is one vector with factors of its own.
+        z: ``Z`` transposed, ``(d, 2)`` or ``(B, d, 2)``.
+        u: ``U`` transposed, ``(2, d)`` or ``(B, 2, d)``.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    kind: str
+    tokens: int
+    casts: bool
+    lone: bool
+    z: Tensor
+    u: Tensor
 
 
 class EditHook:
@@ -61,12 +92,14 @@ class EditHook:
             )
         self.modules, self.edit = tuple(modules), edit
         self.flat, self.strict, self.diagnostics = flat, strict, diagnostics
+        self._d, self._rows = edit.d, edit.theta_p.shape[1] if edit.per_row else 0
+        self._unchanged = edit.alpha_p == 0 and edit.alpha_n == 0
         self.calls = dict.fromkeys(edit.layers, 0)
         self.tokens = dict.fromkeys(edit.layers, 0)
         names = ("edit", "boost", "removal")
         self._sums = {layer: dict.fromkeys(names, 0.0) for layer in edit.layers}
         self._handles: list[RemovableHandle] = []
-        self._cache: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._plans: dict[int, _Plan] = {}  # by row of the directions
 
     def __enter__(self) -> EditHook:
         if self._handles:
@@ -84,7 +117,7 @@ class EditHook:
     ) -> None:
         while self._handles:
             self._handles.pop().remove()
-        self._cache.clear()
+        self._plans.clear()
         if kind is None and self.strict:
             self._check_applied()
 
@@ -114,71 +147,96 @@ class EditHook:
         ]
 
     def _make_hook(self, row: int, layer: int) -> Any:
+        edited = self._joined if self.flat and self._rows else self._edited
+
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             if isinstance(output, tuple):
-                return (self._joined(output[0], row, layer), *output[1:])
-            return self._joined(output, row, layer)
+                return (edited(output[0], row, layer), *output[1:])
+            return edited(output, row, layer)
 
         return hook
 
     def _joined(self, x: Tensor, row: int, layer: int) -> Tensor:
         """Edits an output whose rows and positions may be joined into one axis."""
-        rows = self.edit.theta_p.shape[1] if self.flat and self.edit.per_row else 0
-        if not rows or x.dim() != 2 or x.shape[0] % rows:
+        if x.dim() != 2 or x.shape[0] % self._rows:
             return self._edited(x, row, layer)
-        return self._edited(x.unflatten(0, (rows, -1)), row, layer).flatten(0, 1)
+        return self._edited(x.unflatten(0, (self._rows, -1)), row, layer).flatten(0, 1)
 
     def _edited(self, x: Tensor, row: int, layer: int) -> Tensor:
-        self._check_output(x, layer)
+        plan = self._plans.get(row)
+        if (
+            plan is None
+            or x.shape != plan.shape
+            or x.dtype != plan.dtype
+            or x.device != plan.device
+        ):
+            plan = self._planned(x, row, layer)
         self.calls[layer] += 1
-        self.tokens[layer] += x.numel() // x.shape[-1]
-        if self.edit.alpha_p == 0 and self.edit.alpha_n == 0:
+        self.tokens[layer] += plan.tokens
+        if self._unchanged:
             return x
-        # Autocast would run the two small products in half precision and lose digits.
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            dtype = torch.promote_types(COMPUTE_DTYPES[self.edit.compute_dtype], x.dtype)
-            u, z = self._factors(row, x.device, dtype)
-            wide = x.to(dtype)
-            if u.dim() == 3 and wide.dim() == 2:  # (B, d) with per-row factors
-                parts = (wide.unsqueeze(1) @ z.mT).squeeze(1)  # (B, 2)
-                change = (parts.unsqueeze(1) @ u.mT).squeeze(1)
-            else:
-                parts = wide @ z.mT  # (B, T, 2)
-                change = parts @ u.mT  # (B, T, d)
-            if self.diagnostics:
-                self._measure(wide, change, parts, u, layer)
-            return (wide + change).to(x.dtype)
+        if torch.is_autocast_enabled(plan.kind):
+            # Autocast would run the two small products in half precision and lose digits.
+            with torch.autocast(device_type=plan.kind, enabled=False):
+                return self._changed(x, plan, layer)
+        return self._changed(x, plan, layer)
+
+    def _changed(self, x: Tensor, plan: _Plan, layer: int) -> Tensor:
+        wide = x.to(plan.z.dtype) if plan.casts else x
+        if plan.lone:  # (B, d) with per-row factors
+            parts = (wide.unsqueeze(1) @ plan.z).squeeze(1)  # (B, 2)
+            change = (parts.unsqueeze(1) @ plan.u).squeeze(1)
+        else:
+            parts = wide @ plan.z  # (B, T, 2)
+            change = parts @ plan.u  # (B, T, d)
+        if self.diagnostics:
+            self._measure(wide, change, parts, plan.u, layer)
+        return (wide + change).to(x.dtype) if plan.casts else wide + change
+
+    def _planned(self, x: Tensor, row: int, layer: int) -> _Plan:
+        self._check_output(x, layer)
+        dtype = torch.promote_types(COMPUTE_DTYPES[self.edit.compute_dtype], x.dtype)
+        last = self._plans.get(row)
+        if last is not None and last.dtype == x.dtype and last.device == x.device:
+            u, z = last.u, last.z
+        else:
+            u, z = (f.to(device=x.device, dtype=dtype).mT for f in self.edit.factors(row))
+        plan = _Plan(
+            x.shape,
+            x.dtype,
+            x.device,
+            kind=x.device.type,
+            tokens=x.numel() // self._d,
+            casts=x.dtype != dtype,
+            lone=u.dim() == 3 and x.dim() == 2,
+            z=z,
+            u=u,
+        )
+        # Kept factors would tie two backward passes to one graph: keep those of frozen edits only.
+        if not u.requires_grad and not z.requires_grad:
+            self._plans[row] = plan
+        return plan
 
     def _check_output(self, x: Tensor, layer: int) -> None:
         if not isinstance(x, Tensor) or x.dim() not in (2, 3):
             raise UserError(f"The site of layer {layer} must return a tensor of 2 or 3 axes.")
-        if x.shape[-1] != self.edit.d:
+        if x.shape[-1] != self._d:
             raise UserError(
                 f"Layer {layer} returns vectors of length {x.shape[-1]}, the directions have "
-                f"{self.edit.d}; use directions made for this model and site."
+                f"{self._d}; use directions made for this model and site."
             )
-        if self.edit.per_row and x.shape[0] != self.edit.theta_p.shape[1]:
+        if self._rows and x.shape[0] != self._rows:
             raise UserError(
-                f"The batch has {x.shape[0]} rows, the edit {self.edit.theta_p.shape[1]}; use "
+                f"The batch has {x.shape[0]} rows, the edit {self._rows}; use "
                 "edit.rows(index) for a part of the batch, edit.repeat_rows(n) for n beams."
             )
-
-    def _factors(self, row: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        key = (row, device, dtype)
-        if key in self._cache:
-            return self._cache[key]
-        u, z = (factor.to(device=device, dtype=dtype) for factor in self.edit.factors(row))
-        # Cached factors would tie two backward passes to one graph: cache frozen edits only.
-        if not u.requires_grad and not z.requires_grad:
-            self._cache[key] = (u, z)
-        return u, z
 
     @torch.no_grad()
     def _measure(self, x: Tensor, change: Tensor, parts: Tensor, u: Tensor, layer: int) -> None:
         length = x.norm(dim=-1).clamp_min(torch.finfo(x.dtype).tiny)  # (B, T)
         sums = self._sums[layer]
         sums["edit"] += float((change.norm(dim=-1) / length).double().sum())
-        sizes = u.norm(dim=-2)  # (2,) or (B, 2): directions are unit, so these are the strengths
+        sizes = u.norm(dim=-1)  # (2,) or (B, 2): directions are unit, so these are the strengths
         if u.dim() == 3 and parts.dim() == 3:
             sizes = sizes[:, None, :]
         both = (parts.abs() * sizes / length[..., None]).double().flatten(0, -2).sum(0)

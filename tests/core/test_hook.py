@@ -178,6 +178,19 @@ def test_arithmetic_stays_float32_under_autocast() -> None:
     )
 
 
+def test_one_hook_follows_outputs_that_change_in_shape_and_dtype() -> None:
+    sites, edit = nn.ModuleList([nn.Identity()] * 3), Edit.stack([_edit(seed) for seed in range(3)])
+    outputs = [X, X[:, :1], X[:, 0], X[:, :1].double(), X]
+    with EditHook(sites[:1], Edit((0,), edit.theta_p[:1], edit.theta_n[:1])) as hook:
+        edited = [sites[0](x) for x in outputs]
+    for x, output in zip(outputs, edited, strict=True):
+        p, n = edit.theta_p[0], edit.theta_n[0]
+        rows = (p[:, None], n[:, None]) if x.dim() == 3 else (p, n)
+        assert output.dtype == x.dtype
+        torch.testing.assert_close(output, apply_edit(x, *rows), atol=2e-6, rtol=0)
+    assert hook.tokens == {0: 3 * (5 + 1 + 1 + 1 + 5)}
+
+
 def test_tuple_outputs_keep_their_other_members() -> None:
     sites, edit = nn.ModuleList([_Tuple(), _Tuple(), _Tuple()]), _edit(site="block_out")
     with EditHook(sites, edit, strict=False):
