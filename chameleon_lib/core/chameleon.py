@@ -10,24 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
-from chameleon_lib.core.contrasts import contrasts_from_pairs
-from chameleon_lib.core.directions import Directions
 from chameleon_lib.core.edit_profile import EditProfile
-from chameleon_lib.core.fitting import fit_by_preference
 from chameleon_lib.core.history import select_items
 from chameleon_lib.core.insights import with_query_insights, write_insights, write_query_insights
-from chameleon_lib.core.pooling import (
-    USERS,
-    Pool,
-    directions_by_layers,
-    parts,
-    pooled,
-    read_pairs,
-)
+from chameleon_lib.core.pool_fit import fit_pool
+from chameleon_lib.core.pooling import USERS, Pool, parts, pooled, read_pairs
 from chameleon_lib.core.preferences import (
     PreferencePair,
     PreparedUser,
@@ -37,7 +27,6 @@ from chameleon_lib.core.preferences import (
     fit_context,
     max_new_tokens,
 )
-from chameleon_lib.core.prompts_digest import prompts_digest
 from chameleon_lib.core.protocols import Backbone, Embedder
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
@@ -45,6 +34,7 @@ from chameleon_lib.lamp.prompts import answer_prompt, unseen_prompt
 from chameleon_lib.lamp.records import User
 
 log = logging.getLogger(__name__)
+
 
 @dataclass
 class Chameleon:
@@ -130,7 +120,7 @@ class Chameleon:
             UserError: Fewer than ``pairs_k_min`` pairs with different outputs are left
                 (``pairs_on_too_few``), or users of different tasks.
         """
-        return self._fit_pairs(self._usable(self.pairs(self.prepare(users))))
+        return self._fit(self._usable(self.pairs(self.prepare(users))))
 
     def fit_each(self, users: Sequence[User]) -> dict[str, EditProfile]:
         """One edit per user, from that user's pairs alone; generation is shared by all users.
@@ -165,7 +155,7 @@ class Chameleon:
             )
         if refused:
             log.warning("%d users have no edit of their own: %s", len(refused), refused)
-        return {user_id: self._fit_pairs(pool) for user_id, pool in usable.items()}
+        return {user_id: self._fit(pool) for user_id, pool in usable.items()}
 
     def answer(self, users: Sequence[User], profile: EditProfile | None = None) -> list[str]:
         """Answer every query of ``users``, in order (sections 3.2 and 4.3; A13, A19).
@@ -227,43 +217,8 @@ class Chameleon:
         check_pair_count(len(pool.different), self.settings)
         return pool
 
-    def _fit_pairs(self, pool: Pool) -> EditProfile:
-        seed = self.settings.seed
-        common: dict[str, Any] = {
-            "task": self._task,
-            "settings": self.settings,
-            "backbone": (self.backbone.name, self.backbone.fingerprint),
-            "users": pool.users,
-            "n_pairs": len(pool.different),
-            "n_identical": pool.n_identical,
-            "revision": self.backbone.revision,
-            "prompts": prompts_digest(self._task, self.settings),
-        }
-        directions = None
-        if self.settings.theta_method == "paper" or self.settings.fit_layers != "all":
-            h_p, h_n = self.activations(pool.different)
-            directions = directions_by_layers(h_p, h_n, self.settings, seed)
-        if self.settings.theta_method == "paper":
-            assert directions is not None
-            return EditProfile(
-                edit=directions.to_edit(self.settings), directions=directions, **common
-            )
-        layers = fitted_layers(self.backbone, directions, self.settings)
-        contrasts = contrasts_from_pairs(
-            self._task, pool.different, pool.identical, self.settings
-        )
-        fitted = fit_by_preference(self.backbone, contrasts, layers, self.settings, seed=seed)
-        return EditProfile(edit=fitted.edit, fitted=fitted, directions=directions, **common)
-
-
-def fitted_layers(
-    backbone: Backbone, directions: Directions | None, settings: EditSettings
-) -> tuple[int, ...]:
-    """Layers a preference fit edits: all, or those the layer rule picks (``fit_layers``)."""
-    if settings.fit_layers == "all":
-        return tuple(range(backbone.n_layers))
-    assert directions is not None
-    return directions.choose_layers(settings)
+    def _fit(self, pool: Pool) -> EditProfile:
+        return fit_pool(self.backbone, self._task, pool, self.settings)
 
 
 def _one_task(users: Sequence[User]) -> str:

@@ -1,4 +1,4 @@
-"""Prompt templates: Appendix A.3 of the paper, Figure 2's insight queries, LaMP's own prompt.
+"""Prompts: Appendix A.3 of the paper, Figure 2's insight queries, LaMP's own prompt.
 
 Paragraphs are joined by one newline, history lines are numbered from 1 and substituted in place.
 The personalised (P) and the neutral (N) prompt are the same string up to the agent paragraph.
@@ -8,12 +8,12 @@ Texts are assembled, never searched and replaced, so a tweet that says "[INSIGHT
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.lamp.records import HistoryItem, Query
-from chameleon_lib.lamp.tasks import TAGS, Task, get_task
+from chameleon_lib.lamp.tasks import Task, get_task
+from chameleon_lib.lamp.templates import TEMPLATES, Agent
 
 Role = Literal["P", "N"]
 Baseline = Literal["drop_insight_sentence", "drop_agent_block"]
@@ -25,103 +25,6 @@ INSIGHT_QUERIES: dict[str, str] = {
     "N": (
         "Do not consider the user's preferences or profile history when responding. "
         "Conclude the style of your answer."
-    ),
-}
-
-_TAGS = ", ".join(TAGS)
-_NEUTRAL = (
-    "You are a generic and impersonal assistant. "
-    "You do not consider the user's preferences or profile history when responding."
-)
-
-
-@dataclass(frozen=True)
-class _Agent:
-    """An agent paragraph: `lead`, the sentence `stem` + insight + ".", then `close`."""
-
-    lead: str
-    stem: str
-    close: str | None = None
-
-
-@dataclass(frozen=True)
-class _Template:
-    """The paragraphs of one task in A.3."""
-
-    opening: str
-    query: str
-    question: str
-    agents: dict[str, _Agent]
-
-
-_TEMPLATES: dict[str, _Template] = {
-    "LaMP_2": _Template(
-        opening="Suppose you are a user with the following user profile history of movie tagging:",
-        query="Now, given a new description:",
-        question=(
-            "Question: Which tag does this movie relate to among the following tags? Just answer "
-            f"with only ONE tag name without further explanation. tags: [{_TAGS}]"
-        ),
-        agents={
-            "P": _Agent(
-                lead=(
-                    "You are a helpfully personalized assistant. You try to predict the movie "
-                    "tagging that the user preferred based on their history."
-                ),
-                stem="The user prefers",
-                close=f"Answer only with one tag name ({_TAGS}).",
-            ),
-            # "shoulds" is printed so in this one template (A23).
-            "N": _Agent(
-                lead=_NEUTRAL,
-                stem="Your answer shoulds",
-                close=f"Answer only with one tag name ({_TAGS}).",
-            ),
-        },
-    ),
-    "LaMP_3": _Template(
-        opening=(
-            "Suppose you are a user with the following user profile history of product rating "
-            "based on the user's review of the product:"
-        ),
-        query="Now, given a new review by the user:",
-        question=(
-            "Question: What is the rating score of the following review on a scale of 1 to 5? "
-            "Just answer with 1, 2, 3, 4, or 5 without further explanation."
-        ),
-        agents={
-            "P": _Agent(
-                lead=(
-                    "You are a helpfully personalized assistant. You try to predict the rating of "
-                    "the product based on the user history ratings."
-                ),
-                stem="The user prefers",
-                close="Just answer with 1, 2, 3, 4, or 5 without further explanation.",
-            ),
-            # No closing reminder here, as printed (section 4.5).
-            "N": _Agent(lead=_NEUTRAL, stem="Your answer should"),
-        },
-    ),
-    "LaMP_7": _Template(
-        opening=(
-            "Suppose you are a twitter user with the following user profile history that shows "
-            "their preferred way of speaking:"
-        ),
-        query="Now, given a new twitter post:",
-        question=(
-            "Question: Paraphrase the tweet in the style the user likes without any explanation "
-            "before or after it."
-        ),
-        agents={
-            "P": _Agent(
-                lead=(
-                    "You are a helpfully personalized assistant. You try to paraphrase the tweet "
-                    "in the style the user likes based on the history."
-                ),
-                stem="The user prefers",
-            ),
-            "N": _Agent(lead=_NEUTRAL, stem="Your answer should"),
-        },
     ),
 }
 
@@ -155,12 +58,12 @@ def history_block(task: str | Task, items: Sequence[HistoryItem]) -> str:
     """
     if not items:
         raise UserError("A prompt with a history needs at least one item; use unseen_prompt.")
-    return f"{_TEMPLATES[get_task(task).name].opening} {history_lines(task, items)}"
+    return f"{TEMPLATES[get_task(task).name].opening} {history_lines(task, items)}"
 
 
 def query_line(task: str | Task, query_text: str) -> str:
     """Render the paragraph that states the query (also part of a pair text, A3)."""
-    return f"{_TEMPLATES[get_task(task).name].query} {query_text}"
+    return f"{TEMPLATES[get_task(task).name].query} {query_text}"
 
 
 def insight_prompt(task: str | Task, items: Sequence[HistoryItem], role: Role) -> str:
@@ -173,7 +76,7 @@ def insight_prompt(task: str | Task, items: Sequence[HistoryItem], role: Role) -
 
 
 def _agent_paragraph(
-    agent: _Agent, insight: str | None, baseline: Baseline, fix_typos: bool
+    agent: Agent, insight: str | None, baseline: Baseline, fix_typos: bool
 ) -> str | None:
     if insight is None and baseline == "drop_agent_block":
         return None
@@ -190,7 +93,7 @@ def _question_onwards(
     task: Task, query_text: str, role: Role, insight: str | None, baseline: Baseline, fix: bool
 ) -> str:
     """Everything after the history paragraph."""
-    template = _TEMPLATES[task.name]
+    template = TEMPLATES[task.name]
     agent = _agent_paragraph(template.agents[role], insight, baseline, fix)
     paragraphs = [query_line(task, query_text), template.question]
     if agent is not None:

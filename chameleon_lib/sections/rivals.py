@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chameleon_lib.baselines import Tuned
-from chameleon_lib.baselines.llm_rec import answer_prompts, variants_for, write_summaries
+from chameleon_lib.baselines.llm_rec import answer_prompts, write_summaries
+from chameleon_lib.baselines.llm_rec_prompts import variants_for
 from chameleon_lib.core.contrasts import contrasts_from_pairs
 from chameleon_lib.core.preferences import PreferencePair, PreparedUser, keep_different
 from chameleon_lib.kit.progress import tell

@@ -8,17 +8,8 @@ import pytest
 import torch
 
 from chameleon_lib.backbones.demo.world import WorldSettings, build_world
-from chameleon_lib.baselines.llm_rec import (
-    SUMMARY_CUE,
-    VARIANTS,
-    LlmRecAnswers,
-    answer_prompt_with_summary,
-    get_variant,
-    llm_rec_answers,
-    summary_prompt,
-    summary_tokens,
-    variants_for,
-)
+from chameleon_lib.baselines.llm_rec import LlmRecAnswers, llm_rec_answers, summary_tokens
+from chameleon_lib.baselines.llm_rec_prompts import SUMMARY_CUE, variants_for
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.core.protocols import DecodeSettings
 from chameleon_lib.core.settings import EditSettings
@@ -28,7 +19,6 @@ from chameleon_lib.lamp.prompts import (
     answer_prompt,
     history_block,
     query_line,
-    unseen_prompt,
 )
 from chameleon_lib.lamp.tasks import TASKS
 from tests.backbones.demo.small import small_backbone
@@ -51,20 +41,6 @@ def prepared_users(task: str, queries: int = 2, n: int = 3) -> list[PreparedUser
 def numbered(prompt: str) -> str:
     """A reply that tells its prompt from every other."""
     return f"reply {len(prompt)} {sum(prompt.encode())}"
-
-
-@pytest.mark.parametrize(("task", "name"), CASES)
-def test_the_answer_prompt_is_instruct_with_the_summary_for_the_history(
-    task: str, name: str
-) -> None:
-    for user in prepared_users(task):
-        for query in user.user.queries:
-            prompt = answer_prompt_with_summary(task, user.items, query.text, "a  b\nc", name)
-            line = next(part for part in prompt.split("\n") if part.startswith("Summary of "))
-            assert line.endswith(": a b c") and prompt.endswith(ANSWER_CUE)
-            instruct = answer_prompt(task, user.items, query.text, role="P", insight=None)
-            plain = instruct if name in WITH_HISTORY else unseen_prompt(task, query.text)
-            assert prompt.replace(f"{line}\n", "") == plain
 
 
 @pytest.mark.parametrize(("task", "name"), CASES)
@@ -181,31 +157,12 @@ def test_an_empty_summary_is_counted_and_said_in_the_prompt(task: str, nothing: 
         assert ("Summary of " in prompt) == (text != silent)
 
 
-def test_a_variant_is_known_and_has_a_meaning_for_the_task() -> None:
-    assert variants_for("LaMP_2") == variants_for("LaMP-3") == tuple(VARIANTS)
-    assert set(VARIANTS) - set(variants_for("LaMP_7")) == {"llm_rec_comb", "llm_rec_comb_hist"}
-    assert get_variant("llm_rec_hist", "LaMP_7").history
-    with pytest.raises(UserError, match="'llm-rec'.*llm_rec_basic"):
-        get_variant("llm-rec", "LaMP_2")
-    user = prepared_users("LaMP_7")[0]
-    for name in ("llm_rec_comb", "llm_rec_comb_hist"):
-        with pytest.raises(UserError, match=f"{name} asks what would recommend .*LaMP-7"):
-            llm_rec_answers(scripted(numbered), [user], name, SETTINGS)
-        with pytest.raises(UserError, match="recommend"):
-            summary_prompt("LaMP_7", user.items, "a tweet", name)
-        with pytest.raises(UserError, match="recommend"):
-            answer_prompt_with_summary("LaMP_7", user.items, "a tweet", "a summary", name)
-
-
-def test_users_of_one_task_and_a_history_are_needed() -> None:
+def test_users_of_one_task_are_needed() -> None:
     mixed = [*prepared_users("LaMP_2"), *prepared_users("LaMP_3")]
     with pytest.raises(UserError, match="one task"):
         llm_rec_answers(scripted(numbered), mixed, "llm_rec", SETTINGS)
     with pytest.raises(UserError, match="no users"):
         llm_rec_answers(scripted(numbered), [], "llm_rec", SETTINGS)
-    with pytest.raises(UserError, match="at least one item"):
-        summary_prompt("LaMP_2", (), "a film", "llm_rec")
-    assert "a film" in summary_prompt("LaMP_2", (), "a film", "llm_rec_basic")
 
 
 def test_lengths_decoding_and_the_baseline_reading_come_from_the_settings() -> None:

@@ -15,8 +15,8 @@ from chameleon_lib.backbones.batching import TOKEN_BUDGET
 from chameleon_lib.backbones.demo import checkpoint
 from chameleon_lib.backbones.demo.tokenizer import build_tokenizer
 from chameleon_lib.backbones.demo.world import WorldSettings, build_world
-from chameleon_lib.baselines.llm_rec import (
-    SUMMARY_TOKENS,
+from chameleon_lib.baselines.llm_rec import SUMMARY_TOKENS
+from chameleon_lib.baselines.llm_rec_prompts import (
     answer_prompt_with_summary,
     summary_prompt,
     variants_for,

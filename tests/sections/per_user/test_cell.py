@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chameleon_lib.backbones.demo.tastes import habits_followed
-from chameleon_lib.baselines.llm_rec import VARIANTS
+from chameleon_lib.baselines.llm_rec_prompts import VARIANTS
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.lamp.metrics import per_sample_scores
