@@ -54,6 +54,11 @@ def _parser() -> Parser:
             action.add_argument("--cache", metavar="DIR", help="also clean this cache (.chameleon)")
             action.add_argument("--outputs", metavar="DIR", help="also clean these outputs")
             action.add_argument(
+                "--serving", action="append", default=[], metavar="DIR",
+                help="also clean this serving folder; those that profiles of the store were "
+                "exported into are known, unless they were moved (may be given more than once)",
+            )  # fmt: skip
+            action.add_argument(
                 "--texts", metavar="FILE", help="texts of the user to look for, one a line"
             )
         action.add_argument("--store", required=True, metavar="DIR", help="the profile store")
@@ -95,7 +100,13 @@ def _forget(store: ProfileStore, options: argparse.Namespace) -> int:
             raise UserError(
                 f"{options.texts} cannot be read ({error}); give a UTF-8 file with one text a line."
             ) from error
-    done = store.forget(options.user, cache=options.cache, outputs=options.outputs, texts=texts)
+    done = store.forget(
+        options.user,
+        cache=options.cache,
+        outputs=options.outputs,
+        texts=texts,
+        serving=options.serving,
+    )
     for sentence in sentences(done):
         print(sentence)
     return 1 if done.unreadable else 0
@@ -118,12 +129,25 @@ def sentences(done: Forgotten) -> list[str]:
         unclaimed = _count(done.unclaimed, "cached record")
         said.append(f"Removed {unclaimed} without a note of whose it is.")
     said += [f"  {path}" for path in done.files]
+    if done.exports:
+        exports = _count(len(done.exports), "export")
+        said.append(f"Removed {exports}; restart the servers that may have loaded them.")
+        said += [f"  {path}" for path in done.exports]
     if done.profiles:
-        said.append(f"Remove what was exported from: {', '.join(done.profiles)}.")
+        ids = ", ".join(done.profiles)
+        said.append(f"Copies of exports outside the serving folders are yours to remove: {ids}.")
     if done.groups:
         said.append(f"Fit these groups again without the user: {', '.join(done.groups)}.")
     if done.waiting:
         said.append(f"These groups wait for a new fit since earlier: {', '.join(done.waiting)}.")
+    if done.stale_exports:
+        said.append("After the new fit, replace their exports ('export --all --prune'):")
+        said += [f"  {path}" for path in done.stale_exports]
+    for path in done.absent:
+        said.append(
+            f"Profiles were exported into {path}, which is not there: if it was moved, repeat "
+            "with --serving."
+        )
     for path in done.unreadable:
         said.append(f"{path} is damaged and may be the user's: delete it, or restore and repeat.")
     if not done.nothing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from chameleon_lib.command_line import Parser
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.progress import Progress
+from chameleon_lib.profiles.served import model_name, remember_folder
 
 if TYPE_CHECKING:
     from chameleon_lib.backbones import HFBackbone
@@ -123,6 +123,8 @@ def _export(
         infos = [store.info(options.profile_key)]
     else:
         infos = _of_backbone(store, backbone.name)
+    # Noted first: a run that is killed half-way has written there, too.
+    remember_folder(options.store, options.to)
     done = []
     with Progress("exports", len(infos)) as progress:
         for info in infos:
@@ -167,15 +169,6 @@ def _load(info: ProfileInfo) -> EditProfile:
             continue
         return from_stored(stored, info.path)
     raise UserError(f"{info.path} was deleted while it was exported; run the export again.")
-
-
-def model_name(group: str, profile_id: str) -> str:
-    """What requests ask for: the group's name, or the id that stands for a user in the store."""
-    if not group:
-        return f"u-{profile_id}"
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", group)[:60]
-    # Two names that differ in what was replaced must not become one.
-    return f"g-{plain}" if plain == group else f"g-{plain}-{profile_id[:8]}"
 
 
 def _at_positions(profile: EditProfile, positions: str) -> EditProfile:

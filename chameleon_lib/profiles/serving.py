@@ -1,15 +1,12 @@
 """A folder of exports that stock servers load: one sub-folder per served model name.
 
-    <folder>/<name>-v0001/     an export; the folder's name is what a request asks for
-    <folder>/served.json       which version of each profile is current
-
-Servers cache by path, so a changed profile gets a new version and never overwrites the old one.
-An unchanged one is left alone, which is also how a killed run resumes.
+``profiles.served`` describes the layout. Servers cache by path, so a changed profile gets a new
+version and never overwrites the old one. An unchanged one is left alone, which is also how a killed
+run resumes.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterable
@@ -22,14 +19,11 @@ from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.edit_profile import EditProfile
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
-from chameleon_lib.kit.paths import replace_text
 from chameleon_lib.profiles.adapter_rules import check_adapter
 from chameleon_lib.profiles.export import edit_digest, edit_of, export_edit, served_name
 from chameleon_lib.profiles.factors import RANK
 from chameleon_lib.profiles.forms import server_refusal
-
-INDEX = "served.json"
-_VERSION = re.compile(r"(?P<name>.+)-v(?P<number>\d{4,})")
+from chameleon_lib.profiles.served import INDEX, VERSION, read_index, versions, write_index
 
 
 @dataclass(frozen=True)
@@ -88,16 +82,9 @@ class ServingFolder:
             raise UserError(reason)
 
     def _read_index(self) -> dict[str, dict[str, Any]]:
-        path = self.folder / INDEX
-        if not path.exists():
+        if not (self.folder / INDEX).exists():
             return {}
-        try:
-            index = json.loads(path.read_text(encoding="utf-8"))
-            kind, current = index["kind"], dict(index["current"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}); export into a new folder."
-            ) from error
+        kind, current = read_index(self.folder)
         if kind != self.kind:
             raise UserError(
                 f"{self.folder} serves {kind['form']} exports of '{kind['base_model']}', not "
@@ -144,8 +131,8 @@ class ServingFolder:
         return path.is_dir()
 
     def _versions(self, name: str) -> list[int]:
-        matches = (_VERSION.fullmatch(path.name) for path in self.folder.glob(f"{name}-v*"))
-        return [int(match["number"]) for match in matches if match and match["name"] == name]
+        matches = (VERSION.fullmatch(path.name) for path in versions(self.folder, name))
+        return [int(match["number"]) for match in matches if match]
 
     def stale(self, names: Iterable[str]) -> list[Path]:
         """Versions that are not current, and all versions of profiles other than ``names``."""
@@ -153,7 +140,7 @@ class ServingFolder:
         return [
             path
             for path in sorted(self.folder.iterdir())
-            if path.is_dir() and _VERSION.fullmatch(path.name) and path.name not in kept
+            if path.is_dir() and VERSION.fullmatch(path.name) and path.name not in kept
         ]
 
     def prune(self, names: Iterable[str]) -> list[Path]:
@@ -167,5 +154,4 @@ class ServingFolder:
         return gone
 
     def _write_index(self) -> None:
-        index = {"format": 1, "kind": self.kind, "current": self.current}
-        replace_text(self.folder / INDEX, json.dumps(index, indent=1, sort_keys=True) + "\n")
+        write_index(self.folder, self.kind, self.current)

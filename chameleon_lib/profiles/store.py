@@ -19,6 +19,7 @@ files are described in ``profiles.files`` and ``profiles.directory``.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,7 @@ class ProfileStore:
         cache: str | Path | None = None,
         outputs: str | Path | None = None,
         texts: tuple[str, ...] = (),
+        serving: Sequence[str | Path] = (),
     ) -> Forgotten:
         """Remove what is kept of a user; see :func:`profiles.forget.forget`."""
         return forget(
@@ -186,6 +188,7 @@ class ProfileStore:
             cache=None if cache is None else Path(cache),
             outputs=None if outputs is None else Path(outputs),
             texts=texts,
+            serving=[Path(folder) for folder in serving],
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from chameleon_lib.backbones import HFBackbone, load_backbone
 from chameleon_lib.core.edit import Edit
@@ -24,8 +25,8 @@ from chameleon_lib.profiles.commands import (
     sglang_command,
     vllm_command,
 )
-from chameleon_lib.profiles.export_cli import model_name
 from chameleon_lib.profiles.mixed import mixed_users
+from chameleon_lib.profiles.served import model_name
 from chameleon_lib.profiles.serving import ServingFolder
 from chameleon_lib.profiles.store import ProfileStore
 from tests.backbones.tiny import make_model, make_tokenizer
@@ -231,6 +232,26 @@ def test_prune_removes_whom_the_store_no_longer_holds(
     assert _call(store, base, "--all", "--prune") == 0
     assert f"deleted {gone.name}" in capsys.readouterr().out and not gone.exists()
     assert info.id not in (store.parent / "out" / "served.json").read_text()
+
+
+def test_forgetting_a_user_leaves_no_byte_of_the_directions_in_a_serving_folder(
+    store: Path, base: Path
+) -> None:
+    assert _call(store, base, "--all") == 0
+    out, profiles = store.parent / "out", ProfileStore(store)
+    model = f"{model_name('', profiles.info('ann@x.org').id)}-v0001"
+    tensors = load_file(out / model / "adapter_model.safetensors").values()
+    needles = [row.tobytes() for tensor in tensors for row in tensor if row.size > 2]
+
+    def found() -> set[str]:
+        files = [path for path in store.parent.rglob("*") if path.is_file()]
+        return {p.parent.name for p in files if any(n in p.read_bytes() for n in needles)}
+
+    assert found() == {model}
+    done = profiles.forget("ann@x.org")
+    assert [path.name for path in done.exports] == [model] and found() == set()
+    assert len(list(out.glob("*-v0001"))) == 2
+    assert _call(store, base, "--all") == 0  # the folder goes on serving the others
 
 
 def test_merged_and_gguf_folders(
