@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.baselines.lora import adapter_of, changed_weights, lora_config
+from chameleon_lib.baselines.lora import adapter_of, changed_weights, copy_to_adapt, lora_config
 from chameleon_lib.baselines.mix import choose_mix, load_mix
 from chameleon_lib.baselines.options import drawn, out_of_time
 from chameleon_lib.baselines.rows import AnswerRow, GoldExample, answer_rows, dialogue_rows
@@ -66,11 +66,12 @@ def train_aloe(
     # Dialogues must not all come last, neither in packed rows nor for whoever reads the loss.
     random.Random(f"order/{seed}").shuffle(together)
     steps = settings.max_steps if max_steps is None else max_steps
-    model = copy.deepcopy(backbone.model)
+    lora = settings.params == "lora"
+    model = copy_to_adapt(backbone.model) if lora else copy.deepcopy(backbone.model)
     with undisturbed(backbone.device) as folder:
         torch.manual_seed(seed)
         adapter = None
-        if settings.params == "lora":
+        if lora:
             adapter, more = lora_config(backbone, settings)
             notes += more
         else:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.baselines.lora import adapter_of, lora_config, silence_dropout
+from chameleon_lib.baselines.lora import adapter_of, copy_to_adapt, lora_config, silence_dropout
 from chameleon_lib.baselines.options import drawn, out_of_time
 from chameleon_lib.baselines.rows import PairRow, pair_rows
 from chameleon_lib.baselines.settings import DpoSettings
@@ -65,7 +65,7 @@ def train_dpo(
     rows = pair_rows(backbone, pairs)
     reference = reference_scores(backbone, pairs, settings)
     steps = settings.max_steps if max_steps is None else max_steps
-    model = copy.deepcopy(backbone.model)
+    model = copy_to_adapt(backbone.model)
     silence_dropout(model)
     adapter, notes = lora_config(backbone, settings)
     with undisturbed(backbone.device) as folder:

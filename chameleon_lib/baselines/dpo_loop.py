@@ -54,8 +54,10 @@ def train_pairs(
     from peft import get_peft_model
     from transformers import get_scheduler
 
-    from chameleon_lib.baselines.trainers import Meter
+    from chameleon_lib.baselines.trainers import REENTRANT, Meter
 
+    if settings.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(REENTRANT))
     tuned = get_peft_model(model, adapter)
     tuned.train()  # after silencing, the adapter's is the only dropout left
     weights = [weight for weight in tuned.parameters() if weight.requires_grad]
@@ -70,12 +72,12 @@ def train_pairs(
     with Progress(label, steps) as progress:
         for _ in range(steps):
             parts = next(order)
-            for part in parts:
+            for part, share in _pieces(parts, settings.at_once):
                 chosen = [rows[at] for at in part]
                 with settings.autocast(backbone.device):
                     policy = pair_logp(backbone, tuned.get_base_model(), chosen)  # (2, b)
                 ref = reference[part].T.to(policy.device)  # (2, b)
-                loss = dpo_loss(policy[0], policy[1], ref[0], ref[1], settings.beta) / len(parts)
+                loss = dpo_loss(policy[0], policy[1], ref[0], ref[1], settings.beta) * share
                 loss.backward()
                 meter.batch(float(loss.detach()), len(chosen), *_counts(chosen))
             torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
@@ -105,13 +107,25 @@ def pair_logp(backbone: HFBackbone, model: Any, rows: Sequence[PairRow]) -> Tens
 
 
 def _batches(rows: int, settings: DpoSettings, seed: int) -> Iterator[list[list[int]]]:
-    """Endless optimiser steps, each a list of micro-batches of rows; every epoch in a new order."""
+    """Endless optimiser steps, each a list of batches of rows; every epoch in a new order."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(rows, generator=generator).tolist()
         parts = [order[at : at + settings.batch] for at in range(0, rows, settings.batch)]
         for at in range(0, len(parts), settings.accumulation):
             yield parts[at : at + settings.accumulation]
+
+
+def _pieces(parts: list[list[int]], at_once: int) -> Iterator[tuple[list[int], float]]:
+    """Rows that are in memory together, and their weight in the loss of the optimiser step.
+
+    A step's loss is the mean over all its pairs, however they are divided.
+    """
+    pairs = sum(map(len, parts))
+    for part in parts:
+        for at in range(0, len(part), at_once):
+            piece = part[at : at + at_once]
+            yield piece, len(piece) / pairs
 
 
 def _counts(rows: Sequence[PairRow]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -16,6 +17,14 @@ _TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}
 def rank_of(settings: TunerSettings, width: int) -> int:
     """The rank in use: the settings', but at most half the model's width."""
     return max(1, min(settings.lora_r, width // 2))
+
+
+def copy_to_adapt(model: nn.Module) -> nn.Module:
+    """A copy whose modules are its own and whose weights are those of ``model``.
+
+    An adapter is trained beside frozen weights, so a second set of them would be memory lost.
+    """
+    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
 
 
 def lora_config(backbone: HFBackbone, settings: TunerSettings) -> tuple[Any, tuple[str, ...]]:

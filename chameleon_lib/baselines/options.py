@@ -34,6 +34,11 @@ def ours(default: Any, help: str, **bounds: Any) -> Any:
     return _knob(default, "ours", help, bounds)
 
 
+def fitting(default: Any, help: str, **bounds: Any) -> Any:
+    """A field that fits a training into a machine's memory: it changes rounding, nothing else."""
+    return _knob(default, "memory", help, bounds)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TunerSettings:
     """What every trained baseline can be told.
@@ -61,12 +66,25 @@ class TunerSettings:
     target_modules: str = assumed(
         "all-linear", "Adapted modules are not given; all linear ones but the head. Or module "
         "names separated by commas.")
+    micro_batch: int = fitting(
+        0, "Rows of `batch` that are in memory at once; their gradients add up to those of the "
+        "whole batch. Must divide it; 0 for all rows.", at_least=0)
+    checkpointing: bool = fitting(
+        False, "Keep only the inputs of the layers for the way back and compute the rest again.")
+    if typing.TYPE_CHECKING:
+        batch: int  # fields of every subclass, with the paper's own numbers
+        accumulation: int
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for item in fields(self):
             value = _checked(item, getattr(self, item.name), hints[item.name])
             object.__setattr__(self, item.name, value)
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise UserError(
+                f"micro_batch is {self.micro_batch}, which does not divide batch {self.batch}; "
+                "give a divisor, or 0 for all rows at once."
+            )
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -79,6 +97,11 @@ class TunerSettings:
             if name not in known:
                 raise UserError(f"{type(self).__name__} has no field {name!r}.")
         return replace(self, **changes)
+
+    @property
+    def at_once(self) -> int:
+        """Rows in memory at once."""
+        return self.micro_batch or self.batch
 
     def autocast(self, device: torch.device) -> Any:
         """The context of a forward pass in the chosen precision."""
@@ -99,11 +122,16 @@ class TunerSettings:
         )
 
     def departures(self) -> tuple[str, ...]:
-        """``name=value`` of every value that differs from the default, which is the paper's."""
+        """``name=value`` of every value that differs from the default, which is the paper's.
+
+        What only fits the training into memory is no departure, nor is a value of the paper's own
+        that the default could not take (``paper`` of a field's metadata).
+        """
         return tuple(
             f"{item.name}={getattr(self, item.name)}"
             for item in fields(self)
-            if getattr(self, item.name) != item.default
+            if getattr(self, item.name) not in (item.default, item.metadata.get("paper"))
+            and item.metadata["source"] != "memory"
         )
 
 

@@ -42,8 +42,8 @@ class AloeSettings(TunerSettings):
         options=("wrapped", "bfd", "off"))
     max_length: int = stated(
         8192, "Tokens of a packed row; capped at the model's context.", at_least=8)
-    batch: int = stated(1, "Rows per device and micro-batch.", at_least=1)
-    accumulation: int = stated(48, "Micro-batches per optimiser step.", at_least=1)
+    batch: int = stated(1, "Rows per device.", at_least=1)
+    accumulation: int = stated(48, "Batches per optimiser step.", at_least=1)
     lr: float = stated(1e-5, "Peak learning rate.", above=0)
     schedule: str = assumed("linear", "Not given; the library's default.", options=_SCHEDULES)
     warmup: float = assumed(
@@ -91,10 +91,10 @@ class DpoSettings(TunerSettings):
         options=("self", "gold"))
     beta: float = assumed(0.1, "Not given; the library's default.", above=0)
     quantisation: str = stated(
-        "none", "The paper has bnb.nf4, which needs CUDA; the kit trains the adapter on the "
-        "backbone as it was loaded.", options=("none",))
-    batch: int = stated(16, "Pairs per micro-batch.", at_least=1)
-    accumulation: int = stated(1, "Micro-batches per optimiser step.", at_least=1)
+        "none", "How the backbone was loaded, which is what the adapter is trained on. The paper "
+        "has bnb.nf4, which needs a GPU.", options=("none", "nf4"), paper="nf4")
+    batch: int = stated(16, "Pairs per device.", at_least=1)
+    accumulation: int = stated(1, "Batches per optimiser step.", at_least=1)
     lr: float = stated(5e-5, "Peak learning rate.", above=0)
     schedule: str = stated("cosine", "Learning-rate schedule.", options=_SCHEDULES)
     warmup: float = stated(0.1, "Share of the steps.", at_least=0, below=1)

@@ -20,6 +20,9 @@ from trl import DPOTrainer, SFTTrainer
 from chameleon_lib.baselines.dpo_loss import IGNORED, answer_logp
 from chameleon_lib.kit.progress import Progress
 
+# The older way of the libraries loses the gradient where no input of a layer asks for one.
+REENTRANT = {"use_reentrant": False}
+
 
 @dataclass
 class Meter:
@@ -103,6 +106,31 @@ class Dpo(_Counted, _Offline, DPOTrainer):
     the policy with its adapter off, in training mode and again in every epoch.
     """
 
+    _pairs = 0  # of the optimiser step at work
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
+        """The library's micro-batches of a step, their pairs counted."""
+        samples, items = super().get_batch_samples(*args)
+        self._pairs = sum(len(part["input_ids"]) // 2 for part in samples)
+        return samples, items
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The library's mean over a micro-batch, weighted by its share of the step's pairs.
+
+        The library weighs the micro-batches of a step alike, also a last one with fewer pairs.
+        """
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if return_outputs or not self._pairs:
+            return found
+        share = len(inputs["input_ids"]) // 2 / self._pairs
+        return found * (share * self.current_gradient_accumulation_steps)
+
     def _prepare_dataset(self, dataset: Dataset, *_args: Any) -> Dataset:
         """TRL would tokenise prompt + answer as one text, which can move the seam between them."""
         return dataset
@@ -158,8 +186,8 @@ def arguments(
     on_cpu = device.type == "cpu"
     return {
         "output_dir": folder,
-        "per_device_train_batch_size": settings.batch,
-        "gradient_accumulation_steps": settings.accumulation,
+        "per_device_train_batch_size": settings.at_once,
+        "gradient_accumulation_steps": settings.accumulation * settings.batch // settings.at_once,
         "num_train_epochs": settings.epochs,
         "max_steps": -1 if steps is None else steps,
         "learning_rate": settings.lr,
@@ -172,7 +200,8 @@ def arguments(
         "bf16": settings.precision == "bf16",
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": settings.checkpointing,
+        "gradient_checkpointing_kwargs": REENTRANT if settings.checkpointing else None,
         "save_strategy": "no",
         "logging_strategy": "no",
         "report_to": [],

@@ -124,12 +124,14 @@ def tuned_backbone(backbone: HFBackbone, tuned: Tuned) -> HFBackbone:
     else:
         model = _merged(model, tuned.adapter, tuned.tensors, backbone.name)
     model.eval().requires_grad_(False)
-    return type(backbone)(
+    found = type(backbone)(
         model,
         backbone.codec,
         name=f"{backbone.name}+{tuned.log.method}",
         fingerprint=tuned_fingerprint(backbone.fingerprint, tuned),
     )
+    found.prefix_bytes = backbone.prefix_bytes
+    return found
 
 
 def tuned_fingerprint(base: str, tuned: Tuned) -> str:

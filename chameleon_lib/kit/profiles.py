@@ -46,6 +46,12 @@ class RunProfile:
             not pinned is taken as it is and written to `revisions.json` beside the outputs.
         generator: who writes insights and pairs: "transformers", or "vllm" for decoders of the hub.
         needs_gpu: if true, a run without a GPU that torch can use is refused before it starts.
+        prefix_gib: memory that a backbone may keep of prompts that are asked again, in GiB.
+        micro_batch: rows of a training that are in memory at once; 0 for the recipe's whole batch.
+            Their gradients add up to those of the batch, so no hyperparameter changes.
+        checkpointing: trainings keep only the inputs of layers and compute the rest again.
+        aloe_params: what ALOE trains, "full" or "lora". The paper is silent; ALOE's code trains
+            every weight, which fits one GPU up to about half a billion weights.
     """
 
     name: str
@@ -72,6 +78,15 @@ class RunProfile:
     revisions: tuple[tuple[str, str], ...] = ()
     needs_gpu: bool = False
     generator: str = "transformers"
+    prefix_gib: float = 2.0
+    micro_batch: int = 0
+    checkpointing: bool = False
+    aloe_params: str = "full"
+
+    @property
+    def prefix_bytes(self) -> int:
+        """``prefix_gib`` in bytes."""
+        return round(self.prefix_gib * 2**30)
 
 
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -118,6 +133,8 @@ PROFILES: dict[str, RunProfile] = {
         workers=1,
         dtype="auto",
         timeout_minutes=24 * 60,
+        micro_batch=1,
+        checkpointing=True,
     ),
     "paper": RunProfile(
         name="paper",
@@ -141,6 +158,10 @@ PROFILES: dict[str, RunProfile] = {
         timeout_minutes=7 * 24 * 60,
         device_map="auto",
         needs_gpu=True,
+        prefix_gib=4.0,
+        micro_batch=1,
+        checkpointing=True,
+        aloe_params="lora",
     ),
 }
 PUBLIC = tuple(PROFILES)

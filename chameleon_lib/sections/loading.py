@@ -59,7 +59,7 @@ def _embedded(backbone_id: str) -> Backbone:
 
 GENERATORS = ("transformers", "vllm")
 
-_latest: dict[tuple[Any, ...], Backbone] = {}  # at most one entry
+_latest: dict[tuple[Any, ...], HFBackbone] = {}  # at most one entry
 _writers: dict[tuple[str, str], Any] = {}  # likewise
 
 
@@ -84,6 +84,7 @@ def _from_hub(backbone_id: str, dtype: str, prompts_chat: str, profile: RunProfi
             revision=revision,
             lock=lock,
         )
+        _latest[key].prefix_bytes = profile.prefix_bytes
     return _latest[key]
 
 

@@ -63,14 +63,24 @@ def aloe_settings(study: Study, **changes: Any) -> AloeSettings:
         return AloeSettings.demo(study.backbone.family).with_(**changes)
     path = os.environ.get("CHAMELEON_CODEACT", "")
     mix = {"mix": "codeact", "mix_path": path} if path else {"mix": "standin"}
-    return AloeSettings(**{**mix, **changes})
+    size = {**_in_memory(study), "params": study.profile.aloe_params}
+    return AloeSettings(**{**mix, **size, **changes})
 
 
 def dpo_settings(study: Study, **changes: Any) -> DpoSettings:
     """DPO at the scale of the study's profile."""
     if _embedded(study):
         return DpoSettings.demo(study.backbone.family).with_(**changes)
-    return DpoSettings(**changes)
+    size = {**_in_memory(study), "quantisation": study.profile.quantization}
+    return DpoSettings(**{**size, **changes})
+
+
+def _in_memory(study: Study) -> dict[str, Any]:
+    """What of a profile fits a training into memory, and changes no hyperparameter."""
+    return {
+        "micro_batch": study.profile.micro_batch,
+        "checkpointing": study.profile.checkpointing,
+    }
 
 
 def training_log(log: TrainLog) -> dict[str, Any]:

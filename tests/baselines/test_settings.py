@@ -63,9 +63,22 @@ def test_a_wrong_value_is_refused_in_one_sentence(change: dict[str, Any], messag
         AloeSettings(**{"mix": "none", **change})
 
 
-def test_nf4_and_unknown_fields_are_refused() -> None:
+def test_the_papers_quantisation_is_no_departure_and_any_other_is_refused() -> None:
+    assert DpoSettings(quantisation="nf4").departures() == ()
     with pytest.raises(UserError, match="quantisation"):
-        DpoSettings(quantisation="nf4")
+        DpoSettings(quantisation="int8")
+
+
+def test_what_only_fits_a_training_into_memory_is_no_departure_and_divides_the_batch() -> None:
+    small = DpoSettings(micro_batch=4, checkpointing=True)
+    assert small.departures() == () and small.assumptions() == DpoSettings().assumptions()
+    assert (small.at_once, DpoSettings().at_once) == (4, 16)
+    assert small.canonical() != DpoSettings().canonical()
+    with pytest.raises(UserError, match="micro_batch is 5, which does not divide batch 16"):
+        DpoSettings(micro_batch=5)
+
+
+def test_unknown_fields_are_refused() -> None:
     with pytest.raises(UserError, match="has no field 'learning_rate'"):
         DpoSettings().with_(learning_rate=1.0)
 
@@ -80,6 +93,8 @@ def test_demo_scale_says_what_it_changes(family: Family) -> None:
     aloe, dpo = AloeSettings.demo(family), DpoSettings.demo(family)
     assert any(entry.startswith("lr=") for entry in aloe.departures())
     assert any(entry.startswith("lr=") for entry in dpo.departures())
+    assert (aloe.at_once, dpo.at_once) == (aloe.batch, dpo.batch)  # and nothing computed twice
+    assert not aloe.checkpointing and not dpo.checkpointing
     assert aloe.mix == "standin" and aloe.precision == dpo.precision == "fp32"
     assert dpo.lora_alpha / dpo.lora_r == 0.5  # the paper's scale
     assert (dpo.beta, dpo.pairs, dpo.schedule, dpo.max_grad_norm) == (0.1, "self", "cosine", 0.3)
