@@ -2,10 +2,15 @@
 
 The frozen model writes both from the same selected history: the personalised insight in view of
 the user, the neutral one in spite of it. No gold answer takes part.
+
+An insight then stands in the answer prompts, which keep ``decode_insight_tokens`` free for it. What
+was written in so many tokens may take more when it is read again (broken characters, mostly): it is
+cut to the budget, at the last whole word that fits, so that no prompt outgrows the context.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -73,6 +78,32 @@ def _written(
         groups=groups,
         decode=decode_settings(settings),
     )
-    # The templates close the sentence themselves: "The user prefers [INSIGHT]."
-    texts = [" ".join(text.split()).rstrip(". ") for text in texts]
+    texts = [within(backbone, text, settings.decode_insight_tokens) for text in texts]
     return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def within(backbone: Backbone, text: str, budget: int) -> str:
+    """An insight as it stands in a prompt: one line, no full stop, at most ``budget`` tokens.
+
+    Args:
+        backbone: Whose tokens count.
+        text: As it was written.
+        budget: Tokens that the prompts keep free for it.
+
+    Returns:
+        The longest start that fits, cut after a word; inside one only where the first is too long.
+    """
+    # The templates close the sentence themselves: "The user prefers [INSIGHT]."
+    line = " ".join(text.split()).rstrip(". ")
+    # What it adds to a prompt: a template and special tokens count in both.
+    nothing = backbone.count_tokens("-")
+
+    def fits(length: int) -> bool:
+        return backbone.count_tokens(f"- {line[:length]}") - nothing <= budget
+
+    if not line or fits(len(line)):
+        return line
+    # The last start that fits; a few characters more may take fewer tokens, which is no loss.
+    length = bisect.bisect_left(range(1, len(line) + 1), True, key=lambda at: not fits(at))
+    words = line[: length + 1].rpartition(" ")[0]
+    return (words or line[:length]).rstrip(". ")

@@ -170,7 +170,8 @@ class EditFields:
     edit_compute_dtype: str = _open(
         "float32", "A22", "Precision of the edit's arithmetic.", ("float32", "float64"))
     model_dtype: str = _open(
-        "auto", "A22", "Precision of the weights is not said; auto is the checkpoint's own.",
+        "auto", "A22", "Precision of the weights is not said; auto is float32 on a CPU and "
+        "bfloat16 on a GPU, whatever the checkpoint holds.",
         ("auto", "float32", "bfloat16", "float16"))
     t5_stack: str = _open(
         "decoder", "A21", "Edited stack of an encoder-decoder; the paper says decoder layers.",
@@ -183,7 +184,9 @@ class EditFields:
     decode_temperature: float | None = _open(None, "A15", "Only with sampling.", above=0)
     decode_max_new_tokens: int | None = _open(
         None, "A15", "None is the task's own: 16, 8, 128.", at_least=1)
-    decode_insight_tokens: int = _open(256, "A15", "New tokens of an insight.", at_least=1)
+    decode_insight_tokens: int = _open(
+        256, "A15", "New tokens of an insight, and what a prompt keeps free for it; one that takes "
+        "more when it is read again is cut to as many, after a word.", at_least=1)
     decode_seed: int = _open(0, "A15", "Seed of sampling.", at_least=0)
     fit_steps: int = _open(40, "", "Adam steps of theta_method fitted.", at_least=1)
     fit_lr: float = _open(0.05, "", "Its step size.", above=0)

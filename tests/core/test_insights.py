@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from chameleon_lib.backbones import backbone_from
 from chameleon_lib.backbones.demo.world import WorldSettings, build_world
-from chameleon_lib.core.insights import with_query_insights, write_insights, write_query_insights
-from chameleon_lib.core.preferences import PreparedUser
+from chameleon_lib.core.insights import (
+    with_query_insights,
+    within,
+    write_insights,
+    write_query_insights,
+)
+from chameleon_lib.core.preferences import ROLES, PreparedUser, answer_pairs, fit_context
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.prompts import history_block
+from chameleon_lib.lamp.prompts import answer_prompt, history_block
 from chameleon_lib.lamp.records import User
+from tests.backbones.tiny import make_backbone
 from tests.core.scripted import scripted
 
 SETTINGS = EditSettings(decode_insight_tokens=8, decode_max_new_tokens=4)
@@ -62,7 +71,8 @@ def test_insights_per_query_are_asked_with_the_query(users: list[User]) -> None:
         return f"{role} minds {query}"
 
     backbone = scripted(reply)
-    found = write_query_insights(backbone, "LaMP_2", prepared(users), SETTINGS)
+    settings = SETTINGS.with_(decode_insight_tokens=32)
+    found = write_query_insights(backbone, "LaMP_2", prepared(users), settings)
     assert found == [
         [(f"P minds {q.text}".rstrip(". "), f"N minds {q.text}".rstrip(". ")) for q in u.queries]
         for u in users
@@ -83,3 +93,51 @@ def test_a_user_keeps_everything_else_and_gets_the_insights_of_each_query(
     assert [(u.user, u.items, u.insight_p) for u in found] == [
         (user, user.history, "own p") for user in users
     ]
+
+
+def test_an_insight_keeps_to_the_budget_of_the_prompt_and_ends_at_a_word(users: list[User]) -> None:
+    words = "one two three four five six seven eight. nine ten"
+    [pair] = write_insights(scripted(lambda _: words), "LaMP_2", [users[0].history], SETTINGS)
+    assert pair == ("one two three four five six seven eight",) * 2
+    assert within(scripted(str), words, 100) == words
+    assert within(scripted(str), "  seven eight.  ", 2) == "seven eight"
+
+
+@pytest.mark.parametrize("family", ["mistral", "t5"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_insight_that_grows_when_it_is_read_again_still_leaves_a_prompt_that_fits(
+    family: str, chat: bool, users: list[User]
+) -> None:
+    """Half a character is one token when it is written, and three when its mark is read."""
+    backbone = make_backbone(family)
+    if chat:
+        tokenizer = backbone.codec.tokenizer
+        tokenizer.chat_template = "{% for m in messages %}<bos> {{ m.content }} {% endfor %}"
+        backbone = backbone_from(backbone.model, tokenizer, name="chat")
+    user = replace(users[0], history=users[0].history[:1], queries=users[0].queries[:1])
+    broken = "\ufffd" * 8 + " a quiet film " * 9
+    assert backbone.count_tokens(broken) > 24
+    for text in (broken, "\ufffd" * 40, "quiet films " * 40):
+        line = within(backbone, text, 8)
+        assert 0 < len(line) < len(text.strip()) and text.startswith(line)
+        added = backbone.count_tokens(f"- {line}") - backbone.count_tokens("-")
+        assert added <= 8
+        assert within(backbone, text, 400) == " ".join(text.split())
+    settings = SETTINGS.with_(prompts_overflow="error")
+    asked = [
+        answer_prompt("LaMP_2", user.history, user.queries[0].text, role=role, insight="-")
+        for role in ROLES
+    ]
+    room = settings.decode_insight_tokens + settings.decode_max_new_tokens
+    limit = max(map(backbone.count_tokens, asked)) + room  # not a token more than is asked for
+    small = type("Small", (type(backbone),), {"context_limit": limit})(
+        backbone.model, backbone.codec, name="small", fingerprint="x"
+    )
+    items = fit_context(small, user, user.history, settings)
+    insight = within(small, broken, settings.decode_insight_tokens)
+    ready = PreparedUser(user, items, insight, insight)
+    [pair] = answer_pairs(small, [ready], settings)
+    assert pair.user_id == user.id
+    whole = replace(ready, insight_p=" ".join(broken.split()))
+    with pytest.raises(UserError, match="reads at most"):
+        answer_pairs(small, [whole], settings)
