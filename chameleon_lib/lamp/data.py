@@ -123,8 +123,12 @@ def load_samples(
     task: str | Task,
     *,
     keep: Callable[[Sample], bool] | None = None,
+    slim: Callable[[Sample], Sample] | None = None,
 ) -> list[Sample]:
-    """Load the samples of one split with their golds; arguments and errors as `load_users`."""
+    """Load the samples of one split with their golds; arguments and errors as `load_users`.
+
+    ``slim`` sees every sample that is kept, and what it returns is kept in its place.
+    """
     chosen = get_task(task)
     golds: dict[str, str] | None = None
     if outputs is not None:
@@ -137,6 +141,7 @@ def load_samples(
         asked.add(sample.query.id)
         repaired += sample.repaired
         if keep is None or keep(sample):
+            sample = slim(sample) if slim is not None else sample
             gold = golds.get(sample.query.id) if golds is not None else None
             samples.append(replace(sample, query=replace(sample.query, gold=gold)))
     if not asked:

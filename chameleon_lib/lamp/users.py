@@ -80,14 +80,22 @@ def _as_user(name: str, samples: Sequence[Sample], task: Task) -> User:
 
 def _rule(samples: Sequence[Sample], task: Task) -> Grouping:
     """The rule that the samples themselves ask for."""
-    named = [sample for sample in samples if sample.user_id is not None]
-    if named and len(named) < len(samples):
-        nameless = next(sample for sample in samples if sample.user_id is None)
+    named = next((sample for sample in samples if sample.user_id is not None), None)
+    check_names(named, next((s for s in samples if s.user_id is None), None), task)
+    return "known" if named else default_grouping(task)
+
+
+def check_names(named: Sample | None, nameless: Sample | None, task: Task) -> None:
+    """Refuse a file in which some records name their user and some do not.
+
+    Raises:
+        UserError: There is a record of either kind.
+    """
+    if named is not None and nameless is not None:
         raise UserError(
-            f"Record {named[0].query.id!r} of {task.name} has a user_id and record "
+            f"Record {named.query.id!r} of {task.name} has a user_id and record "
             f"{nameless.query.id!r} has none; give it to all records or to none."
         )
-    return "known" if named else default_grouping(task)
 
 
 def _equal(keys: Sequence[Hashable]) -> list[list[int]]:
@@ -155,10 +163,20 @@ def group_samples_into_users(
     return users
 
 
-def _position(user: User, salt: str) -> float:
-    """Return a fixed position of the user in [0, 1)."""
-    digest = hashlib.sha256(f"{salt}|{user.task}|{user.id}".encode()).digest()
+def _position(name: str, task: Task, salt: str) -> float:
+    """Return a fixed position of a user in [0, 1)."""
+    digest = hashlib.sha256(f"{salt}|{task.name}|{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def part_of(name: str, task: str | Task, fractions: Mapping[str, float], salt: str) -> str:
+    """The part of a user, by shares that sum to 1; arguments as `split_users_by_hash`."""
+    position, upper = _position(name, get_task(task), salt), 0.0
+    for part, share in fractions.items():
+        upper += share
+        if position < upper:
+            return part
+    return list(fractions)[-1]  # the last part takes what rounding leaves above the sum
 
 
 def split_users_by_hash(
@@ -180,15 +198,8 @@ def split_users_by_hash(
     if min(fractions.values(), default=0) < 0 or abs(sum(fractions.values()) - 1) > 1e-9:
         raise UserError(f"Split shares {dict(fractions)} must be positive and sum to 1.")
     parts: dict[str, list[User]] = {name: [] for name in fractions}
-    names = list(fractions)
     for user in users:
-        position, upper = _position(user, salt), 0.0
-        for name in names:
-            upper += fractions[name]
-            # The last part takes what rounding leaves above the sum.
-            if position < upper or name == names[-1]:
-                parts[name].append(user)
-                break
+        parts[part_of(user.id, user.task, fractions, salt)].append(user)
     return parts
 
 

@@ -22,6 +22,7 @@ from chameleon_lib.lamp.grouping import (
     users_by_part,
 )
 from chameleon_lib.lamp.import_report import REPORT
+from chameleon_lib.lamp.lean import Slimmer, slimmer
 from chameleon_lib.lamp.records import User
 from chameleon_lib.lamp.samples import Sample
 from chameleon_lib.lamp.tasks import get_task
@@ -29,7 +30,9 @@ from chameleon_lib.lamp.users import MIN_OVERLAP, check_disjoint, default_groupi
 
 # A folder with one labelled split only (official test labels are withheld) is divided by user.
 OWN_SPLIT = {"train": 0.4, "dev": 0.1, "test": 0.5}
+FIT_SPLIT, SCORED_SPLIT = {"train": 0.9, "dev": 0.1}, {"test": 1.0}  # of a file each
 SALT = "chameleon-kit"
+PARTS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class TaskData:
         train: Users whose queries may feed a fit.
         dev: Users for choosing knobs.
         test: Users that are scored and reach no fit.
-        everyone: All labelled users, for baselines that need no model.
+        everyone: All labelled users, for baselines that need no model; in large files those who
+            are in no part have labels but no texts.
         truth: Planted truth by user id; None for real data.
         source: Where the users come from and how they were divided, one sentence.
         digest: Hash of all users.
@@ -112,9 +116,12 @@ def load_task_data(
         UserError: A profile that needs official files got no folder, or a file is not valid.
     """
     limits = (profile.n_train, profile.n_dev, profile.n_test)
+    cap = dict(
+        zip(PARTS, (min(n, max_users) if max_users else n for n in limits), strict=True)
+    )
     imported = False
     if data_dir:
-        parts, source, imported = _from_files(Path(data_dir), task, eval_split)
+        parts, source, imported = _from_files(Path(data_dir), task, eval_split, cap)
         truth: Mapping[str, Truth] | None = None
     elif profile.data == "demo":
         built = _world(task, WorldSettings(users=limits, **(world or {})))
@@ -126,11 +133,8 @@ def load_task_data(
         raise UserError(
             f"Profile {profile.name} runs on official LaMP files: give their folder (--data DIR)."
         )
-    everyone = tuple(user for part in ("train", "dev", "test") for user in parts[part])
-    cap = [min(limit, max_users) if max_users else limit for limit in limits]
-    train, dev, test = (
-        tuple(parts[part][:size]) for part, size in zip(("train", "dev", "test"), cap, strict=True)
-    )
+    everyone = tuple(user for part in PARTS for user in parts[part])
+    train, dev, test = (tuple(parts[part][: cap[part]]) for part in PARTS)
     overlap = read_choice(Path(data_dir), task).min_overlap if data_dir else MIN_OVERLAP
     check_disjoint(train, test, min_overlap=overlap)
     hashed = digest([train, dev, test])
@@ -148,7 +152,7 @@ def _file_of(eval_split: str) -> str:
 
 
 def _from_files(
-    folder: Path, task: str, eval_split: str
+    folder: Path, task: str, eval_split: str, limits: Mapping[str, int]
 ) -> tuple[dict[str, list[User]], str, bool]:
     """Users by part, what they are, and whether a table of one's own gave them.
 
@@ -159,13 +163,15 @@ def _from_files(
     if outputs is None:
         raise UserError(f"{questions} has no outputs file beside it, so nothing can be scored.")
     choice = read_choice(folder, task)
-    samples = load_samples(questions, outputs, task)
     train_files = None if eval_split == "custom" else _train_files(folder, task)
+    # Which division it is shows when both files are read; till then the users of either are kept.
+    divisions = (OWN_SPLIT,) if train_files is None else (OWN_SPLIT, SCORED_SPLIT)
+    slim = slimmer(task, SALT, limits, *divisions)
+    samples = load_samples(questions, outputs, task, slim=slim)
     imported = (questions.parent / REPORT).is_file()
-    fitting = load_samples(*train_files, task) if train_files is not None else []
-    shared = {sample.user_id for sample in samples} & {sample.user_id for sample in fitting} - {
-        None
-    }
+    slim_fit = slimmer(task, SALT, limits, FIT_SPLIT)
+    fitting = load_samples(*train_files, task, slim=slim_fit) if train_files is not None else []
+    shared = _names(samples, slim) & _names(fitting, slim_fit)
     if train_files is None or shared:
         parts = users_by_part(samples, task, OWN_SPLIT, SALT, choice)
         source = "users of an imported table" if imported else f"official LaMP {scored} users"
@@ -176,13 +182,20 @@ def _from_files(
                 why = f"the train file has {len(shared)} of the same users: a time-based split"
             source += f" (own split: {why}, and official test labels are withheld)"
         return parts, source + _unit(samples, task, choice, parts), imported
-    parts = users_by_part(samples, task, {"test": 1.0}, SALT, choice)
+    parts = users_by_part(samples, task, SCORED_SPLIT, SALT, choice)
     source = (
         f"official LaMP: train users fit, {scored} users are scored (official test labels are "
         f"withheld){_unit(samples, task, choice, parts)}"
     )
-    fit_parts = users_by_part(fitting, task, {"train": 0.9, "dev": 0.1}, SALT, choice)
+    fit_parts = users_by_part(fitting, task, FIT_SPLIT, SALT, choice)
     return {**fit_parts, **parts}, source, imported
+
+
+def _names(samples: Sequence[Sample], slim: Slimmer | None) -> set[str]:
+    """User ids that the records of a file give."""
+    if slim is not None:
+        return slim.named  # the samples have names of its making
+    return {sample.user_id for sample in samples if sample.user_id is not None}
 
 
 def _unit(

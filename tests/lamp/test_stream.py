@@ -92,8 +92,13 @@ def test_records_before_the_damage_are_still_yielded(tmp_path: Path) -> None:
         next(reader)
 
 
-def write_big(path: Path, target_bytes: int, n_items: int = 190) -> tuple[int, int]:
-    """Write a LaMP-3 shaped list of about `target_bytes`; return (records, bytes of one)."""
+def write_big(
+    path: Path, target_bytes: int, n_items: int = 190, *, distinct: bool = False
+) -> tuple[int, int]:
+    """Write a LaMP-3 shaped list of about `target_bytes`; return (records, bytes of one).
+
+    All profiles are the same, so that they are one user's, unless they are to be `distinct`.
+    """
     record = raw_sample("LaMP_3", "2")
     record["profile"] = [
         raw_item("LaMP_3", str(i), f"review {i} " + "so many words " * 50, str(1 + i % 5))
@@ -104,7 +109,8 @@ def write_big(path: Path, target_bytes: int, n_items: int = 190) -> tuple[int, i
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write("[")
         while size < target_bytes:
-            text = f'{", " if count else ""}{before}"21{count}"{after}'
+            own = after.replace("review 7 ", f"review of {count} ", 1) if distinct else after
+            text = f'{", " if count else ""}{before}"21{count}"{own}'
             file.write(text)
             count, size = count + 1, size + len(text)
         file.write("]")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,13 @@ from chameleon_lib.sections.data import available_tasks, load_task_data, without
 from tests.sections.small import small_profile
 
 LAPTOP = replace(PROFILES["laptop"], n_train=1000, n_dev=1000, n_test=1000)
+
+
+def counted(users: Sequence[User]) -> list[object]:
+    """What baselines that need no model see of users: labels and golds."""
+    return [
+        (u.id, [i.label for i in u.history], [(q.id, q.gold) for q in u.queries]) for u in users
+    ]
 
 
 def ids(users: tuple[User, ...]) -> list[str]:
@@ -67,7 +75,9 @@ def test_a_folder_with_dev_alone_is_divided_by_user(tmp_path: Path) -> None:
     assert load_task_data(LAPTOP, "LaMP_3", str(tmp_path)) == data
     small = load_task_data(LAPTOP, "LaMP_3", str(tmp_path), max_users=2)
     assert [len(part) for part in (small.train, small.dev, small.test)] == [2, 2, 2]
-    assert small.everyone == data.everyone
+    # Of users in no part the labels are enough.
+    assert counted(small.everyone) == counted(data.everyone)
+    assert small.train == data.train[:2] and small.test == data.test[:2]
 
 
 def test_with_a_train_file_its_users_fit_and_the_dev_users_are_scored(tmp_path: Path) -> None:
