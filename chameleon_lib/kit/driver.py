@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.board import Board, progress_file, say
-from chameleon_lib.kit.hashing import digest, tree_digests
+from chameleon_lib.kit.hashing import digest, file_digest, tree_digests
 from chameleon_lib.kit.kernels import kernel_environment, private_jupyter
 from chameleon_lib.kit.ledger import snapshot, written_since
 from chameleon_lib.kit.plan import Run, Step
@@ -183,6 +183,8 @@ def _report(run: Run) -> Path:
         return {
             "outputs": digest(tree_digests(paths.outputs_dir(name), skip=("measured",))),
             "sources": digest(run.library.digests(["chameleon_lib.kit.report"], data=True)),
+            # The pages show these files as they are, comments and docstrings included.
+            "shown": digest(_python_files(paths.package_dir() / "sections")),
             "templates": digest(tree_digests(paths.package_dir() / "kit" / "templates")),
         }
 
@@ -197,6 +199,10 @@ def _report(run: Run) -> Path:
     built: Path = report.build(name)
     paths.replace_text(stamp, json.dumps({**known, name: state()}, indent=1, sort_keys=True))
     return built
+
+
+def _python_files(folder: Path) -> dict[str, str]:
+    return {path.as_posix(): file_digest(path) for path in sorted(folder.rglob("*.py"))}
 
 
 @contextlib.contextmanager

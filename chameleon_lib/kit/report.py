@@ -5,25 +5,26 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import nbformat
-import pandas as pd
 from markupsafe import Markup, escape
 from nbconvert import HTMLExporter
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
+from chameleon_lib.kit.code_pages import write_code_pages
 from chameleon_lib.kit.facts import save_run_facts
+from chameleon_lib.kit.front import figure_groups, found, headline
 from chameleon_lib.kit.glance import MARKS, glance
 from chameleon_lib.kit.mathml import MathStore
 from chameleon_lib.kit.page import page_problems
 from chameleon_lib.kit.profiles import get_profile
 from chameleon_lib.kit.stats import STATUSES
-from chameleon_lib.kit.tables import table_html
+from chameleon_lib.kit.trail import Function, Trail, read_trail
 from chameleon_lib.kit.verdicts import Verdict, load_verdicts
 
 __all__ = ["banner", "build", "page_problems", "render_notebook"]
@@ -46,11 +47,16 @@ def banner(profile: str) -> str:
     return get_profile(profile).banner
 
 
-def render_notebook(executed: Path, profile: str) -> Path:
+def render_notebook(executed: Path, profile: str, code: Sequence[Function] = ()) -> Path:
     """Render an executed notebook to outputs/<profile>/html/<stem>.html.
 
     The page has no script and loads nothing; formulas are MathML, figures carry the alt text and
     caption of their output metadata.
+
+    Args:
+        executed: the executed notebook.
+        profile: run profile.
+        code: library functions behind its numbers, whose pages its head links to.
 
     Raises:
         UserError: unreadable notebook, unknown formula, or a page that `page_problems` faults.
@@ -77,6 +83,10 @@ def render_notebook(executed: Path, profile: str) -> Path:
         "kit": {
             "profile": profile,
             "banner": banner(profile),
+            "code": [
+                {"label": function.label, "href": function.page.removeprefix("html/")}
+                for function in code
+            ],
             "dark_css": dark.read_text(encoding="utf-8"),
         },
     }
@@ -102,15 +112,17 @@ def build(profile: str) -> Path:
     in outputs/<profile>/measured/.
     """
     folder = paths.outputs_dir(profile)
-    notebooks = []
-    for executed in sorted(paths.executed_dir(profile).glob("*.ipynb")):
-        if ".partial" in executed.name:
-            continue
-        render_notebook(executed, profile)
-        notebooks.append({"stem": executed.stem, "title": _title(executed)})
-    tables = _sidecars(paths.tables_dir(profile), profile)
+    executed = [
+        path
+        for path in sorted(paths.executed_dir(profile).glob("*.ipynb"))
+        if ".partial" not in path.name
+    ]
+    titles = {path.stem: _title(path) for path in executed}
+    trails = {path.stem: read_trail(path) for path in executed}
+    for path in executed:
+        render_notebook(path, profile, trails[path.stem].shown)
+    tables = [_sourced(entry, trails) for entry in _sidecars(paths.tables_dir(profile), profile)]
     verdicts = load_verdicts(profile)
-    titles = {entry["stem"]: entry["title"] for entry in notebooks}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -118,37 +130,44 @@ def build(profile: str) -> Path:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    functions = [function for trail in trails.values() for function in trail.shown]
+    write_code_pages(functions, profile, environment, css=css)
+    rows = [_row(number, verdict, folder, trails) for number, verdict in enumerate(verdicts)]
     page = environment.get_template("index.html.j2").render(
         profile=profile,
         banner=banner(profile),
-        css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        verdicts=verdicts,
+        css=css,
+        found=found(verdicts),
+        headline=[rows[number] for number, _ in headline(verdicts)],
         counts=_counts(verdicts),
         glances=[(title, glance(verdicts, own=own)) for title, own in _WHOSE],
         groups=[
             {
                 "stem": stem,
                 "title": titles.get(stem, stem),
+                "functions": trails[stem].verdicts if stem in trails else (),
                 "rows": [
-                    _row(number, verdict, folder)
+                    row
                     for _, own in _WHOSE
-                    for number, verdict in enumerate(verdicts)
-                    if verdict.notebook == stem and verdict.own == own
+                    for row in rows
+                    if row["v"].notebook == stem and row["v"].own == own
                 ],
             }
             for stem in dict.fromkeys(verdict.notebook for verdict in verdicts)
         ],
-        figures=_sidecars(paths.figures_dir(profile), profile),
-        controls=[_table(entry, profile) for entry in tables if entry["kind"] == "control"],
+        figures=figure_groups(_sidecars(paths.figures_dir(profile), profile), titles),
+        controls=[entry for entry in tables if entry["kind"] == "control"],
         tables=tables,
-        notebooks=notebooks,
+        notebooks=[{"stem": stem, "title": title} for stem, title in titles.items()],
+        stems=set(titles),
         facts=save_run_facts(profile),
     )
     problems = page_problems(page)
     if problems:
         raise UserError(f"The index page cannot be published: {'; '.join(problems[:5])}.")
     target = folder / "index.html"
-    paths.replace_text(target, page)
+    paths.replace_text(target, page.lstrip())
     return target
 
 
@@ -170,18 +189,31 @@ def _title(executed: Path) -> Markup:
     return Markup(math.restore(str(escape(math.protect(title).replace("&#36;", "$")))))
 
 
-def _row(number: int, verdict: Verdict, folder: Path) -> dict[str, Any]:
+def _row(
+    number: int, verdict: Verdict, folder: Path, trails: Mapping[str, Trail]
+) -> dict[str, Any]:
     mark, tone = MARKS[verdict.status]
     page = f"html/{verdict.notebook}.html"
+    trail = trails.get(verdict.notebook, Trail())
     return {
         "number": number,
         "v": verdict,
+        "paper": verdict.paper.replace("-0.", "−0."),
         "ours": "not run" if verdict.ours is None else str(verdict.ours).replace("-", "−"),
         "mark": mark,
         "tone": tone,
         "page": page if (folder / page).is_file() else "",
         "csv": verdict.csv if verdict.csv and (folder / verdict.csv).is_file() else "",
+        "code": trail.computing(verdict.csv),
     }
+
+
+def _sourced(entry: dict[str, Any], trails: Mapping[str, Trail]) -> dict[str, Any]:
+    """A table's sidecar with the notebook that saves it and the function that computes it."""
+    for stem, trail in trails.items():
+        if functions := trail.of_table(entry["id"]):
+            return {**entry, "stem": stem, "code": functions[-1]}
+    return {**entry, "stem": "", "code": None}
 
 
 def _sidecars(folder: Path, profile: str) -> list[dict[str, Any]]:
@@ -193,8 +225,3 @@ def _sidecars(folder: Path, profile: str) -> list[dict[str, Any]]:
             raise UserError(f"{path.name} belongs to profile {entry.get('profile')!r}.")
         entries.append(entry)
     return entries
-
-
-def _table(entry: dict[str, Any], profile: str) -> dict[str, Any]:
-    frame = pd.read_csv(paths.tables_dir(profile) / f"{entry['id']}.csv")
-    return {**entry, "html": Markup(table_html(frame, entry["caption"]))}

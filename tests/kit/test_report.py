@@ -127,14 +127,18 @@ def test_the_index_holds_verdicts_figures_controls_and_facts_in_that_order() -> 
     fill("demo")
     html = build("demo").read_text(encoding="utf-8")
     assert page_problems(html) == []
-    places = [html.index(f'id="{name}"') for name in ("verdicts", "figures", "controls", "facts")]
+    order = ("claim", "glance", "figures", "controls", "facts", "verdicts", "notebooks")
+    places = [html.index(f'id="{name}"') for name in order]
     assert places == sorted(places)
+    main = html[places[0] : places[1]]  # the paper's first claim, with all that a verdict needs
+    assert all(x in main for x in ("+0.198", "+0.200 [+0.100, +0.300]", "200", "direction only"))
+    assert "2 verdicts" in html and "each on 200 users and 3 seeds" in html
     assert "01_per_user" in html and 'id="verdicts-01_per_user"' in html
     assert "<h3>The paper&#39;s claims: 1 direction only, 1 not run at this scale</h3>" in html
-    assert html.index('id="glance"') < places[0]
     assert 'href="#v0"' in html and '<tr role="row" id="v0">' in html  # a mark leads to its row
     assert "+0.200 [+0.100, +0.300]" in html and "direction only" in html
-    assert "The edit &lt;b&gt;helps&lt;/b&gt;" in html and "random &lt;1&gt;" in html
+    assert "The edit &lt;b&gt;helps&lt;/b&gt;" in html
+    assert 'href="tables/06_controls.csv"' in html and "Random directions." in html
     assert 'src="figures/01.png"' in html and 'href="html/01_per_user.html"' in html
     assert "Environment" in html and "torch" in html
 
