@@ -21,6 +21,7 @@ from chameleon_lib.kit.facts import save_run_facts
 from chameleon_lib.kit.front import figure_groups, found, headline
 from chameleon_lib.kit.glance import MARKS, glance
 from chameleon_lib.kit.mathml import MathStore
+from chameleon_lib.kit.numbers import holds, save_verdict_csv
 from chameleon_lib.kit.page import page_problems
 from chameleon_lib.kit.profiles import get_profile
 from chameleon_lib.kit.stats import STATUSES
@@ -133,6 +134,7 @@ def build(profile: str) -> Path:
     css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     functions = [function for trail in trails.values() for function in trail.shown]
     write_code_pages(functions, profile, environment, css=css)
+    save_verdict_csv(verdicts, profile)
     rows = [_row(number, verdict, folder, trails) for number, verdict in enumerate(verdicts)]
     page = environment.get_template("index.html.j2").render(
         profile=profile,
@@ -195,6 +197,10 @@ def _row(
     mark, tone = MARKS[verdict.status]
     page = f"html/{verdict.notebook}.html"
     trail = trails.get(verdict.notebook, Trail())
+    csv, code = f"verdicts/{verdict.notebook}.csv", trail.judging(verdict.csv)
+    table = folder / verdict.csv
+    if verdict.ours is not None and table.is_file() and holds(table, verdict.ours):
+        csv, code = verdict.csv, trail.computing(verdict.csv)
     return {
         "number": number,
         "v": verdict,
@@ -203,8 +209,8 @@ def _row(
         "mark": mark,
         "tone": tone,
         "page": page if (folder / page).is_file() else "",
-        "csv": verdict.csv if verdict.csv and (folder / verdict.csv).is_file() else "",
-        "code": trail.computing(verdict.csv),
+        "csv": csv,
+        "code": code,
     }
 
 

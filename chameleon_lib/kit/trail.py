@@ -79,7 +79,23 @@ class Trail:
         """
         functions = self.of_table(Path(csv).stem)
         shared = [f for f in functions if f in self.verdicts and f.name != _STUDY]
-        return (shared or list(functions) or list(self.verdicts) or [None])[-1]
+        candidates = shared or list(functions) or list(self.verdicts)
+        return candidates[-1] if candidates else None
+
+
+    def judging(self, csv: str) -> Function | None:
+        """The function that made a verdict whose number its table does not hold.
+
+        Among the functions behind the verdicts it is the first after the study that the table
+        comes from.
+
+        Args:
+            csv: as for :meth:`computing`.
+        """
+        behind = self.of_table(Path(csv).stem)
+        start = max((i for i, f in enumerate(self.verdicts) if f in behind), default=-1) + 1
+        later = [f for f in self.verdicts[start:] if f.name != _STUDY]
+        return later[0] if later else self.computing(csv)
 
 
 def read_trail(notebook: Path) -> Trail:
