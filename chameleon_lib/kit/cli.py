@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("chameleon_lib.kit.cli:show_plan", "say what would run, why, and what it would cost"),
     "verify": ("chameleon_lib.kit.verify:main", "compare a fresh run with the committed tables"),
     "readme": ("chameleon_lib.kit.readme:main", "write the verdict table of README.md"),
+    "page": ("chameleon_lib.kit.page_cli:main", "write the pages anew from the stored results"),
+    "screens": ("chameleon_lib.kit.screens:main", "picture the page, and JupyterLab after Run All"),
     "data": ("chameleon_lib.lamp.data_cli:main", "get LaMP files, or make them of your users"),
     "answer": (
         "chameleon_lib.sections.answer_cli:main",

@@ -94,7 +94,7 @@ def save_figure(
     folder = paths.figures_dir(profile)
     # Versions and dates in the metadata would change the bytes without changing the picture.
     with style():
-        png = _few_colours(_render(fig, "png", {"Software": None}))
+        png = few_colours(_render(fig, "png", {"Software": None}))
         svg = _render(fig, "svg", {"Date": None, "Creator": None})
     width, height = (int(size) for size in png_size(png))
     side = {
@@ -122,7 +122,7 @@ def _render(fig: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _few_colours(png: bytes) -> bytes:
+def few_colours(png: bytes) -> bytes:
     """The same picture with a palette of 256 colours: a third of the bytes, nothing to be seen.
 
     Notebooks and pages carry every figure inside, so its bytes count three times.

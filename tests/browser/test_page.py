@@ -22,7 +22,9 @@ _OUTSIDE = """() => {
     .filter(e => e.getBoundingClientRect().right > limit)
     .map(e => `${e.tagName} ${e.className} ${e.textContent.slice(0, 40)}`);
 }"""
-_COLOURS = "() => { const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]; }"
+_COLOURS = (
+    "() => { const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]; }"
+)
 
 
 def overflow(page: Page) -> int:
