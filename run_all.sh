@@ -229,17 +229,5 @@ case "$action" in
     "$python" -m mypy || status=1
     "$python" -m pytest || status=1
     exit "$status" ;;
-  lab)
-    # Private settings: no news prompt, and nothing of this reader's other Jupyter work gets in.
-    lab="${CHAMELEON_CACHE:-$PWD/.chameleon}/lab"
-    export JUPYTER_CONFIG_DIR="$lab/config" JUPYTER_RUNTIME_DIR="$lab/runtime" IPYTHONDIR="$lab/ipython"
-    export JUPYTERLAB_SETTINGS_DIR="$lab/settings" JUPYTERLAB_WORKSPACES_DIR="$lab/workspaces"
-    mkdir -p "$JUPYTERLAB_SETTINGS_DIR/@jupyterlab/apputils-extension" "$JUPYTER_CONFIG_DIR" \
-      "$JUPYTER_RUNTIME_DIR" "$IPYTHONDIR" "$JUPYTERLAB_WORKSPACES_DIR"
-    printf '%s\n' '{"fetchNews": "false", "checkForUpdates": false, "doNotDisturbMode": true}' \
-      >"$JUPYTERLAB_SETTINGS_DIR/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
-    root_flag=()
-    [ "$(id -u)" != 0 ] || root_flag=(--allow-root)
-    exec "$python" -m jupyterlab ${root_flag[@]+"${root_flag[@]}"} \
-      --ServerApp.root_dir="$PWD" --LabApp.default_url=/lab/tree/notebooks ;;
+  lab) exec "$python" -m chameleon_lib lab --profile "$profile" ;;
 esac

@@ -50,8 +50,25 @@ _MEMORY = {
 }
 
 
+def lab_environment(profile: RunProfile) -> dict[str, str]:
+    """The environment variables of JupyterLab, which its kernels inherit.
+
+    Args:
+        profile: decides threads and whether hub libraries stay off the network.
+
+    Returns:
+        All variables: this process's own, and on top of them those that make results equal. Other
+        than under the driver, progress shows and figures appear in the notebook.
+    """
+    env = dict(os.environ)
+    # JUPYTER_PATH could bring in somebody else's kernel named python3.
+    for name in (VARIABLE, "MPLBACKEND", "JUPYTER_PATH"):
+        env.pop(name, None)
+    return env | _shared(profile)
+
+
 def kernel_environment(profile: RunProfile, progress: Path) -> dict[str, str]:
-    """The environment variables of a kernel.
+    """The environment variables of a kernel that the driver starts.
 
     Args:
         profile: decides threads and whether hub libraries stay off the network.
@@ -63,24 +80,30 @@ def kernel_environment(profile: RunProfile, progress: Path) -> dict[str, str]:
     progress.parent.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, **jupyter_folders()}
     env.pop("JUPYTER_PATH", None)
-    inherited = [part for part in env.get("PYTHONPATH", "").split(os.pathsep) if part]
-    env |= {
+    env |= _shared(profile) | {
         VARIABLE: str(progress),
-        "PYTHONPATH": os.pathsep.join([str(paths.root()), *inherited]),
-        "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
         # Warnings quote file paths of this machine, bars quote times: both would end up in outputs.
         "PYTHONWARNINGS": "ignore",
         "TQDM_DISABLE": "1",
+        "MPLBACKEND": "agg",
+        "MPLCONFIGDIR": str(paths.cache_dir() / "matplotlib"),
+    }
+    return env
+
+
+def _shared(profile: RunProfile) -> dict[str, str]:
+    inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    found = {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(paths.root()), *inherited])),
+        "PYTHONHASHSEED": "0",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "MPLBACKEND": "agg",
-        "MPLCONFIGDIR": str(paths.cache_dir() / "matplotlib"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(profile.threads)),
     }
     for name, value in _MEMORY.items():
-        env.setdefault(name, value)
+        found[name] = os.environ.get(name, value)
     if profile.offline:
-        env |= dict.fromkeys(_OFFLINE, "1")
-    return env
+        found |= dict.fromkeys(_OFFLINE, "1")
+    return found
