@@ -7,8 +7,9 @@ import torch
 
 from chameleon_lib.backbones.lens import first_difference, logit_lens
 from chameleon_lib.errors import UserError
-from tests.backbones.tiny import ANSWERS, PROMPTS, make_backbone, make_edit
+from tests.backbones.tiny import PROMPTS, make_backbone, make_edit
 
+ANSWER = "two friends follow a lonely man"
 FAMILIES = ["mistral", "t5", "gpt2", "opt", "gemma2"]
 
 
@@ -19,7 +20,7 @@ def test_after_the_last_layer_the_lens_is_the_models_own_answer(
 ) -> None:
     backbone = make_backbone(family)
     prepared = backbone.prepare([PROMPTS[0]])
-    (tokens,) = backbone.codec.answers([ANSWERS[0]])
+    (tokens,) = backbone.codec.answers([ANSWER])
     assert len(tokens) > 1
     for edit in (None, make_edit(positions)):
         total = 0.0
@@ -28,7 +29,7 @@ def test_after_the_last_layer_the_lens_is_the_models_own_answer(
             assert seen.shape[0] == backbone.n_layers == 3
             assert torch.allclose(seen.exp().sum(dim=-1), torch.ones(3), atol=1e-5)
             total += float(seen[-1, token])
-        scored = backbone.score(prepared, [ANSWERS[0]], edit=edit)
+        scored = backbone.score(prepared, [ANSWER], edit=edit)
         assert total == pytest.approx(float(scored[0]), abs=2e-4)
 
 
