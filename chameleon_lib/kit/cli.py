@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("chameleon_lib.kit.cli:show_list", "list notebooks, titles and parameters"),
     "plan": ("chameleon_lib.kit.cli:show_plan", "say what would run, why, and what it would cost"),
     "lab": ("chameleon_lib.kit.lab:main", "open JupyterLab on notebooks/"),
+    "explore": ("chameleon_lib.kit.explored:main", "run the notebooks with their Explore cells"),
     "verify": ("chameleon_lib.kit.verify:main", "compare a fresh run with the committed tables"),
     "readme": ("chameleon_lib.kit.readme:main", "write the verdict table of README.md"),
     "page": ("chameleon_lib.kit.page_cli:main", "write the pages anew from the stored results"),

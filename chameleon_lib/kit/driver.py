@@ -61,7 +61,7 @@ def run_notebooks(
         raise UserError("--jobs takes a number of 1 or more.")
     run = Run(profile, overrides, only, folder=folder)
     check(run, [n.number for n, what, _ in run.plan() if what == "run" or force])
-    with _alone():
+    with alone():
         failed, done = 0, 0
         try:
             for notebooks, workers in (
@@ -206,7 +206,7 @@ def _python_files(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Keep a second driver off the same cache; the lock dies with its owner, even by kill -9.
 
     Raises:

@@ -28,6 +28,7 @@ __all__ = [
     "line_ci",
     "pca_scatter",
     "save_figure",
+    "show_figure",
     "style",
     "titles",
 ]
@@ -112,6 +113,20 @@ def save_figure(
         json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n",
     )
     return FigureOutput(png, side)
+
+
+def show_figure(fig: Figure, *, alt: str, caption: str) -> FigureOutput:
+    """A figure to look at in an Explore cell: shown like the others, kept nowhere.
+
+    Args:
+        fig: the figure.
+        alt: what is seen.
+        caption: what it means.
+    """
+    with style():
+        png = _few_colours(_render(fig, "png", {"Software": None}))
+    width, height = (size // _SCALE for size in png_size(png))
+    return FigureOutput(png, {"alt": alt, "caption": caption, "width": width, "height": height})
 
 
 def _render(fig: Figure, kind: str, metadata: dict[str, Any]) -> bytes:

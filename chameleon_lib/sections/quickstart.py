@@ -196,3 +196,22 @@ def before_and_after(tour: Tour, reference: Reference | None = None) -> pd.DataF
             "margin (nats)": [float(np.round(a.margin[0], 3)) for a in found.values()],
         }
     )
+
+
+def finding(answers: pd.DataFrame) -> str:
+    """What both edits did to the margin of the one query, in a sentence.
+
+    Args:
+        answers: From :func:`before_and_after`.
+    """
+    margin = answers.set_index("prompt and edit")["margin (nats)"]
+    if margin.isna().any():
+        return "This user's answer is the generic one, so there is no margin: take another user."
+    paper, fitted = (
+        float(margin[name] - margin["Instruct"])
+        for name in ("Instruct + edit (paper)", "Instruct + fitted edit (ours)")
+    )
+    return (
+        f"For this one query the paper's edit moved the margin by {paper:+.2f} nats, the fitted "
+        f"edit by {fitted:+.2f}."
+    )
