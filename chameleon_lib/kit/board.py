@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.plan import Step
-from chameleon_lib.kit.progress import duration, notes_file, read_progress
+from chameleon_lib.kit.progress import duration, light_file, notes_file, read_progress
 
 if TYPE_CHECKING:
     from chameleon_lib.kit.engine import Session
@@ -48,6 +48,11 @@ class Board:
 
     def start(self, step: Step) -> None:
         """Say which notebook starts, and why it must."""
+        light = light_file(progress_file(step.notebook.number))
+        light.unlink(missing_ok=True)
+        if step.notebook.light:
+            light.parent.mkdir(parents=True, exist_ok=True)
+            light.touch()
         place = f"{self._numbers.index(step.notebook.number) + 1}/{len(self._numbers)}"
         usual = self._seconds.get(step.notebook.name)
         hint = f", took {duration(usual)} last time" if usual else ""
@@ -90,6 +95,7 @@ class Board:
         for note in _read_notes(notes_file(progress)):
             self._line(f"[{number}] note: {note}")
         progress.unlink(missing_ok=True)
+        light_file(progress).unlink(missing_ok=True)
         error = future.exception()
         if error is None:
             self._seconds[step.notebook.name] = round(future.result(), 1)

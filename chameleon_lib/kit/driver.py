@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ from chameleon_lib.kit import paths
 from chameleon_lib.kit.board import Board, progress_file, say
 from chameleon_lib.kit.hashing import digest, file_digest, tree_digests
 from chameleon_lib.kit.kernels import kernel_environment, private_jupyter
-from chameleon_lib.kit.ledger import snapshot, written_since
+from chameleon_lib.kit.ledger import written_outputs
 from chameleon_lib.kit.plan import Run, Step
 from chameleon_lib.kit.preflight import check
-from chameleon_lib.kit.progress import duration
+from chameleon_lib.kit.progress import duration, light_file
 
 if TYPE_CHECKING:
     from chameleon_lib.kit.engine import Session
@@ -113,6 +113,9 @@ def _refresh(run: Run, step: Step) -> None:
 def _execute(run: Run, steps: Sequence[Step], jobs: int) -> int:
     """Run notebooks in worker threads; this thread shows progress and keeps watch.
 
+    A notebook whose workers are done still reads, draws and writes on one core: the next one then
+    starts beside it, one more than `jobs` at most.
+
     Returns:
         The number of notebooks that ran well.
     """
@@ -121,12 +124,12 @@ def _execute(run: Run, steps: Sequence[Step], jobs: int) -> int:
     board = Board(run.profile.name, [step.notebook.number for step in steps])
     limit = run.profile.timeout_minutes * 60
     good = 0
-    with private_jupyter(), ThreadPoolExecutor(jobs) as pool:
+    with private_jupyter(), ThreadPoolExecutor(jobs + 1) as pool:
         sessions: dict[Future[float], tuple[Step, Session]] = {}
         waiting = list(steps)
         try:
             while waiting or sessions:
-                while waiting and len(sessions) < jobs:
+                while waiting and _room(sessions.values(), jobs):
                     step, session = waiting.pop(0), Session()
                     board.start(step)
                     sessions[pool.submit(_run_one, run, step, session)] = (step, session)
@@ -145,6 +148,13 @@ def _execute(run: Run, steps: Sequence[Step], jobs: int) -> int:
     return good
 
 
+def _room(running: Iterable[tuple[Step, Session]], jobs: int) -> bool:
+    """Whether one more notebook may start."""
+    steps = [step for step, _ in running]
+    light = [light_file(progress_file(step.notebook.number)).is_file() for step in steps]
+    return len(steps) - sum(light) < jobs and len(steps) <= jobs
+
+
 def _run_one(run: Run, step: Step, session: Session) -> float:
     """Run one notebook to its place in the outputs and the ledger.
 
@@ -159,17 +169,21 @@ def _run_one(run: Run, step: Step, session: Session) -> float:
     partial = target.with_name(f"{notebook.name}.partial.ipynb")
     work = paths.cache_dir() / "work" / notebook.name
     work.mkdir(parents=True, exist_ok=True)
-    start, before = time.monotonic(), snapshot(name)
+    start = time.monotonic()
+    progress = progress_file(notebook.number)
+    log = progress.with_suffix(".written")
+    log.unlink(missing_ok=True)
     executed = engine.execute(
         notebook,
         partial,
         step.parameters,
-        env=kernel_environment(run.profile, progress_file(notebook.number)),
+        env={**kernel_environment(run.profile, progress), paths.WRITTEN: str(log)},
         work=work,
         session=session,
     )
     engine.write(engine.normalise(executed), partial, target)
-    run.ledger.record(name, notebook, step.inputs, written_since(before, snapshot(name)))
+    run.ledger.record(name, notebook, step.inputs, written_outputs(name, log))
+    log.unlink(missing_ok=True)
     return time.monotonic() - start
 
 

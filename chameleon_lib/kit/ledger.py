@@ -203,18 +203,20 @@ class Ledger:
         replace_text(self.path, json.dumps(plain(stored), indent=1, sort_keys=True) + "\n")
 
 
-def snapshot(profile: str) -> dict[str, int]:
-    """Output files with their times: what differs after a run was written by it."""
-    base = outputs_dir(profile)
-    found: dict[str, int] = {}
-    for path in base.rglob("*") if base.is_dir() else []:
-        name = path.relative_to(base)
-        inside = len(name.parts) > 1 and name.parts[0] not in _NOT_OUTPUTS
-        if inside and ".partial" not in path.name and path.is_file():
-            found[name.as_posix()] = path.stat().st_mtime_ns
-    return found
+def written_outputs(profile: str, log: Path) -> list[str]:
+    """Output files that a kernel noted in its log of replaced files (`paths.WRITTEN`).
 
-
-def written_since(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
-    """Files that are new in, or newer than, an earlier snapshot."""
-    return sorted(name for name, time in after.items() if before.get(name) != time)
+    Notebooks may run side by side, so what is new in the folder tells nothing of who wrote it.
+    """
+    base = outputs_dir(profile).absolute()
+    try:
+        lines = set(log.read_text(encoding="utf-8").splitlines())
+    except FileNotFoundError:
+        return []
+    found = []
+    for path in map(Path, lines):
+        inside = path.is_relative_to(base) and path.is_file()
+        parts = path.relative_to(base).parts if inside else ()
+        if len(parts) > 1 and parts[0] not in _NOT_OUTPUTS:
+            found.append("/".join(parts))
+    return sorted(found)

@@ -76,6 +76,11 @@ class Notebook:
         """Whether it reads the other notebooks' outputs and so runs last (numbers from 90)."""
         return int(self.number) >= 90
 
+    @property
+    def light(self) -> bool:
+        """Whether it needs one core from its first cell on, so that another may run beside it."""
+        return bool(self.content["metadata"].get("chameleon", {}).get("light", False))
+
     def runnable(self) -> list[dict[str, Any]]:
         """Code cells that a run executes: not empty, not tagged `skip-execution`."""
         return [cell for cell in self.cells if is_runnable(cell)]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from chameleon_lib.errors import UserError
 
+WRITTEN = "CHAMELEON_WRITTEN"  # variable that names a file; what is replaced is noted in it
+
 
 def root() -> Path:
     """The checkout: the folder that holds the package."""
@@ -120,6 +122,10 @@ def replace_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
         temporary.unlink(missing_ok=True)
     if durable:
         sync_folder(path.parent)
+    log = os.environ.get(WRITTEN)
+    if log:
+        with Path(log).open("a", encoding="utf-8") as stream:
+            stream.write(f"{path.absolute()}\n")
 
 
 def sync_folder(folder: Path) -> None:

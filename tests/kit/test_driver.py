@@ -104,6 +104,28 @@ def test_new_prose_runs_nothing_and_leaves_what_a_full_run_would_leave(
     assert "new text" not in checkout.call("run").stderr
 
 
+def test_the_next_notebook_starts_beside_one_whose_workers_are_done(checkout: Checkout) -> None:
+    wait = """import time
+from chameleon_lib.kit.paths import tables_dir
+from chameleon_lib.kit.progress import mark_light
+{mark}
+for _ in range(600):
+    if (tables_dir(profile) / "size.csv").exists():
+        break
+    time.sleep(0.1)
+else:
+    raise RuntimeError("The other notebook never came.")"""
+    notebook(checkout.notebooks, "01_wait", [wait.format(mark="mark_light(True)")])
+    notebook(checkout.notebooks, "02_table", [TABLE])
+    notebook(checkout.notebooks, "03_last", ["print(1)"])
+    result = checkout.call("run")
+    assert result.returncode == 0, result.stderr
+    assert sorted(ran(result)) == ["01", "02", "03"]
+    # Whose table it is does not depend on who was at work when it appeared.
+    (checkout.outputs / "tables" / "size.csv").unlink()
+    assert ran(checkout.call("run")) == ["02"]
+
+
 def test_failures_of_every_kind_are_seen_named_and_kept(checkout: Checkout) -> None:
     notebook(checkout.notebooks, "01_killed", ["import os\nos.kill(os.getpid(), 9)", "print(1)"])
     notebook(checkout.notebooks, "02_exit", ["import sys\nsys.exit(0)", "print(1)"])

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit.ledger import Ledger, difference, notebook_inputs, snapshot, written_since
+from chameleon_lib.kit.ledger import Ledger, difference, notebook_inputs, written_outputs
 from chameleon_lib.kit.notebooks import Notebook, read_notebook
+from chameleon_lib.kit.paths import WRITTEN, replace_text
 from chameleon_lib.kit.sources import SourceTree
 from tests.kit.checkout import notebook
 
@@ -121,14 +122,17 @@ def test_code_that_is_not_plain_python_is_refused(tmp_path: Path) -> None:
         notebook_inputs(book, {}, sources=SourceTree(), environment=Path(__file__))
 
 
-def test_written_files_are_those_new_or_newer_apart_from_measured_ones(
-    tmp_path: Path, outputs: Path
+def test_the_outputs_of_a_notebook_are_those_its_kernel_replaced(
+    tmp_path: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorded(tmp_path, outputs)
-    before = snapshot("demo")
-    assert list(before) == ["tables/t.csv"]
-    (outputs / "measured").mkdir()
-    (outputs / "measured" / "timings.json").write_text("{}", encoding="utf-8")
-    (outputs / "index.html").write_text("", encoding="utf-8")
-    (outputs / "tables" / "new.csv").write_text("", encoding="utf-8")
-    assert written_since(before, snapshot("demo")) == ["tables/new.csv"]
+    log = tmp_path / "written"
+    assert written_outputs("demo", log) == []
+    replace_text(outputs / "tables" / "of_another.csv", "")
+    monkeypatch.setenv(WRITTEN, str(log))
+    twice, left_out = ("tables/b.csv", "figures/a.png", "tables/b.csv"), ("measured/t", "i.html")
+    for name in (*twice, *left_out, "x/y"):
+        replace_text(outputs / name, "")
+    replace_text(tmp_path / "elsewhere", "")
+    (outputs / "x" / "y").unlink()
+    assert written_outputs("demo", log) == ["figures/a.png", "tables/b.csv"]
+

@@ -20,8 +20,9 @@ STAGES = (
 )  # fmt: skip
 
 # How fits and trainings run: the defaults of their settings, which a test compares.
-FIT_STEPS, FIT_BATCH, HELD_OUT, CHECK_EVERY = 40, 32, 0.2, 5
-STEPS_TAKEN = 30  # before the held-out users stop a fit; the mean of the demo run
+FIT_STEPS = {True: 20, False: 40}  # embedded models, others
+FIT_BATCH, HELD_OUT, CHECK_EVERY = 32, 0.2, 5
+STEPS_TAKEN = {True: 18, False: 30}  # before the held-out users stop a fit; means of demo runs
 CCS_EPOCHS, CCS_TRIES = 1000, 10
 PREFIX_BYTES = 2 << 30  # what a backbone keeps of prompts that are asked again
 FULL_CCS = 2.8  # the probe, the one on shuffled pairs, the one on four fifths of the pairs
@@ -60,7 +61,7 @@ class Cell:
     k: int = 10
     bytes_per_number: int = 4
     where: str = ""
-    fit_steps: int = FIT_STEPS
+    fit_steps: int = FIT_STEPS[False]
     pieces: dict[Key, Piece] = field(default_factory=dict)
 
     @property
@@ -134,7 +135,7 @@ class Cell:
         agreed = group - n
         stored, length = self.kept(kind, group), self.length(kind)
         self.add("fit", f"{draw} read", 0, group * length * stored)
-        steps = min(self.fit_steps, STEPS_TAKEN)
+        steps = min(self.fit_steps, STEPS_TAKEN[self.embedded])
         rows = 2 * _chunk((1 - HELD_OUT) * n) + _chunk((1 - HELD_OUT) * agreed)
         learned = steps * rows
         looked = (steps // CHECK_EVERY) * HELD_OUT * (2 * n + agreed) + group

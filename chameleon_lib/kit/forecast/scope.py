@@ -21,14 +21,14 @@ class Scope:
         users: Cap on train and on test users; 0 for the profile's numbers.
         draws: Random groups; 0 for the profile's number.
         sizes: Group sizes of figure 3.
-        fit_steps: Adam steps of a preference fit.
+        fit_steps: Adam steps of a preference fit; 0 for those of the settings.
     """
 
     profile: RunProfile
     users: int = 0
     draws: int = 0
     sizes: tuple[int, ...] = SIZES
-    fit_steps: int = FIT_STEPS
+    fit_steps: int = 0
 
     @property
     def embedded_world(self) -> bool:
@@ -80,10 +80,12 @@ class Scope:
             items: Items of a history, where they are not the task's.
         """
         limit = 48 if self.profile.offline else 256
-        shape = shape_of(task, model.id.startswith("demo:"), limit, min(limit, 120))
+        embedded = model.id.startswith("demo:")
+        shape = shape_of(task, embedded, limit, min(limit, 120))
         if items:
             shape = replace(shape, items=items)
-        return Cell(model, task, shape, k, self.bytes_per_number, where, self.fit_steps)
+        steps = self.fit_steps or FIT_STEPS[embedded]
+        return Cell(model, task, shape, k, self.bytes_per_number, where, steps)
 
 
 def union(n: float, group: float, draws: int) -> float:
