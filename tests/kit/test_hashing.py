@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,15 @@ class OtherKnobs:
 def test_order_of_names_and_kind_of_sequence_do_not_matter() -> None:
     assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1})
     assert digest({"z", "a"}) == digest({"a", "z"})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], [[]], [[], [[]], ()], [1, "a", None, [True, [2.5, {"b": (Knobs(),)}]]],
+     ([Knobs()], [[], [1]]), {"a": [[1]]}, "text", None],
+)  # fmt: skip
+def test_a_digest_in_pieces_is_that_of_the_whole_text(value: object) -> None:
+    assert digest(value) == hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
 
 
 @pytest.mark.parametrize(
