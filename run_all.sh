@@ -13,6 +13,7 @@ Runs every notebook that is not up to date and writes outputs/<profile>/index.ht
 
   --profile NAME   demo (default: offline, embedded models), laptop, paper
   --only 01,03     these notebooks only
+  --quantize 4bit  4-bit weights of laptop or paper (bitsandbytes); outputs go to outputs/paper-4bit
   --data DIR       folder with LaMP files; with demo, outputs go to outputs/demo-data
   --users N        users per task
   --seeds N        seeds
@@ -44,7 +45,7 @@ trap 'exit 130' INT
 
 # --- options: all refused here, before anything is installed --------------------------------------
 
-profile=demo action=run install=yes
+profile=demo action=run install=yes quantize=no
 arguments=()    # for every action that reads the notebooks
 run_arguments=()
 
@@ -85,6 +86,12 @@ while [ $# -gt 0 ]; do
       number_of "$1" "$2"
       arguments+=("$1" "$2")
       shift ;;
+    --quantize)
+      value_of "$1" $#
+      [ "$2" = 4bit ] || refuse 2 "--quantize takes 4bit, not '$2'."
+      quantize=yes
+      arguments+=("$1" "$2")
+      shift ;;
     --jobs)
       value_of "$1" $#
       number_of "$1" "$2"
@@ -100,6 +107,8 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+
+[ "$quantize" = no ] || [ "$profile" != demo ] || refuse 2 "--quantize belongs to --profile laptop or paper."
 
 # --- environment ----------------------------------------------------------------------------------
 

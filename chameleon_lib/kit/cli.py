@@ -13,7 +13,7 @@ from typing import Any
 from chameleon_lib.command_line import Parser, positive
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.profiles import PUBLIC, for_data
+from chameleon_lib.kit.profiles import PUBLIC, QUANTIZE, for_data
 
 # name -> (module:function of (argv) -> exit code, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -98,6 +98,9 @@ def _parser(command: str) -> Parser:
     parser.add_argument("--only", default="", metavar="01,03", help="notebook numbers")
     if command != "list":
         parser.add_argument("--data", metavar="DIR", help="folder with LaMP files")
+        parser.add_argument(
+            "--quantize", choices=tuple(QUANTIZE), help="4-bit weights, with laptop or paper"
+        )
         parser.add_argument("--users", type=positive, metavar="N", help="users per task")
         parser.add_argument("--seeds", type=positive, metavar="N", help="seeds")
         parser.add_argument(
@@ -159,7 +162,7 @@ def run(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
     return run_notebooks(
-        for_data(options.profile, options.data is not None),
+        for_data(options.profile, options.data is not None, options.quantize),
         _numbers(options.only),
         _overrides(options),
         force=options.force,
@@ -193,7 +196,7 @@ def show_plan(argv: Sequence[str]) -> int:
         "--tflops", metavar="R[,W]", help="TFLOP/s of the device: reading, and writing answers"
     )
     options = parser.parse_args(argv)
-    profile = for_data(options.profile, options.data is not None)
+    profile = for_data(options.profile, options.data is not None, options.quantize)
     speed = None if options.tflops is None else Speed.parse(options.tflops)
     planned = Run(profile, _overrides(options), _numbers(options.only))
     what_of: dict[str, list[str]] = {"run": [], "prose": [], "cached": []}

@@ -19,6 +19,13 @@ from chameleon_lib.kit.forecast.memory import device_bytes
 from chameleon_lib.kit.forecast.report import disk_bytes, models_of, size
 from chameleon_lib.kit.forecast.scope import Scope
 
+QUANTIZED = ("bitsandbytes", "accelerate")
+_RIVALS = {
+    "DPO": "The DPO training of",
+    "ALOE": "The ALOE training of",
+    "rivals": "Asking a trained copy of",
+}
+
 
 class NotReady(UserError):
     """The machine lacks something; a line for each."""
@@ -89,6 +96,13 @@ def missing(
     if profile.offline and not profile.needs_gpu:
         return [], []
     stops, warns = _gpu(scope, notebooks, machine) if profile.needs_gpu else ([], [])
+    if profile.quantization != "none":
+        lacking = [name for name in QUANTIZED if not machine.package(name)]
+        if lacking:
+            stops.append(
+                f"Profile {profile.name} loads 4-bit weights, and {' and '.join(lacking)} is not "
+                f"installed here: run 'pip install {' '.join(lacking)}' or leave --quantize out."
+            )
     if profile.generator == "vllm" and not machine.package("vllm"):
         stops.append(
             f"Profile {profile.name} writes with vLLM, which is not installed here: install it, or "
@@ -115,11 +129,11 @@ def _gpu(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[str
                 f"{size(device.memory)}: take a larger GPU, or 4-bit weights (quantization)."
             )
             continue
-        for kind in ("DPO", "ALOE"):
-            trains = model.id in scope.profile.studied and {"01", "02", "04", "06"} & {*notebooks}
-            if trains and need[kind] > device.memory:
+        trains = model.id in scope.profile.studied and {"01", "02", "04", "06"} & {*notebooks}
+        for kind, work in _RIVALS.items() if trains else ():
+            if need[kind] > device.memory:
                 warns.append(
-                    f"The {kind} training of {model.id} takes up to {size(need[kind])} of GPU "
+                    f"{work} {model.id} takes up to {size(need[kind])} of GPU "
                     f"memory, and there are {size(device.memory)}: it may not fit."
                 )
     return stops, warns

@@ -176,10 +176,39 @@ PROFILES["demo-data"] = replace(
     data="lamp",
 )
 
+# The same runs with 4-bit weights. Other weights are other models: such a run has a name and
+# outputs of its own, and what ALOE trains is an adapter, since packed weights take no gradient.
+QUANTIZE = {"4bit": "nf4"}
+for _name in ("laptop", "paper"):
+    PROFILES[f"{_name}-4bit"] = replace(
+        PROFILES[_name],
+        name=f"{_name}-4bit",
+        banner=f"{PROFILES[_name].banner} Their weights are rounded to 4 bits.",
+        quantization=QUANTIZE["4bit"],
+        aloe_params="lora",
+        needs_gpu=True,
+    )
 
-def for_data(name: str, has_data: bool) -> str:
-    """The profile that a run really has: the demo on a data folder is ``demo-data``."""
-    return "demo-data" if name == "demo" and has_data else name
+
+def for_data(name: str, has_data: bool, quantize: str | None = None) -> str:
+    """The profile that a run really has.
+
+    Args:
+        name: Of a public profile.
+        has_data: Whether a data folder is given; the demo on it is ``demo-data``.
+        quantize: One of ``QUANTIZE``, or None; ``paper`` in 4 bits is ``paper-4bit``.
+
+    Raises:
+        UserError: 4-bit weights of the embedded models.
+    """
+    if quantize is None:
+        return "demo-data" if name == "demo" and has_data else name
+    if f"{name}-{quantize}" not in PROFILES:
+        raise UserError(
+            f"--quantize {quantize} belongs to --profile laptop or paper: the embedded models of "
+            f"{name} are small, and their float32 weights are part of its numbers."
+        )
+    return f"{name}-{quantize}"
 
 
 def get_profile(name: str) -> RunProfile:

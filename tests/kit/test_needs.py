@@ -75,10 +75,11 @@ def test_every_missing_thing_is_one_sentence_that_names_it() -> None:
 def test_a_small_gpu_is_told_what_it_cannot_hold() -> None:
     stops, _ = said(replace(LARGE, device=lambda: Device(16 << 30)))
     assert [s.partition(" needs about ")[0] for s in stops] == [MISTRAL, T5]
-    stops, warns = said(replace(LARGE, device=lambda: Device(80 << 30)))
-    assert stops == [] and {w.partition(" training of ")[0] for w in warns} == {
-        "The DPO", "The ALOE",
-    }  # fmt: skip
+    stops, warns = said(replace(LARGE, device=lambda: Device(48 << 30)))
+    assert stops == [] and [w.partition(" takes ")[0] for w in warns] == [
+        f"The DPO training of {T5}", f"The ALOE training of {T5}", f"Asking a trained copy of {T5}",
+    ]  # fmt: skip
+    assert said(replace(LARGE, device=lambda: Device(80 << 30))) == ([], [])
 
 
 def test_the_demo_asks_for_nothing_and_looks_at_nothing() -> None:
@@ -106,10 +107,23 @@ def test_an_engine_that_is_not_installed_is_named() -> None:
 
 
 def test_four_bit_weights_need_a_smaller_gpu() -> None:
-    small = replace(LARGE, device=lambda: Device(20 << 30))
-    packed = Scope(replace(PROFILES["paper"], quantization="nf4", backbones=(MISTRAL,)))
+    small = replace(LARGE, device=lambda: Device(20 << 30), package=lambda _: True)
+    packed = Scope(replace(PROFILES["paper-4bit"], backbones=(MISTRAL,)))
     assert needs.missing(packed, ["99"], small)[0] == []
     assert needs.missing(Scope(replace(packed.profile, quantization="none")), ["99"], small)[0]
+
+
+@pytest.mark.parametrize("name", ["laptop-4bit", "paper-4bit"])
+def test_four_bit_weights_are_refused_without_their_packages_or_a_gpu(name: str) -> None:
+    lacking = replace(LARGE, package=lambda package: package != "bitsandbytes")
+    stops, _ = said(lacking, name)
+    assert len(stops) == 1 and stops[0].startswith(
+        f"Profile {name} loads 4-bit weights, and bitsandbytes is not installed here: run 'pip "
+    )
+    bare = replace(LARGE, device=lambda: Device(why="none"), package=lambda _: True)
+    stops, _ = said(bare, name)
+    assert len(stops) == 1 and stops[0].startswith(f"Profile {name} needs a GPU, and none:")
+    assert said(replace(LARGE, package=lambda _: True), name) == ([], [])
 
 
 def test_the_hubs_offline_switch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

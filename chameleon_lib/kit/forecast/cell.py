@@ -24,7 +24,6 @@ FIT_STEPS = {True: 20, False: 40}  # embedded models, others
 FIT_BATCH, HELD_OUT, CHECK_EVERY = 32, 0.2, 5
 STEPS_TAKEN = {True: 18, False: 30}  # before the held-out users stop a fit; means of demo runs
 CCS_EPOCHS, CCS_TRIES = 1000, 10
-PREFIX_BYTES = 2 << 30  # what a backbone keeps of prompts that are asked again
 FULL_CCS = 2.8  # the probe, the one on shuffled pairs, the one on four fifths of the pairs
 MIX_ROWS, MIX_TOKENS, MIX_CHARS = 40, 96, 102  # the stand-in of ALOE's dialogues
 EPOCHS = {True: 2, False: 1}  # of ALOE and DPO: embedded models, the paper's recipe
@@ -53,6 +52,9 @@ class Cell:
         where: Name of a world or selection of its own; empty for that of Table 1.
         fit_steps: Adam steps of a fit.
         pieces: Filled by the methods.
+        prefix_bytes: What a backbone keeps of prompts that are asked again.
+        aloe_lora: Whether ALOE trains an adapter.
+        twice: Whether trainings compute what they need for the way back a second time.
     """
 
     model: Model
@@ -63,11 +65,14 @@ class Cell:
     where: str = ""
     fit_steps: int = FIT_STEPS[False]
     pieces: dict[Key, Piece] = field(default_factory=dict)
+    prefix_bytes: int = 2 << 30
+    aloe_lora: bool = False
+    twice: bool = False
 
     @property
     def embedded(self) -> bool:
         """Whether the backbone is one of the kit's own."""
-        return self.model.id.startswith("demo:")
+        return self.model.embedded
 
     def length(self, kind: str) -> float:
         """Mean tokens of a prompt."""
@@ -76,7 +81,7 @@ class Cell:
     def kept(self, kind: str, n: float) -> float:
         """Share of ``n`` prompts whose states fit into what a backbone keeps."""
         size = n * self.length(kind) * self.model.state * self.bytes_per_number
-        return min(1.0, PREFIX_BYTES / size) if size else 1.0
+        return min(1.0, self.prefix_bytes / size) if size else 1.0
 
     def add(
         self,
@@ -180,14 +185,19 @@ class Cell:
             self.exam("rivals", name, ("",), n)
 
     def aloe(self, what: str, n: float, share: float = 1.0) -> None:
-        """Supervised training of every weight, on a share of ``n`` gold answers and dialogues."""
+        """Supervised training on a share of ``n`` gold answers and dialogues."""
         queries, dialogues = share * n, share * MIX_ROWS
         rows = queries + dialogues
         mixed = dialogues * (MIX_TOKENS if self.embedded else MIX_CHARS / CHARS_PER_TOKEN)
         passes = EPOCHS[self.embedded]
         read = passes * (queries * self.length("instruct") + mixed)
         written = passes * queries * self.shape.answer
-        self.add("ALOE", what, rows, read, written, (read, written), self.model.weights.total)
+        trained = self.model.adapter if self.aloe_lora else self.model.weights.total
+        again = 1 + self.twice
+        self.add(
+            "ALOE", what, rows, again * read, again * written, (read, written), trained,
+            self.aloe_lora,
+        )  # fmt: skip
 
     def dpo(self, what: str, n_pairs: float) -> None:
         """LoRA on pairs; a decoder reads the prompt before either answer."""
@@ -195,7 +205,10 @@ class Cell:
         read, written = n_pairs * self.length("instruct"), 2 * n_pairs * self.shape.answer
         back = (passes * copies * read, passes * written)
         weights = self.model.adapter
-        self.add("DPO", what, n_pairs, back[0] + read, back[1] + written, back, weights, True)
+        forward = tuple((1 + self.twice) * tokens for tokens in back)
+        self.add(
+            "DPO", what, n_pairs, forward[0] + read, forward[1] + written, back, weights, True
+        )
 
 
 def _chunk(rows: float) -> float:

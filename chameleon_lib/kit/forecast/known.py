@@ -48,14 +48,24 @@ class Model:
     gated: bool = False
 
     @property
+    def embedded(self) -> bool:
+        """Whether it is one of the kit's own."""
+        return self.id.startswith("demo:")
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of an encoder-decoder, 64 wide each as T5's are."""
+        return (self.state - self.width) // (2 * self.layers * 64)
+
+    @property
     def adapter(self) -> int:
         """Weights of a LoRA adapter: the paper's rank, or that of the embedded models' recipe."""
-        return (EMBEDDED_RANK if self.id.startswith("demo:") else RANK) * self.linear
+        return (EMBEDDED_RANK if self.embedded else RANK) * self.linear
 
     @property
     def download(self) -> int:
         """Bytes of the checkpoint; embedded models are in the checkout."""
-        return 0 if self.id.startswith("demo:") else self.weights.total * self.stored
+        return 0 if self.embedded else self.weights.total * self.stored
 
 
 Shape = tuple[int, int, int, int, int]  # layers, width, MLP width, width of keys, vocabulary

@@ -69,6 +69,8 @@ SPEEDS: dict[str, Speed] = {
     "laptop": Speed("a laptop's CPU", 2e11, 5e10),
     "paper": Speed("one GPU of the A100's class", 1e14, 1e13),
 }
+# Packed weights are unpacked for every product, which costs time and saves none.
+SPEEDS |= {f"{name}-4bit": SPEEDS["paper"] for name in ("laptop", "paper")}
 
 
 def size(number: float) -> str:
@@ -225,6 +227,8 @@ def _memory(scope: Scope) -> str:
             f"  {model.id}: " + ", ".join(f"{name} {size(n)}" for name, n in shown.items())
         )
     kind = {2: "bfloat16", 4: "float32"}[scope.bytes_per_number]
+    if scope.profile.quantization != "none":
+        kind += f", weights in {scope.profile.quantization} (4 bits)"
     where = "GPU memory" if scope.profile.needs_gpu else "Memory (of the GPU, or of the CPU)"
     return "\n".join([f"{where}, {kind}, at most:", *lines])
 

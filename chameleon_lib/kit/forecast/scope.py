@@ -9,6 +9,9 @@ from chameleon_lib.kit.forecast.known import MODELS, Model
 from chameleon_lib.kit.forecast.texts import shape_of
 from chameleon_lib.kit.profiles import RunProfile
 
+# Batches of the trainings, as their settings have them: a test compares.
+DPO_PAIRS, ALOE_ROWS, ALOE_ROW = 16, 1, 8192
+EMBEDDED_BATCH = (8, 8)
 SIZES = (1, 20, 40, 60, 80, 100)  # groups of figure 3
 
 
@@ -64,6 +67,22 @@ class Scope:
         """Users of a part, capped by ``--users`` and by a study's own limit."""
         return min(number for number in (limit, self.users, at_most) if number)
 
+    def aloe_lora(self, model: Model) -> bool:
+        """Whether ALOE trains an adapter; the recipe of the embedded models trains all weights."""
+        return not model.embedded and self.profile.aloe_params == "lora"
+
+    def checkpointing(self, model: Model) -> bool:
+        """Whether trainings compute layers twice."""
+        return not model.embedded and self.profile.checkpointing
+
+    def batches(self, model: Model) -> tuple[int, int, int]:
+        """Pairs of DPO and rows of ALOE in memory at once, and tokens of a row that is packed."""
+        if model.embedded:
+            return *EMBEDDED_BATCH, 0
+        at_once = self.profile.micro_batch
+        packed = 0 if model.encoder else ALOE_ROW
+        return at_once or DPO_PAIRS, at_once or ALOE_ROWS, packed
+
     def models(self, *, studied: bool) -> list[Model]:
         """Backbones whose sizes are known."""
         names = self.profile.studied if studied else self.profile.backbones
@@ -85,7 +104,12 @@ class Scope:
         if items:
             shape = replace(shape, items=items)
         steps = self.fit_steps or FIT_STEPS[embedded]
-        return Cell(model, task, shape, k, self.bytes_per_number, where, steps)
+        return Cell(
+            model, task, shape, k, self.bytes_per_number, where, steps,
+            prefix_bytes=self.profile.prefix_bytes,
+            aloe_lora=self.aloe_lora(model),
+            twice=self.checkpointing(model),
+        )  # fmt: skip
 
 
 def union(n: float, group: float, draws: int) -> float:

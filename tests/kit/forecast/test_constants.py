@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from chameleon_lib.baselines.settings import AloeSettings, DpoSettings
 from chameleon_lib.core.fitting import CHECK_EVERY
 from chameleon_lib.core.preferences import PreferencePair, pair_texts
 from chameleon_lib.core.settings import EditSettings
-from chameleon_lib.kit.forecast import cell, figures, known, memory, tables, texts
+from chameleon_lib.kit.forecast import cell, figures, known, memory, scope, tables, texts
 from chameleon_lib.kit.forecast.scope import SIZES
 from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.lamp.prompts import (
@@ -36,7 +38,7 @@ from chameleon_lib.lamp.prompts import (
 )
 from chameleon_lib.lamp.records import HistoryItem, Query
 from chameleon_lib.lamp.tasks import TASKS, get_task, official_input
-from chameleon_lib.sections import arms
+from chameleon_lib.sections import arms, tunings
 from chameleon_lib.sections.controls import dose, variants
 from chameleon_lib.sections.group_size import study as group_size
 from chameleon_lib.sections.history_ablation import conditions
@@ -55,15 +57,39 @@ def test_fits_and_trainings_have_the_defaults_of_their_settings() -> None:
         steps, SETTINGS.fit_batch, SETTINGS.fit_holdout, CHECK_EVERY,
     )  # fmt: skip
     assert (cell.CCS_EPOCHS, cell.CCS_TRIES) == (SETTINGS.ccs_epochs, SETTINGS.ccs_tries)
-    assert (cell.PREFIX_BYTES, memory.BATCH_TOKENS) == (PREFIX_BYTES, TOKEN_BUDGET)
+    assert memory.BATCH_TOKENS == TOKEN_BUDGET
+    assert PROFILES["demo"].prefix_bytes == PREFIX_BYTES  # embedded models keep the default
     assert cell.EPOCHS[False] == DpoSettings().epochs
     for family in ("decoder", "encoder-decoder"):
         assert cell.EPOCHS[True] == DpoSettings.demo(family).epochs  # type: ignore[arg-type]
         assert cell.EPOCHS[True] == AloeSettings.demo(family).epochs  # type: ignore[arg-type]
         assert known.EMBEDDED_RANK == DpoSettings.demo(family).lora_r  # type: ignore[arg-type]
     assert known.RANK == DpoSettings().lora_r
-    assert (memory.ALOE_ROW, memory.DPO_PAIRS) == (AloeSettings(mix="none").max_length, 16)
-    assert memory.DPO_PAIRS == DpoSettings().batch
+    aloe = AloeSettings(mix="none")
+    assert (scope.ALOE_ROWS, scope.ALOE_ROW) == (aloe.batch, aloe.max_length)
+    assert scope.DPO_PAIRS == DpoSettings().batch
+    for family in ("decoder", "encoder-decoder"):
+        demo = DpoSettings.demo(family).at_once, AloeSettings.demo(family).at_once  # type: ignore[arg-type]
+        assert demo == scope.EMBEDDED_BATCH
+        assert AloeSettings.demo(family).params == "full"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["laptop", "paper"])
+def test_trainings_of_a_profile_are_cut_as_it_says(name: str) -> None:
+    """The very settings of the studies, of which the forecast repeats the sizes."""
+    study: Any = SimpleNamespace(backbone_id="hub/model", profile=PROFILES[name])
+    aloe, dpo = tunings.aloe_settings(study), tunings.dpo_settings(study)
+    model = known.MODELS[PROFILES[name].studied[0]]
+    here = scope.Scope(PROFILES[name])
+    assert here.batches(model) == (dpo.at_once, aloe.at_once, aloe.max_length)
+    assert here.checkpointing(model) == dpo.checkpointing == aloe.checkpointing
+    assert here.aloe_lora(model) == (aloe.params == "lora")
+    paper = DpoSettings(), AloeSettings(mix="standin", params=aloe.params)
+    for one, other in zip((dpo, aloe), paper, strict=True):
+        changed = {"micro_batch", "checkpointing"}
+        assert {k: v for k, v in one.canonical().items() if k not in changed} == {
+            k: v for k, v in other.canonical().items() if k not in changed
+        }
 
 
 def test_groups_and_arms_are_those_of_the_studies() -> None:
