@@ -152,7 +152,7 @@ def _load_weights(model: Any, tensors: Mapping[str, Tensor], name: str) -> None:
 def _merged(
     model: Any, adapter: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str
 ) -> Any:
-    """The model with the adapter added to its weights."""
+    """The model with the adapter added to its weights, or beside them where they are packed."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     with calm(model.device):
@@ -161,4 +161,7 @@ def _merged(
         problem: Any = set_peft_model_state_dict(wrapped, dict(tensors))
         if problem.unexpected_keys or len(expected) != len(tensors):
             raise UserError(f"The adapter was not trained on a model like {name}.")
+        if getattr(model, "is_quantized", False):
+            # Added to packed weights and rounded again, most of an adapter would be lost.
+            return wrapped.get_base_model()
         return wrapped.merge_and_unload()

@@ -15,7 +15,7 @@ from chameleon_lib.baselines.tuning import Tuned, tuned_backbone
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.store import ArtifactStore
 from tests.backbones.tiny import ANSWERS, PROMPTS, make_backbone, make_edit, make_model
-from tests.baselines.planted import aloe, contrasts, dpo, examples
+from tests.baselines.planted import FAMILIES, aloe, contrasts, dpo, examples, margin
 
 
 def train(kind: str, backbone: Any) -> Tuned:
@@ -96,3 +96,20 @@ def test_weights_of_another_model_are_refused() -> None:
     cut.pop(next(iter(cut)))
     with pytest.raises(UserError, match="not trained on a model like"):
         tuned_backbone(backbone, Tuned(cut, lora.adapter, lora.log))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_stays_beside_packed_weights_and_answers_alike(family: str) -> None:
+    """Rounding the sum to 4 bits again would lose it; a flag stands in for packed weights here."""
+    backbone = make_backbone(family)
+    tuned = train_dpo(backbone, contrasts(6), dpo(epochs=4), seed=0)
+    merged = tuned_backbone(backbone, tuned)
+    backbone.model.is_quantized = True
+    beside = tuned_backbone(backbone, tuned)
+    assert any("lora_A" in name for name, _ in beside.model.named_parameters())
+    assert not any("lora_A" in name for name, _ in merged.model.named_parameters())
+    assert not any("lora_A" in name for name, _ in backbone.model.named_parameters())
+    pairs = contrasts(8)[6:]
+    assert torch.allclose(margin(beside, pairs), margin(merged, pairs), atol=1e-4)
+    assert not torch.allclose(margin(beside, pairs), margin(backbone, pairs), atol=1e-3)
+    assert len(beside.sites()) == backbone.n_layers

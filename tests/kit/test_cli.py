@@ -99,10 +99,30 @@ def test_a_profile_is_consistent_and_only_the_demo_is_offline(name: str) -> None
     assert profile.group_size <= profile.n_train and profile.draws >= 3
 
 
+def test_four_bits_are_a_profile_of_their_own_and_not_the_demos(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("laptop", "paper"):
+        small, whole = get_profile(for_data(name, True, "4bit")), get_profile(name)
+        assert (small.name, small.quantization) == (f"{name}-4bit", "nf4")
+        assert small.aloe_params == "lora"
+        assert small.needs_gpu and small.banner != whole.banner
+        assert outputs_dir(small.name) != outputs_dir(name)
+        assert (small.backbones, small.n_test) == (whole.backbones, whole.n_test)
+    for command in ("run", "plan"):
+        assert cli.main([command, "--quantize", "4bit"]) == 2
+        assert "belongs to --profile laptop or paper" in capsys.readouterr().err
+        assert cli.main([command, "--profile", "paper", "--quantize", "8bit"]) == 2
+    assert cli.main(["plan", "--profile", "paper", "--quantize", "4bit", "--only", "01"]) == 0
+    shown = capsys.readouterr().out
+    assert "GPU memory, bfloat16, weights in nf4 (4 bits), at most:" in shown
+    assert "Profile paper-4bit " in shown
+
+
 def test_the_demo_on_a_data_folder_is_a_profile_of_its_own_that_nobody_asks_for_by_name() -> None:
     assert for_data("demo", True) == "demo-data" and for_data("demo", False) == "demo"
     assert [for_data(name, True) for name in ("laptop", "paper")] == ["laptop", "paper"]
-    assert (*PUBLIC, "demo-data") == tuple(PROFILES)
+    assert {*PUBLIC, "demo-data", "laptop-4bit", "paper-4bit"} == set(PROFILES)
     demo, files = PROFILES["demo"], PROFILES["demo-data"]
     assert (files.data, demo.data) == ("lamp", "demo") and files.banner != demo.banner
     assert (files.backbones, files.threads) == (demo.backbones, demo.threads)
