@@ -12,14 +12,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from chameleon_lib.bench.memory import resident, restart_peak
 from chameleon_lib.bench.rows import Goal, Row
 from chameleon_lib.bench.timing import Ratio
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.progress import tell
 
-_PROC = Path("/proc/self")
 _FLAT = Goal(1.2, at_least=False)
 _WARM_UP = 10
 _TASK, _FAMILY = "LaMP_3", "decoder"
@@ -114,15 +113,6 @@ def in_process(users: int) -> Cost:
     return Cost(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def resident(name: str) -> float:
-    """A line of ``/proc/self/status``, such as VmRSS or VmHWM, in MiB; 0 where there is none."""
-    try:
-        lines = (_PROC / "status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0.0
-    return next((int(x.split()[1]) / 1024 for x in lines if x.startswith(f"{name}:")), 0.0)
-
-
 def cost_of(users: int) -> Cost:
     """Fits in this process: the paper's edit of that many users of the embedded world."""
     import torch
@@ -141,9 +131,7 @@ def cost_of(users: int) -> Cost:
     backbone, _ = embedded_backbone(_FAMILY)
     model = Chameleon(backbone, load_embedder(), settings)
     model.fit(everyone[:_WARM_UP])  # what the first fit loads stays
-    before = resident("VmRSS")
-    if before:
-        (_PROC / "clear_refs").write_text("5", encoding="ascii")  # the highest point starts anew
+    before = restart_peak()
     start = time.process_time()
     profile = model.fit(everyone[:users])
     seconds = time.process_time() - start

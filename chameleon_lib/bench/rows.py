@@ -24,7 +24,7 @@ class Goal:
         return ratio.median >= self.bound if self.at_least else ratio.median <= self.bound
 
     def __str__(self) -> str:
-        return f"{'≥' if self.at_least else '≤'} {self.bound:g}"
+        return f"{'≥' if self.at_least else '≤'} {self.bound:.3g}"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,15 @@ class Rounds:
         """
         pairs = zip(self.seconds[above], self.seconds[below], strict=True)
         values = [factor * upper / lower for upper, lower in pairs]
-        return Ratio(median(values), min(values), max(values), len(values))
+        return _spread(values)
+
+    def share(self, name: str, of: float) -> Ratio:
+        """Time of a variant over ``of`` seconds: how much of a limit it uses on this machine."""
+        return _spread([seconds / of for seconds in self.seconds[name]])
+
+
+def _spread(values: list[float]) -> Ratio:
+    return Ratio(median(values), min(values), max(values), len(values))
 
 
 def clock_for(threads: int) -> tuple[Clock, str]:

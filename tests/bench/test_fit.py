@@ -66,12 +66,3 @@ def test_a_fit_counts_pairs_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     cost = fit.cost_of(12)
     assert cost.users == 12 and 1 <= cost.pairs <= 12 and cost.seconds > 0
     assert 50 < cost.resident < 4000 and 0 <= cost.above < cost.resident
-
-
-def test_memory_is_zero_where_the_system_does_not_tell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fit, "_PROC", tmp_path)
-    assert fit.resident("VmRSS") == 0
-    (tmp_path / "status").write_text("Name:\tx\nVmRSS:\t2048 kB\n", encoding="ascii")
-    assert fit.resident("VmRSS") == 2 and fit.resident("VmHWM") == 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from chameleon_lib.bench import forms
 from chameleon_lib.bench.forms import FormsWork
-from chameleon_lib.bench.rows import Row
+from chameleon_lib.bench.rows import Goal, Row
 from tests.bench.test_parts import no_checkpoint
 
 __all__ = ["no_checkpoint"]
@@ -26,6 +26,7 @@ NAMES = [
     "PEFT adapter",
     "merged weights",
     "PEFT, an adapter per row, 2 adapters",
+    "no edit, once more",
 ]
 
 
@@ -47,7 +48,10 @@ def test_every_form_writes_what_the_hook_writes() -> None:
     titles = [f"Decode under an edit, {name}: time" for name in NAMES]
     assert [row.what for row in measured] == titles * 2
     assert all(row.same for row in measured), [row.evidence for row in measured]
-    assert [row.what for row in measured if row.goal is not None] == [titles[4]] * 2
+    bounded = [row for row in measured if row.goal is not None]
+    assert [row.what for row in bounded] == [titles[4], titles[6]] * 2
+    again = next(row.ratio for row in measured if row.what == titles[8])
+    assert again is not None and bounded[1].goal == Goal(again.high, at_least=False)
     assert all(row.ratio is not None and row.ratio.median > 0 for row in measured)
     evidence = {row.what: row.evidence for row in measured}
     assert "those of 4 single runs" in evidence[titles[4]]
@@ -74,7 +78,8 @@ def test_an_edit_that_changes_no_text_proves_nothing(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(forms, "random_edit", idle)
     rows = _measured(forms.measure(DECODER, time.perf_counter))
-    assert rows and not any(row.same for row in rows)
+    assert len(rows) == len(NAMES)
+    assert not any(row.same for row in rows if forms.AGAIN not in row.what)
 
 
 @pytest.mark.usefixtures("no_checkpoint")

@@ -15,6 +15,7 @@ from chameleon_lib.bench.generation import GenerationWork
 from chameleon_lib.bench.rows import Row
 from chameleon_lib.core.ccs import CCSResult, fit_ccs
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.paths import root
 
 CCS = CCSWork(layers=2, pairs=12, d=64, tries=3, epochs=40, rounds=2)
 
@@ -33,7 +34,16 @@ def _positive(rows: list[Row]) -> bool:
 
 def test_ccs_rows_compare_loop_reference_and_span() -> None:
     rows = ccs.measure(CCS, time.perf_counter)
-    assert len(rows) == 5 and _positive(rows)
+    assert len(rows) == 7 and _positive(rows)
+    timed = [row for row in rows if row.same is None]
+    assert [row.what for row in timed] == [
+        "CCS, span solver: share of 60 s to a loss no worse",
+        "CCS, span solver run to its own end: share of 60 s",
+    ]
+    assert all(row.goal_met and str(row.goal) == "≤ 1" for row in timed)
+    where = timed[0].evidence.rpartition(": ")[2]
+    assert (root() / where).is_file() and " s in all" in timed[0].evidence
+    rows = [row for row in rows if row not in timed]
     assert all(row.same for row in rows), [row.evidence for row in rows]
     assert "1 layer x 1 try x 40 epochs, scaled x 6" in rows[0].reference
     goals = ["≥ 30" if row.what.endswith("to a loss no worse") else None for row in rows]

@@ -41,6 +41,7 @@ def test_a_ratio_pairs_rounds_before_it_takes_the_median() -> None:
     rounds = Rounds({"a": [1.0, 10.0, 6.0], "b": [1.0, 2.0, 2.0]}, {})
     assert rounds.ratio("a", "b") == Ratio(3.0, 1.0, 5.0, 3)
     assert rounds.ratio("a", "b", factor=10) == Ratio(30.0, 10.0, 50.0, 3)
+    assert rounds.share("a", 2.0) == Ratio(3.0, 0.5, 5.0, 3)
 
 
 def test_given_warm_up_calls_replace_the_variants() -> None:

@@ -8,24 +8,17 @@ once.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 
 from chameleon_lib.backbones.demo.world import WorldSettings, build_world
+from chameleon_lib.bench.memory import resident, restart_peak
 from chameleon_lib.core import chameleon, pooling
 from chameleon_lib.core.chameleon import Chameleon
 from tests.backbones.demo.small import HashEmbedder, small_backbone
 from tests.core.method import SETTINGS
 
 FEW, MANY = 40, 400
-PROC = Path("/proc/self")
-
-
-def status(name: str) -> float:
-    """A line of ``/proc/self/status``, MiB."""
-    lines = (PROC / "status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def main() -> None:
@@ -37,14 +30,13 @@ def main() -> None:
 
     def above(n: int, at_a_time: int) -> float:
         chameleon.USERS, pooling.PAIRS = at_a_time, 2 * at_a_time
-        (PROC / "clear_refs").write_text("5", encoding="ascii")  # the highest point starts anew
-        before = status("VmRSS")
+        before = restart_peak()
         Chameleon(backbone, HashEmbedder(), settings).fit(users[:n])
-        return status("VmHWM") - before
+        return resident("VmHWM") - before
 
     above(FEW, 8)  # what the first fit loads stays
     found = {"few": above(FEW, 8), "many": above(MANY, 8), "at_once": above(MANY, MANY)}
-    print(json.dumps({**found, "resident": status("VmRSS")}))
+    print(json.dumps({**found, "resident": resident("VmRSS")}))
 
 
 if __name__ == "__main__":
