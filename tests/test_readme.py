@@ -117,3 +117,11 @@ def test_the_version_cited_is_that_of_the_package() -> None:
 
 def test_the_markers_of_the_verdict_table_stand_ready() -> None:
     assert "No demo run has been recorded yet." in rewritten(TEXT, [])
+
+
+def test_verdicts_figure_and_plans_are_those_of_the_committed_run(
+    committed_demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CHAMELEON_OUTPUTS", raising=False)
+    assert committed_demo.is_dir()
+    assert cli.main(["readme", "--check"]) == 0, capsys.readouterr().err

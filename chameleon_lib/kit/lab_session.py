@@ -168,6 +168,8 @@ def lab_server() -> Iterator[Lab]:
             "JUPYTER_TOKEN": lab.token,
             "BROWSER": "true",  # the command that does nothing: ours is open already
         }
+        # A plain kill must not leave the server behind: let it end this process by the usual way.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         with (base / "lab.log").open("wb") as log:
             server = subprocess.Popen(
                 [str(lab.folder / "run_all.sh"), "--lab", "--no-install"],

@@ -1,11 +1,13 @@
-"""`python -m chameleon_lib readme`: the README's verdicts and plans, written and never typed.
+"""`python -m chameleon_lib readme`: the README's verdicts, figure and plans, written, never typed.
 
 Nobody types a result into the README: the blocks between two markers are generated, the verdicts
-from outputs/demo/verdicts and the plans from the forecast, and `--check` says whether all agree.
+from outputs/demo/verdicts, the words about the figure from its sidecar and the plans from the
+forecast, and `--check` says whether all agree.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +21,26 @@ from chameleon_lib.kit.forecast.studies import STUDIES
 from chameleon_lib.kit.profiles import PUBLIC, get_profile
 from chameleon_lib.kit.verdicts import Verdict, load_verdicts, tally
 
-__all__ = ["BEGIN", "END", "PLANS", "main", "plans", "rewritten", "table", "with_plans"]
+__all__ = [
+    "BEGIN",
+    "END",
+    "FIGURE",
+    "PLANS",
+    "figure",
+    "main",
+    "plans",
+    "rewritten",
+    "table",
+    "with_figure",
+    "with_plans",
+]
 
 BEGIN = "<!-- verdicts:begin -->"
 END = "<!-- verdicts:end -->"
 PLANS = ("<!-- plans:begin -->", "<!-- plans:end -->")
+FIGURE = ("<!-- figure:begin -->", "<!-- figure:end -->")
 PROFILE = "demo"
+FIGURE_ID = "06_directions_LaMP_2"  # does the edit need its own direction? The kit's first question
 HEADLINE = "01_per_user"  # the notebook whose verdicts are listed one by one
 _HEAD = ("claim", "paper", "ours [95 % CI]", "n", "seeds", "verdict")
 _NONE_YET = "No demo run has been recorded yet."
@@ -90,6 +106,25 @@ def with_plans(text: str, name: str = "README.md") -> str:
     return _between(text, *PLANS, plans(), name)
 
 
+def figure() -> str:
+    """The picture of the README with its alt text and caption; one sentence if it is not drawn."""
+    side = paths.figures_dir(PROFILE) / f"{FIGURE_ID}.json"
+    if not side.is_file():
+        return _NONE_YET
+    try:
+        words = json.loads(side.read_text(encoding="utf-8"))
+        alt, caption = (" ".join(words[name].split()) for name in ("alt", "caption"))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{paths.display(side)} cannot be read: run its notebook again.") from error
+    alt = alt.replace("[", "(").replace("]", ")")
+    return f"![{alt}](outputs/{PROFILE}/figures/{FIGURE_ID}.png)\n\n{caption}"
+
+
+def with_figure(text: str, name: str = "README.md") -> str:
+    """A document with the figure between its markers; refuses as :func:`rewritten` does."""
+    return _between(text, *FIGURE, figure(), name)
+
+
 def main(argv: Sequence[str]) -> int:
     """Rewrite the README's generated blocks, or compare them with what they come from.
 
@@ -104,21 +139,25 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = Parser(
         prog="python -m chameleon_lib readme",
-        description="Write verdicts of the demo run and plans of all profiles into README.md.",
+        description="Write verdicts and figure of the demo run and all plans into README.md.",
         allow_abbrev=False,
     )
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if they differ")
     options = parser.parse_args(argv)
     readme = paths.root() / "README.md"
     old = _read(readme)
-    new = with_plans(rewritten(old, load_verdicts(PROFILE)))
+    new = with_figure(with_plans(rewritten(old, load_verdicts(PROFILE))))
     folder = paths.display(paths.verdicts_dir(PROFILE))
     if options.check:
         if new == old:
             return 0
-        other = folder if new != with_plans(old) else "the plans"
+        # What differs is named; of several the first.
+        if new == with_plans(old):
+            folder = "the plans"
+        elif new == with_figure(old):
+            folder = f"figure {FIGURE_ID}"
         print(
-            f"README.md and {other} differ; run 'python -m chameleon_lib readme'.", file=sys.stderr
+            f"README.md and {folder} differ; run 'python -m chameleon_lib readme'.", file=sys.stderr
         )
         return 1
     if new != old:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +50,15 @@ SHOTS = (
     Shot("page-dark", 1280, 900, "dark"),
 )
 LAB = "lab-after-run-all"
+MADE_FROM = "made_from.json"
+
+
+def first_screen_digest(index: Path) -> str:
+    """sha256 of the part of the index that the pictures show: its head and the main claim."""
+    text = index.read_text(encoding="utf-8")
+    start, end = text.find("<header>"), text.find('<section aria-labelledby="glance"')
+    shown = text[max(start, 0) : end if end > 0 else None]
+    return hashlib.sha256(shown.encode("utf-8")).hexdigest()
 
 
 def picture_page(browser: Browser, index: Path, shot: Shot) -> bytes:
@@ -117,4 +128,6 @@ def main(argv: Sequence[str]) -> int:
     for name, png in pictures.items():
         paths.replace_bytes(folder / "screens" / f"{name}.png", png)
         print(f"{paths.display(folder / 'screens' / name)}.png, {len(png) // 1000} KB")
+    made_from = json.dumps({"first_screen_sha256": first_screen_digest(index)}, indent=1)
+    paths.replace_text(folder / "screens" / MADE_FROM, made_from + "\n")
     return 0

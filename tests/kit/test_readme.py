@@ -9,11 +9,12 @@ import pytest
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import cli, paths
-from chameleon_lib.kit.readme import BEGIN, END, PLANS, main, plans, rewritten, table
+from chameleon_lib.kit.readme import BEGIN, END, FIGURE, PLANS, main, plans, rewritten, table
 from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.kit.verdicts import Verdict, save_verdicts
 
-PLANNED = f"{PLANS[0]}\n{plans()}\n{PLANS[1]}\n"
+DRAWN = f"{FIGURE[0]}\nNo demo run has been recorded yet.\n{FIGURE[1]}\n"
+PLANNED = f"{DRAWN}{PLANS[0]}\n{plans()}\n{PLANS[1]}\n"
 AROUND = f"# Title\n\nbefore\n\n{BEGIN}\nold text\n{END}\n\nafter\n{PLANNED}"
 
 
@@ -121,6 +122,25 @@ def test_a_plan_edited_by_hand_is_drift_of_the_plans(
     assert main(["--check"]) == 1
     assert capsys.readouterr().err.startswith("README.md and the plans differ;")
     assert main([]) == 0 and main(["--check"]) == 0
+
+
+def test_the_figure_comes_with_the_words_of_its_sidecar(
+    readme: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    side = paths.figures_dir("demo") / "06_directions_LaMP_2.json"
+    paths.replace_text(side, '{"alt": "Dots [95 %]\\nof two", "caption": "Few users."}')
+    assert main(["--check"]) == 1
+    assert main([]) == 0 and main(["--check"]) == 0
+    text = readme.read_text(encoding="utf-8")
+    picture = "![Dots (95 %) of two](outputs/demo/figures/06_directions_LaMP_2.png)"
+    assert f"{FIGURE[0]}\n{picture}\n\nFew users.\n{FIGURE[1]}" in text
+    paths.replace_text(side, '{"alt": "Dots", "caption": "More users."}')
+    capsys.readouterr()
+    assert main(["--check"]) == 1
+    assert "README.md and figure 06_directions_LaMP_2 differ;" in capsys.readouterr().err
+    paths.replace_text(side, "{}")
+    with pytest.raises(UserError, match="cannot be read"):
+        main([])
 
 
 def test_a_missing_readme_is_one_sentence(readme: Path) -> None:
