@@ -169,7 +169,7 @@ def lab_server() -> Iterator[Lab]:
             "BROWSER": "true",  # the command that does nothing: ours is open already
         }
         # A plain kill must not leave the server behind: let it end this process by the usual way.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         with (base / "lab.log").open("wb") as log:
             server = subprocess.Popen(
                 [str(lab.folder / "run_all.sh"), "--lab", "--no-install"],
@@ -192,6 +192,7 @@ def lab_server() -> Iterator[Lab]:
             yield lab
         finally:
             _end(server, lab)
+            signal.signal(signal.SIGTERM, before)
 
 
 def _copy(base: Path) -> Path:
