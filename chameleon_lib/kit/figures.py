@@ -124,7 +124,7 @@ def show_figure(fig: Figure, *, alt: str, caption: str) -> FigureOutput:
         caption: what it means.
     """
     with style():
-        png = _few_colours(_render(fig, "png", {"Software": None}))
+        png = few_colours(_render(fig, "png", {"Software": None}))
     width, height = (size // _SCALE for size in png_size(png))
     return FigureOutput(png, {"alt": alt, "caption": caption, "width": width, "height": height})
 

@@ -93,7 +93,12 @@ def copy_notebooks(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def serve(
-    folder: Path, *, port: int | None = None, token: str = TOKEN, profile: str = "demo"
+    folder: Path,
+    *,
+    port: int | None = None,
+    token: str = TOKEN,
+    profile: str = "demo",
+    outputs: Path | None = None,
 ) -> Iterator[str]:
     """JupyterLab without a browser, as `./run_all.sh --lab` starts it; ends with the block.
 
@@ -102,6 +107,7 @@ def serve(
         port: a free one by default.
         token: what a page must know; it goes into the address as `?token=`.
         profile: run profile, which decides threads and whether hubs are out of bounds.
+        outputs: where the notebooks leave tables and figures; where they always do by default.
 
     Yields:
         The address without a slash at its end, such as `http://127.0.0.1:40001`. A notebook of
@@ -116,6 +122,8 @@ def serve(
     # Own settings for each server: workspaces of two at a time would overwrite each other.
     private = paths.cache_dir() / "lab" / f"server-{port}"
     env = lab_environment(PROFILES[profile]) | _prepare(private)
+    if outputs is not None:
+        env["CHAMELEON_OUTPUTS"] = str(outputs)
     words = [*_command(folder.resolve(), ""), "--no-browser", "--ip=127.0.0.1"]
     words += [f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"]
     with log.open("wb") as stream:

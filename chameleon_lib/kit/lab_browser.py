@@ -1,26 +1,27 @@
 """Run a notebook in JupyterLab the way a reader does: in a browser, by its menu.
 
-Playwright drives the system's Chromium; both are only needed for checks and screenshots, so the
-import of Playwright is left to the caller, who hands in its page.
+Playwright drives the system's Chromium (`kit.browser`); both are only needed for checks and
+screenshots.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit.lab import TOKEN
+from chameleon_lib.kit.lab import TOKEN, copy_notebooks, serve
+from chameleon_lib.kit.notebooks import text_of
+from chameleon_lib.kit.progress import Progress
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
-# Without a sandbox: as root, as in most containers, Chromium does not start otherwise. What it
-# loads is our own server on this machine.
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--hide-scrollbars")
+WINDOW = (1280, 900)
 _BUSY = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
     .filter(prompt => prompt.textContent.includes('*')).length"""
 _CONNECTED = """() => {
@@ -33,13 +34,49 @@ _STARTED = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt'
 _READY = 120_000  # milliseconds until Lab and its kernel have started on a loaded machine
 
 
-def chromium() -> str | None:
-    """The system's Chromium or Chrome, if there is one."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        found = shutil.which(name)
-        if found:
-            return found
-    return None
+@dataclass(frozen=True)
+class Done:
+    """A notebook that ran to its end.
+
+    Attributes:
+        picture: Lab afterwards, as PNG.
+        cells: number of code cells that ran.
+        seconds: wall-clock seconds from Run All to the end.
+    """
+
+    picture: bytes
+    cells: int
+    seconds: float
+
+
+def run_all_cells(browser: Browser, name: str, seconds: float) -> Done:
+    """Open a copy of a notebook in JupyterLab, run all its cells by the menu, and picture it.
+
+    Neither the sources nor outputs/ change; finished units are those of the checkout's store.
+
+    Args:
+        browser: an open Chromium.
+        name: stem of a notebook.
+        seconds: longest wait.
+
+    Raises:
+        UserError: JupyterLab does not start, a cell ends in an error, or time runs out.
+    """
+    with tempfile.TemporaryDirectory(prefix="chameleon-lab-") as temporary:
+        base = Path(temporary).resolve()
+        folder, file = copy_notebooks(base / "notebooks"), f"{name}.ipynb"
+        with serve(folder, outputs=base / "outputs") as address:
+            page = browser.new_page(viewport={"width": WINDOW[0], "height": WINDOW[1]})
+            open_notebook(page, address, file)
+            started = time.monotonic()
+            saved = run_all(page, folder / file, seconds=seconds)
+            spent = time.monotonic() - started
+            if found := errors(saved):
+                raise UserError(f"{name} in JupyterLab: {found[0]}.")
+            _show_result(page)
+            picture = page.screenshot()
+            page.close()
+    return Done(picture, len(_code_cells(saved)), spent)
 
 
 def open_notebook(page: Page, address: str, name: str, *, token: str = TOKEN) -> None:
@@ -80,11 +117,17 @@ def run_all(page: Page, saved: Path, *, seconds: float) -> dict[str, Any]:
     end = time.monotonic() + seconds
     page.wait_for_function(_STARTED, timeout=_READY)
     quiet = 0  # looks in a row that found nothing waiting
-    while quiet < 3:
-        if time.monotonic() > end:
-            raise UserError(f"{saved.name} did not finish within {seconds:.0f} s in JupyterLab.")
-        page.wait_for_timeout(500)
-        quiet = quiet + 1 if page.evaluate(_BUSY) == 0 else 0
+    total = len(_code_cells(json.loads(saved.read_text(encoding="utf-8"))))
+    with Progress(f"{saved.stem} in JupyterLab, cells", total) as progress:
+        while quiet < 3:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"{saved.name} did not finish within {seconds:.0f} s in JupyterLab."
+                )
+            page.wait_for_timeout(500)
+            waiting = int(page.evaluate(_BUSY))
+            progress.advance(max(0, total - waiting - progress.done))
+            quiet = quiet + 1 if waiting == 0 else 0
     _menu(page, "File", "Save Notebook")
     end = time.monotonic() + 30
     while saved.stat().st_mtime_ns == before:
@@ -98,15 +141,30 @@ def run_all(page: Page, saved: Path, *, seconds: float) -> dict[str, Any]:
 def errors(notebook: dict[str, Any]) -> list[str]:
     """What went wrong in a notebook that was run: errors of cells, and cells that never ran."""
     found = []
-    for number, cell in enumerate(notebook["cells"], start=1):
-        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
-            continue
+    for number, cell in _code_cells(notebook):
         if cell["execution_count"] is None:
             found.append(f"cell {number} never ran")
         for output in cell["outputs"]:
             if output["output_type"] == "error":
                 found.append(f"cell {number} raised {output['ename']}: {output['evalue']}")
     return found
+
+
+def _code_cells(notebook: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """Code cells that are not empty, each with its place in the notebook, from 1."""
+    return [
+        (number, cell)
+        for number, cell in enumerate(notebook["cells"], start=1)
+        if cell["cell_type"] == "code" and text_of(cell).strip()
+    ]
+
+
+def _show_result(page: Page) -> None:
+    """Bring the first figure into view; a notebook without one stays at its end."""
+    figure = page.locator(".jp-Notebook .jp-RenderedImage img").first
+    if figure.count():
+        figure.evaluate("image => image.scrollIntoView({block: 'start'})")
+    page.wait_for_timeout(1500)  # cells that come into view are drawn late
 
 
 def _menu(page: Page, menu: str, item: str) -> None:

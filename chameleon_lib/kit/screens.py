@@ -14,7 +14,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.browser import find_browser, open_browser
 from chameleon_lib.kit.figures import few_colours
-from chameleon_lib.kit.lab_session import run_all_cells
+from chameleon_lib.kit.lab_browser import run_all_cells
 from chameleon_lib.kit.profiles import PUBLIC
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from chameleon_lib.kit.lab_session import Lab
 from PIL import Image
 
 from chameleon_lib.kit import cli, lab_session, paths, screens
 from chameleon_lib.kit.browser import find_browser
-from chameleon_lib.kit.lab_session import Lab
 
 COMMITTED = paths.root() / "outputs" / "demo" / "screens"
 
