@@ -58,6 +58,11 @@ class Play:
         """Every answer of the task; of free text, the two that are compared."""
         return list(get_task(self.asked.tour.study.task).labels or dict.fromkeys(self.answers))
 
+    def sentence(self) -> str:
+        """The two answers, and what the margin compares."""
+        own, other = self.answers
+        return f"{own!r} or {other!r}? Margin: log-probability of {self.asked.compared}."
+
     def prompt(self, kind: str = "instruct") -> str:
         """The query's prompt; kinds are those of ``answering.PROMPTS``."""
         tour = self.asked.tour
@@ -136,7 +141,21 @@ def play(
     """
     user = written_user(task, history, query)
     data = load_task_data(profile, user.task, data_dir)
-    return Play(ask(profile, backbone_id, data, user, query.strip()), strength)
+    return _told_apart(Play(ask(profile, backbone_id, data, user, query.strip()), strength))
+
+
+@torch.no_grad()
+def _told_apart(play: Play) -> Play:
+    """Where both insights lead to one answer, the most likely other answer is its rival."""
+    own, generic = play.answers
+    others = [answer for answer in play.candidates if answer != own]
+    if own != generic or not others:
+        return play
+    read = play.backbone.prepare([play.prompt()])
+    (scores,) = play.backbone.score_many(read, [others])
+    reference = replace(play.asked.reference, generic=[others[int(scores.argmax())]])
+    compared = "the answer under both insights minus that of the most likely other answer"
+    return replace(play, asked=replace(play.asked, reference=reference, compared=compared))
 
 
 @torch.no_grad()

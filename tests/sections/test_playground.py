@@ -158,3 +158,16 @@ def test_questions_about_what_is_not_there_are_refused(few: Sample) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             question()
+
+
+def test_one_answer_under_both_insights_gets_the_most_likely_other_one_as_its_rival(
+    play: Play,
+) -> None:
+    same = replace(play.asked.reference, personal=["5"], generic=["5"])
+    apart = playground._told_apart(replace(play, asked=replace(play.asked, reference=same)))
+    own, other = apart.answers
+    assert own == "5" and other in {"1", "2", "3", "4"}
+    assert "most likely other answer" in apart.sentence() and f"{own!r} or {other!r}?" in (
+        apart.sentence()
+    )
+    assert playground._told_apart(play) is play
