@@ -10,6 +10,7 @@ import pytest
 from chameleon_lib.errors import UserError
 from chameleon_lib.sections import (
     explore,
+    explore_history,
     explore_views,
     own_users,
     playground,
@@ -138,10 +139,10 @@ def test_strength_0_changes_no_answer_and_every_question_answers(few: Sample) ->
 
 def test_a_changed_history_changes_the_prompt_of_one_user_only(few: Sample) -> None:
     one = few.users[1].user
-    turned = explore.edit_history(few, 1, drop=(1,), relabel={2: "1"})
+    turned = explore_history.edit_history(few, 1, drop=(1,), relabel={2: "1"})
     assert turned["history"].tolist() == ["as it is", "changed"]
     assert set(turned["query"]) == {one.queries[0].text}
-    both = explore.two_users(few, 1, 2)
+    both = explore_history.two_users(few, 1, 2)
     assert both["history"].tolist() == ["user 1", "user 2"]
     assert both.iloc[0, 1:].tolist() == turned.iloc[0, 1:].tolist()
     assert set(both["query"]) == {one.queries[0].text}
@@ -150,9 +151,9 @@ def test_a_changed_history_changes_the_prompt_of_one_user_only(few: Sample) -> N
 def test_questions_about_what_is_not_there_are_refused(few: Sample) -> None:
     items = len(few.users[0].user.history)
     for question, sentence in (
-        (lambda: explore.edit_history(few, 0, drop=(items + 1,)), f"no item {items + 1}"),
-        (lambda: explore.edit_history(few, 0, drop=range(1, items + 1)), "No item is left"),
-        (lambda: explore.two_users(few, 0, 5), "the sample has the users 0 to 4"),
+        (lambda: explore_history.edit_history(few, 0, drop=(items + 1,)), f"no item {items + 1}"),
+        (lambda: explore_history.edit_history(few, 0, drop=range(1, items + 1)), "No item is left"),
+        (lambda: explore_history.two_users(few, 0, 5), "the sample has the users 0 to 4"),
         (lambda: explore.group_sizes(few, [10**6]), "the group has"),
         (lambda: explore.sample(PROFILE, users=0), "ask at least one"),
     ):
