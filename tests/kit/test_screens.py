@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from chameleon_lib.kit.lab_session import Lab
 from PIL import Image
 
-from chameleon_lib.kit import cli, lab_session, paths, screens
+from chameleon_lib.kit import cli, paths, screens
 from chameleon_lib.kit.browser import find_browser
 
 COMMITTED = paths.root() / "outputs" / "demo" / "screens"
@@ -61,40 +60,6 @@ def test_the_variable_wins_over_the_path(monkeypatch: pytest.MonkeyPatch, tmp_pa
     mine.chmod(0o755)
     monkeypatch.setenv("CHAMELEON_BROWSER", str(mine))
     assert find_browser() == str(mine)
-
-
-def test_the_lab_gets_a_copy_of_the_notebooks_and_shares_finished_units(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CHAMELEON_CACHE", str(tmp_path / "store"))
-    base = tmp_path / "base"
-    base.mkdir()
-    folder = lab_session._copy(base)
-    copies = sorted(path.name for path in (folder / "notebooks").glob("*.ipynb"))
-    assert copies == sorted(path.name for path in paths.notebooks_dir().glob("*.ipynb"))
-    assert not any(path.is_symlink() for path in (folder / "notebooks").iterdir())
-    assert (base / "cache" / "units").resolve() == tmp_path / "store" / "units"
-    assert (folder / "chameleon_lib" / "kit").is_dir() and (folder / "run_all.sh").is_file()
-
-
-def test_an_error_cell_is_named_with_its_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    error = {"output_type": "error", "ename": "ValueError", "evalue": "no such layer"}
-    cells = [
-        {"cell_type": "markdown", "source": "# x"},
-        {"cell_type": "code", "source": "1", "outputs": [], "execution_count": 1},
-        {"cell_type": "code", "source": "2", "outputs": [error], "execution_count": 2},
-    ]
-    paths.replace_text(tmp_path / "notebooks" / "01_x.ipynb", json.dumps({"cells": cells}))
-    monkeypatch.setattr(lab_session, "_TICK", 0)
-
-    class Page:
-        class keyboard:  # noqa: N801 - playwright's own name
-            press = staticmethod(lambda _: None)
-
-    with pytest.raises(lab_session.UserError, match="Cell 2 of 01_x .* ValueError: no such layer"):
-        lab_session._until_done(Lab(tmp_path, "", ""), Page(), "01_x", 1e12)  # type: ignore[arg-type]
 
 
 def test_the_committed_pictures_are_those_of_the_command_and_small(committed_demo: Path) -> None:
