@@ -10,15 +10,16 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from chameleon_lib.command_line import Parser, positive
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.progress import Progress
 from chameleon_lib.lamp.curation import curate
 from chameleon_lib.lamp.data import write_lamp
-from chameleon_lib.lamp.history_table import Columns, read_rows
+from chameleon_lib.lamp.history_table import Columns, Row, read_rows
 from chameleon_lib.lamp.import_report import DROPPED, REPORT, ImportReport, commonest
 from chameleon_lib.lamp.tasks import get_task
 
@@ -42,6 +43,14 @@ class ImportOptions:
     time_format: str | None = None
 
 
+def _watched(rows: Sequence[Row]) -> Iterator[Row]:
+    """The rows, with a line that says how far the judging is."""
+    with Progress("rows judged", len(rows)) as progress:
+        for row in rows:
+            yield row
+            progress.advance()
+
+
 def read_table(table: Path, task_name: str, options: ImportOptions | None = None) -> ImportReport:
     """Read and judge a table; nothing is written.
 
@@ -59,7 +68,7 @@ def read_table(table: Path, task_name: str, options: ImportOptions | None = None
     if options.time_format is not None and columns.time is None:
         raise UserError(f"{table} has no column of times to read; name it with --time.")
     curated = curate(
-        rows,
+        _watched(rows),
         task,
         timed=columns.time is not None,
         min_items=options.min_items,

@@ -125,7 +125,7 @@ def test_the_demo_on_a_data_folder_is_a_profile_of_its_own_that_nobody_asks_for_
     assert {*PUBLIC, "demo-data", "laptop-4bit", "paper-4bit"} == set(PROFILES)
     demo, files = PROFILES["demo"], PROFILES["demo-data"]
     assert (files.data, demo.data) == ("lamp", "demo") and files.banner != demo.banner
-    assert (files.backbones, files.threads) == (demo.backbones, demo.threads)
+    assert (files.backbones, files.threads) == (demo.studied, demo.threads)
     assert outputs_dir("demo") != outputs_dir("demo-data")
     assert cli.main(["plan", "--profile", "demo-data"]) == 2
 

@@ -173,6 +173,12 @@ class Cell:
             written = n * (self.shape.answer + 2 * (scored or self.shape.answer))
             self.add("evaluation", f"{label} {kind} {arm}", n, again, written)
 
+    def asked(self, label: str, kind: str, n: float) -> None:
+        """``n`` prompts that are read and answered once, and nothing is scored."""
+        self.add(
+            "evaluation", f"{label} {kind}", n, n * self.length(kind), n * self.shape.answer
+        )
+
     def said(self, label: str, n: float) -> None:
         """What a model says to training queries; the answers scored beside it are empty."""
         self.exam(label, "instruct", ("plain",), n, scored=1)

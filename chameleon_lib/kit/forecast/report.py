@@ -17,6 +17,7 @@ from chameleon_lib.kit.forecast.studies import STUDIES, StageCost, pieces_of, st
 
 _MPNET = "sentence-transformers/all-mpnet-base-v2"  # one reading of notebook 06
 _HEAD = ("stage", "texts", "tokens read", "written", "gradient", "PFLOP", "hours")
+_NOT_COUNTED = "Not counted: 08, whose work is that of the table it is given."
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
@@ -165,6 +166,7 @@ def _work(scope: Scope, notebooks: Sequence[str], stored: Sequence[str], speed: 
             f"{speed.writing / 1e12:g} where token follows token (--tflops).",
             f"Each notebook alone, hours: {hours}.",
             *(f"Size unknown, not counted: {name}." for name in unknown),
+            *([_NOT_COUNTED] if "08" in notebooks else []),
         ]
     )
 
@@ -245,6 +247,8 @@ def _disk(scope: Scope, notebooks: Sequence[str], present: Callable[[str], bool]
     missing, kept = disk_bytes(scope, notebooks, present)
     data = sum(file.size for file in files_of(scope))
     parts = [("models", missing), ("data", float(data)), *kept.items()]
-    words = ", ".join(f"{name} {size(n)}" for name, n in parts if n)
     total = sum(n for _, n in parts)
+    if not total:
+        return "Disk: nothing that is not there already."
+    words = ", ".join(f"{name} {size(n)}" for name, n in parts if n)
     return f"Disk: {size(total)} ({words}; the artifact store holds all but models and data)."

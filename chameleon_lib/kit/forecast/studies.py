@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from chameleon_lib.kit.forecast import figures, tables
+from chameleon_lib.kit.forecast import figures, served, tables
 from chameleon_lib.kit.forecast.cell import STAGES, Cell, Key, Piece
 from chameleon_lib.kit.forecast.known import MODELS
 from chameleon_lib.kit.forecast.scope import Scope
@@ -18,6 +18,8 @@ STUDIES: Mapping[str, Callable[[Scope], list[Cell]]] = {
     "04": figures.time_budget,
     "05": figures.history_ablation,
     "06": figures.controls,
+    "07": served.serving,
+    "09": served.playground,
 }
 
 

@@ -27,8 +27,10 @@ from chameleon_lib.baselines.settings import AloeSettings, DpoSettings
 from chameleon_lib.core.fitting import CHECK_EVERY
 from chameleon_lib.core.preferences import PreferencePair, pair_texts
 from chameleon_lib.core.settings import EditSettings
-from chameleon_lib.kit.forecast import cell, figures, known, memory, scope, tables, texts
+from chameleon_lib.kit.forecast import cell, figures, known, memory, scope, served, tables, texts
 from chameleon_lib.kit.forecast.scope import SIZES
+from chameleon_lib.kit.notebooks import read_notebook
+from chameleon_lib.kit.paths import notebooks_dir
 from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.lamp.prompts import (
     answer_prompt,
@@ -43,6 +45,8 @@ from chameleon_lib.sections.controls import dose, variants
 from chameleon_lib.sections.group_size import study as group_size
 from chameleon_lib.sections.history_ablation import conditions
 from chameleon_lib.sections.loading import settings_for
+from chameleon_lib.sections.serving import solvers
+from chameleon_lib.sections.serving import study as serving
 from chameleon_lib.sections.time_budget import study as time_budget
 from chameleon_lib.sections.time_budget.costs import weights_of
 from chameleon_lib.sections.unseen_users import common
@@ -118,6 +122,16 @@ def test_the_smaller_worlds_of_the_demo_are_those_of_the_studies() -> None:
         found = conditions.conditions_of(conditions.ITEMS, chosen, figures.PAPER_ITEMS)
         theirs = {(c.rule, c.k, c.arms) for c in found}
         assert set(figures.history_conditions(demo)) == theirs
+
+
+def test_the_served_users_are_those_of_the_notebook() -> None:
+    declared = read_notebook(notebooks_dir() / "07_serving.ipynb").parameters()
+    assert declared["served"].default == served.SERVED
+    assert declared["task"].default == served.SERVED_TASK
+    queries = (serving.LEARNED, serving.ASKED, serving.MEMBERS)
+    assert queries == (served.LEARNED, served.ASKED, served.MEMBERS)
+    assert serving.settings_of(PROFILES["demo"]).fit_steps == served.SERVED_STEPS
+    assert solvers.SOLVERS == served.SOLVERS
 
 
 @pytest.mark.parametrize("profile", ["demo", "paper"])

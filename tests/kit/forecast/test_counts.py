@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chameleon_lib.kit.forecast import served
 from chameleon_lib.kit.forecast.known import MODELS
 from chameleon_lib.kit.forecast.scope import Scope
 from chameleon_lib.kit.forecast.studies import StageCost, stage_costs
@@ -21,11 +22,16 @@ from chameleon_lib.sections import study as study_module
 from chameleon_lib.sections.group_size import study as group_size
 from chameleon_lib.sections.loading import settings_for
 from chameleon_lib.sections.per_user import study as per_user
+from chameleon_lib.sections.serving import answers, solvers
+from chameleon_lib.sections.serving import study as serving
 from chameleon_lib.sections.unseen_users import study as unseen_users
 from tests.backbones.demo.small import HashEmbedder
 from tests.kit.forecast.meter import Counted, Meter
 
 TOLERANCE = 0.2
+QUICK: dict[str, Any] = {
+    "pairs_on_too_few": "warn", "ccs_epochs": 5, "ccs_tries": 2, "fit_patience": 100,
+}  # fmt: skip
 SIZES, FIT = (1, 8, 20), 8
 
 
@@ -64,10 +70,7 @@ def measured(
     patch.setattr(study_module, "open_embedder", lambda *_: embedder)
     # Probes have no tokens, so a few steps do. When held-out users stop a fit depends on the users:
     # here none is stopped.
-    settings = settings_for(
-        profile, pairs_on_too_few="warn", ccs_epochs=5, ccs_tries=2,
-        fit_steps=FIT, fit_patience=100,
-    )  # fmt: skip
+    settings = settings_for(profile, fit_steps=FIT, **QUICK)
     found = {}
     for number in numbers:
         meter = Meter()
@@ -115,6 +118,37 @@ def test_texts_and_tokens_of_every_stage_are_within_a_fifth_of_what_was_measured
         unexpected = {stage for stage, count in counted[number].items() if count.prompts}
         missed = unexpected - {cost.stage for cost in costs} - {"elsewhere"}
         assert not missed, f"{number}: the forecast has no {missed}"
+    assert wrong == []
+
+
+@pytest.mark.parametrize("backbone", ["demo:decoder:0", "demo:encdec:0"])
+def test_serving_is_within_a_fifth_of_what_was_measured(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = profile_of(backbone, served.SERVED_TASK)
+    monkeypatch.setattr(study_module, "open_embedder", lambda *_: HashEmbedder())
+    meter, store = Meter(), ArtifactStore(tmp_path)
+    with meter.watching(monkeypatch):
+        own = serving.settings_of(profile, **QUICK)
+        for service in serving.run(profile, own, task=served.SERVED_TASK, store=store):
+            rows = answers.one_query(service)
+            for _ in ("all rows", "PEFT, whose calls are not the backbone's own"):
+                answers.together(service, rows)
+            answers.alone(service, rows)
+            answers.whose_edit(service)
+        solvers.compare_solvers(profile, settings_for(profile, **QUICK), store=store)
+    counted = dict(meter.stages)
+    asked = [counted.pop("evaluation"), counted.pop("elsewhere")]
+    counted["evaluation"] = Counted(
+        *(sum(getattr(part, item.name) for part in asked) for item in fields(Counted))
+    )
+    costs = stage_costs(Scope(profile), ["07"])
+    assert {cost.stage for cost in costs} - {"CCS"} == set(counted)
+    wrong = [
+        f"{name}: forecast {forecast:.0f}, measured {seen}"
+        for name, (forecast, seen) in compared(costs, counted).items()
+        if abs(forecast - seen) > TOLERANCE * seen + 1
+    ]
     assert wrong == []
 
 
