@@ -6,7 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chameleon_lib.kit.stats import DIRECTION_ONLY, NOT_REPRODUCED, NOT_RUN, OPPOSITE, REPRODUCED
+from chameleon_lib.kit.stats import (
+    DIRECTION_ONLY,
+    HOLDS,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    OPPOSITE,
+    REPRODUCED,
+)
 from chameleon_lib.kit.verdicts import Verdict
 
 # Notebook number -> how the ids of its leading figures go on: the paper's tables and figures in
@@ -62,6 +69,21 @@ def found(verdicts: Sequence[Verdict]) -> list[str]:
             "“reproduced” also asks that the effect beats its controls."
         )
     return sentences
+
+
+def beyond(verdicts: Sequence[Verdict]) -> list[str]:
+    """What the kit's own method does where the main claim was tested, one sentence per claim."""
+    first = next((v for v in verdicts if not v.own), None)
+    if first is None:
+        return []
+    claims: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.own and verdict.notebook == first.notebook:
+            claims.setdefault(verdict.words, []).append(verdict)
+    return [
+        f"{words}: {sum(v.status == HOLDS for v in settings)} of {len(settings)} settings hold."
+        for words, settings in claims.items()
+    ]
 
 
 def _span(numbers: Any) -> str:

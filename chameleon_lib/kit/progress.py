@@ -2,7 +2,7 @@
 
 A progress line in a cell's output would make two runs of a notebook differ. So under the driver
 (`CHAMELEON_PROGRESS` names a file) progress goes into that file and the driver shows it; in a
-terminal and in JupyterLab it is one line on stderr, rewritten in place; anywhere else it is silent.
+terminal and in JupyterLab it is a bar of tqdm on stderr; anywhere else it is silent.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from chameleon_lib.kit.paths import replace_text
+
+if TYPE_CHECKING:
+    from tqdm.std import tqdm
 
 VARIABLE = "CHAMELEON_PROGRESS"
 _INTERVAL = 0.5  # seconds between two updates
@@ -49,9 +53,15 @@ class Progress:
         self._start = self._shown = time.monotonic()
         target = os.environ.get(VARIABLE)
         self._file = Path(target) if target else None
+        self._bar: tqdm[Any] | None = None
         # JupyterLab's stderr is no terminal, but it honours the carriage return.
-        lab = "ipykernel" in sys.modules and target is None
-        self._line = self._file is None and (lab or (target is None and sys.stderr.isatty()))
+        if target is None and ("ipykernel" in sys.modules or sys.stderr.isatty()):
+            from tqdm.std import tqdm  # a bar of text: it needs no widgets
+
+            self._bar = tqdm(
+                total=total, desc=label, file=sys.stderr, ncols=78, delay=_INTERVAL,
+                mininterval=_INTERVAL,
+            )  # fmt: skip
 
     def __enter__(self) -> Progress:
         return self
@@ -64,8 +74,8 @@ class Progress:
     ) -> None:
         if self._file is not None:
             self._file.unlink(missing_ok=True)
-        elif self._line and self._shown > self._start:
-            sys.stderr.write("\n")
+        elif self._bar is not None:
+            self._bar.close()
 
     def text(self) -> str:
         """The state in one line."""
@@ -78,15 +88,15 @@ class Progress:
     def advance(self, count: int = 1) -> None:
         """Note `count` more finished units."""
         self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        if self._file is None:
+            return
         now = time.monotonic()
         if now - self._shown < _INTERVAL:
             return
         self._shown = now
-        if self._file is not None:
-            replace_text(self._file, json.dumps({"text": self.text()}))
-        elif self._line:
-            sys.stderr.write(f"\r{self.text():<78}")
-            sys.stderr.flush()
+        replace_text(self._file, json.dumps({"text": self.text()}))
 
 
 def read_progress(path: Path) -> str:

@@ -18,7 +18,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.code_pages import write_code_pages
 from chameleon_lib.kit.facts import save_run_facts
-from chameleon_lib.kit.front import figure_groups, found, headline
+from chameleon_lib.kit.front import beyond, figure_groups, found, headline
 from chameleon_lib.kit.glance import MARKS, glance
 from chameleon_lib.kit.mathml import MathStore
 from chameleon_lib.kit.numbers import holds, save_verdict_csv
@@ -141,6 +141,7 @@ def build(profile: str) -> Path:
         banner=banner(profile),
         css=css,
         found=found(verdicts),
+        beyond=beyond(verdicts),
         headline=[rows[number] for number, _ in headline(verdicts)],
         counts=_counts(verdicts),
         glances=[(title, glance(verdicts, own=own)) for title, own in _WHOSE],

@@ -82,7 +82,6 @@ class Trail:
         candidates = shared or list(functions) or list(self.verdicts)
         return candidates[-1] if candidates else None
 
-
     def judging(self, csv: str) -> Function | None:
         """The function that made a verdict whose number its table does not hold.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from chameleon_lib.backbones import HFBackbone, demo, revisions
 from chameleon_lib.backbones.embedder import load_embedder
@@ -57,6 +58,8 @@ def _embedded(backbone_id: str) -> Backbone:
     if len(parts) != 3:
         raise UserError(f"Backbone '{backbone_id}' is no embedded model; say demo:<family>:<seed>.")
     _, family, seed = parts
+    # They are read in a tenth of a second; a bar for each would fill a notebook in JupyterLab.
+    transformers_logging.disable_progress_bar()
     return load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
 
 

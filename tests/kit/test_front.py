@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chameleon_lib.kit.front import figure_groups, found, headline
+from chameleon_lib.kit.front import beyond, figure_groups, found, headline
 from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.kit.verdicts import Verdict
 
@@ -33,6 +33,15 @@ def test_what_was_found_is_counted_over_the_papers_claims_alone() -> None:
     )
     assert sure.startswith("each on 150 to 200 users and 3 seeds, with a 95 % interval over users")
     assert found([MINE]) == [] and len(found([MISSING])) == 1
+
+
+def test_what_works_beyond_the_paper_is_counted_beside_the_main_claim() -> None:
+    mine = replace(MINE, words="the fitted edit helps")
+    lost, elsewhere = replace(mine, status="does not hold"), replace(mine, notebook="02_x")
+    assert beyond([mine, ONE, lost, elsewhere]) == [
+        "the fitted edit helps: 1 of 2 settings hold."
+    ]
+    assert beyond([mine]) == []
 
 
 def test_one_figure_per_section_of_the_paper_is_open_and_the_rest_on_demand() -> None:
