@@ -112,7 +112,6 @@ def run_all(page: Page, saved: Path, *, seconds: float) -> dict[str, Any]:
     Raises:
         UserError: if it takes longer, or Lab does not save it.
     """
-    before = saved.stat().st_mtime_ns
     _menu(page, "Run", "Run All Cells")
     end = time.monotonic() + seconds
     page.wait_for_function(_STARTED, timeout=_READY)
@@ -128,6 +127,7 @@ def run_all(page: Page, saved: Path, *, seconds: float) -> dict[str, Any]:
             waiting = int(page.evaluate(_BUSY))
             progress.advance(max(0, total - waiting - progress.done))
             quiet = quiet + 1 if waiting == 0 else 0
+    before = saved.stat().st_mtime_ns  # not earlier: Lab saves by itself every two minutes
     _menu(page, "File", "Save Notebook")
     end = time.monotonic() + 30
     while saved.stat().st_mtime_ns == before:
