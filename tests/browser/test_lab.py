@@ -6,7 +6,6 @@ Tiny notebooks stand in for the kit's own where those are not stored: they take 
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,8 +119,6 @@ def test_a_reader_presses_run_all(browser: Browser, name: str, tmp_path: Path) -
     ledger = paths.cache_dir() / "ledger.json"
     if not ledger.is_file() or name not in ledger.read_text(encoding="utf-8"):
         pytest.skip(f"the demo has not run here, so the store is cold for {name}: ./run_all.sh")
-    if os.environ.get("CHAMELEON_BROWSER_NOTEBOOKS", "") != "1" and name != "00_quickstart":
-        pytest.skip(f"{name} takes a minute: set CHAMELEON_BROWSER_NOTEBOOKS=1 to run it")
     folder = lab.copy_notebooks(tmp_path / "notebooks")
     saved = run_in_lab(browser, folder, f"{name}.ipynb", 600)
     assert lab_browser.errors(saved) == []

@@ -96,7 +96,9 @@ def test_a_profile_is_consistent_and_only_the_demo_is_offline(name: str) -> None
     assert profile.name == name and profile.tasks == ("LaMP_2", "LaMP_3", "LaMP_7")
     assert profile.offline == (name in ("demo", "demo-data"))
     assert all(model.startswith("demo:") for model in profile.backbones) == profile.offline
-    assert profile.group_size <= profile.n_train and profile.draws >= 3
+    # A test of the chain shows nothing, so one group is enough for it.
+    assert profile.draws >= (1 if name == "demo-data" else 3)
+    assert profile.group_size <= profile.n_train
 
 
 def test_four_bits_are_a_profile_of_their_own_and_not_the_demos(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,9 +47,11 @@ def test_a_size_belongs_to_a_profile_and_a_change_of_the_caller_wins() -> None:
 def test_a_hub_model_is_opened_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
-    def load(source: str, **options: Any) -> str:
+    opened = SimpleNamespace()
+
+    def load(source: str, **options: Any) -> SimpleNamespace:
         asked.update(options, source=source)
-        return "opened"
+        return opened
 
     monkeypatch.setattr(loading, "_latest", {})
     monkeypatch.setattr(loading, "load_backbone", load)
@@ -56,7 +59,8 @@ def test_a_hub_model_is_opened_as_the_settings_say(monkeypatch: pytest.MonkeyPat
     profile = replace(
         PROFILES["paper"], quantization="nf4", revisions=(("someone/model-1b", "v1"),)
     )
-    assert open_backbone("someone/model-1b", settings, profile) == "opened"
+    found: object = open_backbone("someone/model-1b", settings, profile)
+    assert found is opened and opened.prefix_bytes == profile.prefix_bytes
     assert (asked["source"], asked["name"]) == ("someone/model-1b", "model-1b")
     assert (asked["dtype"], asked["prompts_chat"]) == ("bfloat16", "raw")
     assert (asked["quantization"], asked["revision"]) == ("nf4", "v1")

@@ -133,17 +133,30 @@ class Cell:
         self.add("CCS", what, 0, 0, probes=fits * probes)
 
     def fits(
-        self, draw: str, group: float, names: tuple[str, ...], kind: str = "instruct"
+        self,
+        draw: str,
+        group: float,
+        names: tuple[str, ...],
+        kind: str = "instruct",
+        held: float = HELD_OUT,
     ) -> None:
-        """Preference fits on the pairs of a group; they share their prompts."""
+        """Preference fits on the pairs of a group; they share their prompts.
+
+        Args:
+            draw: Which group.
+            group: Its queries.
+            names: One per fit.
+            kind: Prompt of ``texts.PARTS``.
+            held: Share of the users that is held out; of a single one there is none.
+        """
         n, answer = group * self.shape.kept, self.shape.answer
         agreed = group - n
         stored, length = self.kept(kind, group), self.length(kind)
         self.add("fit", f"{draw} read", 0, group * length * stored)
         steps = min(self.fit_steps, STEPS_TAKEN[self.embedded])
-        rows = 2 * _chunk((1 - HELD_OUT) * n) + _chunk((1 - HELD_OUT) * agreed)
+        rows = 2 * _chunk((1 - held) * n) + _chunk((1 - held) * agreed)
         learned = steps * rows
-        looked = (steps // CHECK_EVERY) * HELD_OUT * (2 * n + agreed) + group
+        looked = (steps // CHECK_EVERY) * held * (2 * n + agreed) + group
         trainable = 2 * self.model.layers * self.model.width
         for name in names:
             self.add(

@@ -61,12 +61,12 @@ class Speed:
         return cls("your device", rates[0] * 1e12, writing * 1e12)
 
 
-# The embedded models: a cold run of the demo, 19 minutes on two cores. The others are assumptions:
+# The embedded models: a cold run of the demo, 15 minutes on two cores. The others are assumptions:
 # a third of what an A100 can do in bfloat16, a tenth of that where every token waits for the one
 # before; a laptop's CPU at a few hundred GFLOP/s in float32.
 SPEEDS: dict[str, Speed] = {
-    "demo": Speed("one CPU core", 1.5e10, 1.5e10),
-    "demo-data": Speed("one CPU core", 1.5e10, 1.5e10),
+    "demo": Speed("one CPU core", 1.9e10, 1.9e10),
+    "demo-data": Speed("one CPU core", 1.9e10, 1.9e10),
     "laptop": Speed("a laptop's CPU", 2e11, 5e10),
     "paper": Speed("one GPU of the A100's class", 1e14, 1e13),
 }

@@ -5,7 +5,7 @@ Notebook 08 is not counted: its size is that of the reader's table.
 
 from __future__ import annotations
 
-from chameleon_lib.kit.forecast.cell import Cell
+from chameleon_lib.kit.forecast.cell import HELD_OUT, Cell
 from chameleon_lib.kit.forecast.known import Model
 from chameleon_lib.kit.forecast.scope import Scope, base, directions
 
@@ -43,7 +43,8 @@ def _service(scope: Scope, model: Model) -> Cell:
     cell.activations("main", cell.shape.kept * pairs)
     cell.ccs("pooled", cell.shape.kept * pairs, 1)
     for user in range(SERVED):
-        cell.fits(f"user {user}", pairs / SERVED, ("own",))
+        held = 0.0 if world else HELD_OUT
+        cell.fits(f"user {user}", pairs / SERVED, ("own",), held=held)
     rows = 3 * SERVED  # no edit, the own one, the pooled one; in one batch, alone, and by PEFT
     for way in ("together", "alone", "PEFT"):
         cell.asked(way, "instruct", rows)
