@@ -222,7 +222,8 @@ def _rows(
     )
     base = rounds.results[PLAIN][-1]
     # Merged weights are to cost nothing: no more than no edit can seem to cost beside itself.
-    noise = Goal(rounds.ratio(AGAIN, PLAIN).high, at_least=False)
+    # Nobody asks merged weights to be faster than the unedited model.
+    noise = Goal(max(1.0, rounds.ratio(AGAIN, PLAIN).high), at_least=False)
     goals = {_per_row(max(work.users)): _ROWS_GOAL, MERGED: noise}
     rows = []
     for name in rounds.seconds:
