@@ -7,6 +7,7 @@ and groups are the same in all conditions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,6 +43,12 @@ from chameleon_lib.sections.scoring import reference_answers, score_cell
 from chameleon_lib.sections.study import Study
 
 Choices = dict[tuple[str, int], list[list[int]]]
+
+log = logging.getLogger(__name__)
+_NO_PAIR = (
+    "%s %s, %s: not one pair with different outputs in group %d, which therefore gets no edit; "
+    "run with more users."
+)
 
 
 def run(
@@ -163,7 +170,7 @@ def _cell(
     logs: list[dict[str, Any]] = [{}]
     if condition.arms != "prompts":
         train = [user for user in ready.train if user.user.id in train_ids]
-        edits, logs = _edits(study, train, plan.draws, condition.arms == "fitted")
+        edits, logs = _edits(study, condition, train, plan.draws)
     arms: dict[str, tuple[str, Edit | None]] = {
         "instruct": ("instruct", None),
         "insight": ("insight", None),
@@ -181,34 +188,42 @@ def _cell(
 
 
 def _edits(
-    study: Study, train: Sequence[PreparedUser], draws: Sequence[int], fitted: bool
+    study: Study, condition: Condition, train: Sequence[PreparedUser], draws: Sequence[int]
 ) -> tuple[dict[str, Edit], list[dict[str, Any]]]:
-    """``chameleon/i`` and, if asked for, ``fitted/i`` of every group, with the log of each."""
+    """``chameleon/i`` and, if asked for, ``fitted/i`` of every group, with the log of each.
+
+    A rule may show the model so little of a few users that both prompts get the same answers: such
+    a group has no edit, and its log says 0 pairs.
+    """
     settings = study.settings
     groups = {i: draw_group(train, settings.group_size, i) for i in draws}
     ids = {i: {user.user.id for user in group} for i, group in groups.items()}
     pairs = study.pairs([user for user in train if user.user.id in set().union(*ids.values())])
     own = {i: keep_different([p for p in pairs if p.user_id in ids[i]], settings) for i in draws}
-    contrasts = {i: contrasts_from_pairs(study.task, *own[i], settings) for i in draws}
+    contrasts = {i: contrasts_from_pairs(study.task, *own[i], settings) for i in draws if own[i][0]}
     # Groups overlap: their prompts are read once for all of them.
-    prompts = PlainPrompts(study.backbone, [c.prompt for i in draws for c in contrasts[i]])
+    prompts = PlainPrompts(study.backbone, [c.prompt for some in contrasts.values() for c in some])
     edits, logs = {}, []
     for i in draws:
         kept, identical = own[i]
-        check_pair_count(len(kept), settings)
-        directions = stored_directions(study, "paper", *study.activations(kept), i)
-        edits[f"chameleon/{i}"] = directions.to_edit(settings)
-        log: dict[str, Any] = {
+        own_log: dict[str, Any] = {
             "users": len(ids[i]),
             "kept": len(kept),
             "identical": len(identical),
-            "layers": list(directions.choose_layers(settings)),
+            "layers": [],
         }
-        if fitted:
-            edits[f"fitted/{i}"], log["fit"] = stored_fit(
+        logs.append(own_log)
+        if not kept:
+            log.warning(_NO_PAIR, study.backbone_id, study.task, condition.name, i)
+            continue
+        check_pair_count(len(kept), settings)
+        directions = stored_directions(study, "paper", *study.activations(kept), i)
+        edits[f"chameleon/{i}"] = directions.to_edit(settings)
+        own_log["layers"] = list(directions.choose_layers(settings))
+        if condition.arms == "fitted":
+            edits[f"fitted/{i}"], own_log["fit"] = stored_fit(
                 study, contrasts[i], prompts, i, "fitted"
             )
-        logs.append(log)
     return edits, logs
 
 

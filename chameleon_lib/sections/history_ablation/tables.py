@@ -41,6 +41,19 @@ def cells_of(run: Run, task: str, family: str) -> dict[tuple[str, int], list[Cel
     return found
 
 
+def versus(cells: Sequence[Cell], others: Sequence[Cell], method: str) -> list[Term]:
+    """One method under one selection minus the same under another, on the backbones of both.
+
+    Empty where no backbone has both: a rule may leave a small group without a pair to learn from.
+    """
+    held = {cell.backbone: cell for cell in having(others, method)}
+    pairs = [(cell, held[cell.backbone]) for cell in having(cells, method) if cell.backbone in held]
+    if not pairs:
+        return []
+    mine, theirs = zip(*pairs, strict=True)
+    return [Term(1, mine, method), Term(-1, theirs, method)]
+
+
 def levels(run: Run, task: str) -> pd.DataFrame:
     """Every method in every condition, with the paper's plot beside its own rule."""
     rows = []
@@ -80,9 +93,9 @@ def against_controls(run: Run, task: str) -> pd.DataFrame:
         for (rule, k), other in cells.items():
             if rule == PAPER:
                 continue
-            mine = cells[PAPER, k]
             for method in methods_in(other):
-                if not having(mine, method.id):
+                terms = versus(cells[PAPER, k], other, method.id)
+                if not terms:
                     continue
                 row = {
                     "family": FAMILY_TITLES[family],
@@ -90,7 +103,6 @@ def against_controls(run: Run, task: str) -> pd.DataFrame:
                     "items": k,
                     "method": method.title,
                 }
-                terms = [Term(1, mine, method.id), Term(-1, other, method.id)]
                 for metric in (get_task(task).metrics[0], "margin"):
                     row |= estimate_columns(contrast(run, terms, metric), metric)
                 rows.append(row)
@@ -116,7 +128,10 @@ def prompts(run: Run, task: str) -> pd.DataFrame:
             "users in a group": _average(logs, "users"),
             "pairs kept": _average(logs, "kept"),
             "pairs identical": _average(logs, "identical"),
-            "edited layers": " | ".join(",".join(map(str, log["layers"])) for log in logs),
+            "groups without a pair": sum(log["kept"] == 0 for log in logs),
+            "edited layers": " | ".join(
+                ",".join(map(str, log["layers"])) or "none" for log in logs
+            ),
             "n": len(run.test_users[task]),
             "seeds": len(logs) or len(cells),
         }

@@ -10,9 +10,8 @@ from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.claims import Claim, judged_claims
-from chameleon_lib.sections.estimates import having
 from chameleon_lib.sections.history_ablation.conditions import PAPER
-from chameleon_lib.sections.history_ablation.tables import PLOT, cells_of
+from chameleon_lib.sections.history_ablation.tables import PLOT, cells_of, versus
 from chameleon_lib.sections.paired import Term, contrast
 from chameleon_lib.sections.results import FAMILY_TITLES, Cell, Run
 
@@ -60,11 +59,10 @@ def _number(
     paper = "not shown in the paper"
     if family == "decoder" and few in plot and many in plot:
         paper = f"~{plot[many] - plot[few]:+.3f} (plot reading)"
-    less, more = cells.get((PAPER, few)), cells.get((PAPER, many))
-    if few == many or not less or not more:
+    change = versus(cells.get((PAPER, many), []), cells.get((PAPER, few), []), "chameleon")
+    if few == many or not change:
         return Claim(task, family, words, False, paper, sign=sign)
-    change = [Term(1, more, "chameleon"), Term(-1, less, "chameleon")]
-    prompt = [Term(-1, more, "instruct"), Term(1, less, "instruct")]
+    prompt = [Term(-term.weight, term.cells, "instruct") for term in change]
     return Claim(
         task,
         family,
@@ -77,9 +75,7 @@ def _number(
     )
 
 
-def _rule(
-    run: Run, task: str, family: str, cells: Cells, rule: str, method: str, k: int
-) -> Claim:
+def _rule(run: Run, task: str, family: str, cells: Cells, rule: str, method: str, k: int) -> Claim:
     """A rule chooses better than chance, and than the other controls where they were run."""
     metric = get_task(task).metrics[0]
     words = (
@@ -87,18 +83,14 @@ def _rule(
         f"({_TITLES[method]})"
     )
     claim = Claim(task, family, words, True, "no such comparison in the paper")
-    mine = having(cells.get((rule, k), []), method)
     against = {
-        other: held
+        other: terms
         for other in ("random", *_OTHERS)
-        if (held := having(cells.get((other, k), []), method))
+        if (terms := versus(cells.get((rule, k), []), cells.get((other, k), []), method))
     }
-    if not mine or "random" not in against:
+    if "random" not in against:
         return claim
-    found = {
-        other: contrast(run, [Term(1, mine, method), Term(-1, held, method)], metric)
-        for other, held in against.items()
-    }
+    found = {other: contrast(run, terms, metric) for other, terms in against.items()}
     effect = found.pop("random")
     return Claim(task, family, words, True, claim.paper, effect, found)
 

@@ -183,6 +183,9 @@ def summary(
     for family, part in frame[frame["rule"] == PAPER].groupby("family", sort=False):
         for method in ("Instruct (A.3, no insight)", "CHAMELEON (paper)"):
             line = part[part["method"] == method].set_index("items")[metric]
+            if line.empty:
+                sentences.append(f"{family}, {method}: no group had a pair to make an edit of.")
+                continue
             best = line.idxmax() if higher_is_better(metric) else line.idxmin()
             levels = ", ".join(f"{value:.3f} at {k}" for k, value in line.items())
             sentences.append(f"{family}, {method}: {metric} {levels}; best at {best} items.")

@@ -32,9 +32,16 @@ Rates = Mapping[str, Mapping[str, float]]
 
 
 def planted_history(
-    rates: Rates | None = None, *, conditions: tuple[str, ...] = CONDITIONS, **planted: Any
+    rates: Rates | None = None,
+    *,
+    conditions: tuple[str, ...] = CONDITIONS,
+    without_pairs: tuple[str, ...] = (),
+    **planted: Any,
 ) -> Run:
-    """A run whose method ``m`` under condition ``c`` answers right at ``rates[c][m]``."""
+    """A run whose method ``m`` under condition ``c`` answers right at ``rates[c][m]``.
+
+    In the conditions ``without_pairs`` no group had a pair, and so there is no edit.
+    """
     runs = []
     for at, name in enumerate(conditions):
         wanted = (rates or {}).get(name, {})
@@ -49,7 +56,18 @@ def planted_history(
         for index in range(len(first.cells))
         for name, at, found in runs
     ]
-    return replace(first, cells=cells)
+    return replace(first, cells=[_bare(c) if c.condition in without_pairs else c for c in cells])
+
+
+def _bare(cell: Cell) -> Cell:
+    """The cell as it is where no group had a pair."""
+    kept = ("instruct", "insight")
+    return replace(
+        cell,
+        answers={name: cell.answers[name] for name in kept},
+        scores={name: cell.scores[name] for name in kept},
+        draws=[{"users": 10, "kept": 0, "identical": 10, "layers": []} for _ in range(2)],
+    )
 
 
 def _cell(sources: Mapping[str, Cell], condition: str, at: int) -> Cell:

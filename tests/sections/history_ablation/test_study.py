@@ -117,9 +117,7 @@ def test_a_condition_asks_with_the_items_of_its_rule(done: Done) -> None:
 def test_the_same_run_again_computes_nothing(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_models(monkeypatch)
     before = units(done.folder)
-    again = history_ablation.run(
-        PROFILE, SETTINGS, store=ArtifactStore(done.folder), **OPTIONS
-    )
+    again = history_ablation.run(PROFILE, SETTINGS, store=ArtifactStore(done.folder), **OPTIONS)
     assert units(done.folder) == before
     for mine, other in zip(done.run.cells, again.cells, strict=True):
         assert mine.draws == other.draws
@@ -166,6 +164,32 @@ def test_a_user_that_one_condition_loses_is_left_out_of_all(
     for cell in run.cells:
         assert cell.scores["instruct"]["accuracy"].shape == (1, 4)
         assert cell.draws[0].get("users", 5) == 5  # of six train users one is lost
+
+
+def test_a_group_without_a_pair_gets_no_edit_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_small_models(monkeypatch)
+    keep, asked = history_ablation.keep_different, []
+
+    def none_for_some(pairs: Any, settings: Any) -> Any:
+        """The first group of random items, and both of the two items, have no pair."""
+        asked.append(settings)
+        two, random = settings.selection_k == 2, settings.selection_rule == "random"
+        first = sum(s.selection_rule == "random" for s in asked) % 2 == 1
+        return ([], list(pairs)) if two or (random and first) else keep(pairs, settings)
+
+    monkeypatch.setattr(history_ablation, "keep_different", none_for_some)
+    run = history_ablation.run(PROFILE, SETTINGS, store=ArtifactStore(tmp_path), **OPTIONS)
+    family = run.families[0]
+    [two] = run.of("LaMP_2", family, "pca · 2 items")
+    assert "chameleon" not in two.scores and [log["kept"] for log in two.draws] == [0, 0]
+    [random] = run.of("LaMP_2", family, "random · 3 items")
+    assert len(random.answers["chameleon"]) == 1
+    assert random.draws[0]["kept"] == 0 and random.draws[1]["kept"] > 0
+    [full] = run.of("LaMP_2", family, "pca · 3 items")
+    assert len(full.answers["chameleon"]) == len(full.answers["fitted"]) == 2
+    assert "pca · 2 items: not one pair with different outputs in group 0" in caplog.text
 
 
 def test_the_embedded_world_runs_the_cut_design_and_official_files_the_full_one(

@@ -138,6 +138,15 @@ def test_a_claim_without_its_conditions_was_not_run() -> None:
     assert set(frame["control"]) == {"the change itself"} and len(frame) == 2
 
 
+def test_a_rule_that_left_no_pair_is_not_judged_and_is_no_control() -> None:
+    run = planted_history({PAPER: ch(0.9)}, without_pairs=(MANY, RECENT))
+    found = verdicts_of(run)
+    assert found["too much"].status == NOT_RUN and found["more"].status == REPRODUCED
+    assert "nearest" in found["rule"].note and "recent" not in found["rule"].note
+    none = verdicts_of(planted_history(without_pairs=(RANDOM,)))
+    assert none["rule"].status == NOT_RUN and none["rule, prompt"].status == DOES_NOT_HOLD
+
+
 # --- the frame behind the verdicts ---------------------------------------------------------------
 
 

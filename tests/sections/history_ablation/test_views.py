@@ -58,8 +58,9 @@ def test_the_rules_figure_counts_who_is_better(run: Run) -> None:
     frame = history_tables.against_controls(run, "LaMP_2")
     history_views.rules_figure(frame, "LaMP_2", "demo")
     assert len(frame) == 2 + 3 * 4
-    assert "better in 3, worse in 0, and the interval includes no difference in 11" in (
-        saved("05_rules_LaMP_2")["alt"]
+    assert (
+        "better in 3, worse in 0, and the interval includes no difference in 11"
+        in (saved("05_rules_LaMP_2")["alt"])
     )
     worse = frame.assign(accuracy=-0.5, accuracy_low=-0.6, accuracy_high=-0.4)
     history_views.rules_figure(worse, "LaMP_2", "demo")
@@ -95,3 +96,22 @@ def test_of_an_error_the_lowest_is_best() -> None:
     text = history_views.summary(run, "LaMP_3", frame, frame[[]], [])
     [line] = [row for row in text.splitlines() if "CHAMELEON (paper)" in row]
     assert line.endswith(f"best at {K - 1} items.")
+
+
+def test_selections_without_a_pair_are_said_and_leave_the_others_alone() -> None:
+    paper = (FEW, PAPER, MANY)
+    run = planted_history(tasks=("LaMP_2",), without_pairs=paper)
+    prompts = history_tables.prompts(run, "LaMP_2").set_index(["rule", "items"])
+    assert prompts["groups without a pair"].tolist() == [2, 2, 2, 0, 0, 0, 0]
+    assert prompts.loc[("pca", K), "edited layers"] == "none | none"
+    levels = history_tables.levels(run, "LaMP_2")
+    history_views.items_figure(levels, "LaMP_2", "decoder", "demo")
+    assert "CHAMELEON" not in saved("05_items_LaMP_2_decoder")["alt"]
+    assert set(history_tables.against_controls(run, "LaMP_2")["method"]) == {
+        "Instruct (A.3, no insight)", "A.3 with insight, no edit",
+    }  # fmt: skip
+    claims = history_verdicts.claims(run, "LaMP_2")
+    verdicts = history_verdicts.judged(run, claims, "05_x")
+    picked = history_tables.chosen(run, "LaMP_2", planted_choices(run, "LaMP_2"))
+    said = history_views.summary(run, "LaMP_2", levels, picked, verdicts)
+    assert "(Mistral class), CHAMELEON (paper): no group had a pair to make an edit of" in said
