@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,19 +62,31 @@ def run_facts(profile: str, data: Mapping[str, str] | None = None) -> dict[str, 
 def save_run_facts(profile: str, data: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Write outputs/<profile>/run_facts.json and measured/machine.json; return the former.
 
-    With `data=None` the data hashes already in the file are kept, so that the driver may refresh
-    the rest without knowing them.
+    The hashes of ``data`` join those already in the file. Only a notebook that ran may call this:
+    facts of a machine that merely shows the results would be wrong beside them.
     """
     path = paths.outputs_dir(profile) / FILE
-    if data is None and path.is_file():
-        data = load_run_facts(path.parent).get("data")
-    facts = run_facts(profile, data)
-    paths.replace_text(path, json.dumps(facts, indent=1, sort_keys=True) + "\n")
-    machine = {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.platform()}
-    paths.replace_text(
-        paths.measured_dir(profile) / "machine.json", json.dumps(machine, indent=1) + "\n"
-    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _turn(path.parent):
+        known = load_run_facts(path.parent).get("data", {})
+        facts = run_facts(profile, {**known, **(data or {})})
+        paths.replace_text(path, json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        machine = {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.platform()}
+        paths.replace_text(
+            paths.measured_dir(profile) / "machine.json", json.dumps(machine, indent=1) + "\n"
+        )
     return facts
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """One writer at a time: notebooks that overlap would lose each other's hashes."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def load_run_facts(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from nbconvert import HTMLExporter
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.code_pages import write_code_pages
-from chameleon_lib.kit.facts import save_run_facts
+from chameleon_lib.kit.facts import load_run_facts
 from chameleon_lib.kit.front import beyond, figure_groups, found, headline
 from chameleon_lib.kit.glance import MARKS, glance
 from chameleon_lib.kit.mathml import MathStore
@@ -164,7 +164,7 @@ def build(profile: str) -> Path:
         tables=tables,
         notebooks=[{"stem": stem, "title": title} for stem, title in titles.items()],
         stems=set(titles),
-        facts=save_run_facts(profile),
+        facts=load_run_facts(folder),
     )
     problems = page_problems(page)
     if problems:

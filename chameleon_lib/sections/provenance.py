@@ -9,7 +9,7 @@ from IPython.display import HTML
 
 from chameleon_lib.backbones import revisions
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.facts import load_run_facts, run_facts, save_run_facts
+from chameleon_lib.kit.facts import run_facts, save_run_facts
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.tables import show_table
 
@@ -21,8 +21,7 @@ def show(profile: RunProfile, data: Mapping[str, str]) -> HTML:
         profile: Run profile.
         data: Name → hash of the users that were read.
     """
-    known = load_run_facts(paths.outputs_dir(profile.name)).get("data", {})
-    save_run_facts(profile.name, {**known, **data})
+    save_run_facts(profile.name, data)
     facts = run_facts(profile.name, data)
     rows = [
         ("profile", profile.name),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -69,6 +71,7 @@ def fill(profile: str) -> None:
                 0, 0, "accuracy", ""),
     ]  # fmt: skip
     save_verdicts(rows, "01_per_user", profile)
+    save_run_facts(profile)
 
 
 def test_a_rendered_notebook_is_self_contained_and_described() -> None:
@@ -183,6 +186,31 @@ def test_a_sidecar_of_another_profile_is_refused() -> None:
     side.write_text(side.read_text().replace('"demo"', '"paper"'))
     with pytest.raises(UserError, match="paper"):
         build("demo")
+
+
+def test_the_page_shows_the_facts_of_the_run_and_not_of_whoever_builds_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fill("demo")
+    recorded = (paths.outputs_dir("demo") / "run_facts.json").read_text()
+    python = json.loads(recorded)["python"]
+    monkeypatch.setattr("platform.python_version", lambda: "9.9.9")
+    text = build("demo").read_text(encoding="utf-8")
+    assert f"<dd>{python}</dd>" in text and "9.9.9" not in text
+    assert (paths.outputs_dir("demo") / "run_facts.json").read_text() == recorded
+
+
+def test_a_page_without_recorded_facts_says_so() -> None:
+    fill("demo")
+    (paths.outputs_dir("demo") / "run_facts.json").unlink()
+    assert "No notebook has recorded what it ran on." in build("demo").read_text(encoding="utf-8")
+
+
+def test_notebooks_that_end_together_keep_each_others_hashes() -> None:
+    names = [f"users {number}" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: save_run_facts("demo", {name: "abc"}), names))
+    assert set(load_run_facts(paths.outputs_dir("demo"))["data"]) == set(names)
 
 
 def test_run_facts_keep_the_data_hashes_and_name_no_machine() -> None:
