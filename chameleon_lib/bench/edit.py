@@ -9,7 +9,7 @@ from typing import Any
 from chameleon_lib.backbones import HFBackbone, PreparedBatches
 from chameleon_lib.bench.models import FAMILIES, embedded_backbone, paired_prompts, random_edit
 from chameleon_lib.bench.rows import Goal, Row
-from chameleon_lib.bench.timing import Clock, run_rounds
+from chameleon_lib.bench.timing import Clock, run_chain
 from chameleon_lib.core.edit import Edit
 
 _OVERHEAD = Goal(1.05, at_least=False)
@@ -53,7 +53,7 @@ def _measure(backbone: HFBackbone, model: str, work: DecodeWork, clock: Clock) -
         "shared edit": _decode(backbone, prepared, work, random_edit(backbone)),
         "per-row edit": _decode(backbone, prepared, work, random_edit(backbone, work.rows)),
     }
-    rounds = run_rounds(f"edit, {backbone.family}", variants, work.rounds, clock)
+    rounds = run_chain(f"edit, {backbone.family}", "unedited", variants, work.rounds, clock)
     plain = [texts for texts, _ in rounds.results["unedited"]]
     restored = all(texts == plain[0] for texts in plain)
     expected = {layer: work.rows * work.tokens for layer in range(backbone.n_layers)}
@@ -66,7 +66,7 @@ def _measure(backbone: HFBackbone, model: str, work: DecodeWork, clock: Clock) -
                 f"{model}; {work.rows} rows, {work.tokens} new tokens from a prepared prefix, "
                 f"all {backbone.n_layers} layers edited",
                 "the same decoding, unedited",
-                rounds.ratio(name, "unedited"),
+                rounds.ratios[name],
                 _OVERHEAD,
                 restored and full,
                 f"every token of every row {'was' if full else 'was not'} edited; unedited texts "

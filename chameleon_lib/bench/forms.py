@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from transformers.utils import logging
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.bench.anchors import anchor_rows, steering_vectors_hooks
+from chameleon_lib.bench.decoding import Decode, DecodeBench, WithoutAdapters, formula
 from chameleon_lib.bench.edit import DecodeWork
 from chameleon_lib.bench.models import embedded_backbone, paired_prompts, random_edit
 from chameleon_lib.bench.rows import Goal, Row
-from chameleon_lib.bench.timing import Clock, Rounds, run_rounds
-from chameleon_lib.core.edit import Edit, apply_edit
+from chameleon_lib.bench.timing import Chain, Clock, run_chain
+from chameleon_lib.core.edit import Edit
 from chameleon_lib.profiles.factors import compile_edit
 from chameleon_lib.profiles.merged import merged_weights
 from chameleon_lib.profiles.mixed import MixedBatch
@@ -36,7 +34,6 @@ PLAIN_LIBRARY, MIXED = "generate of transformers, no edit", "PEFT, an adapter pe
 STEERING = "steering-vectors, two operators"
 _ROWS_GOAL = Goal(1.10, at_least=False)
 _NO_TOKEN = -1
-_Decode = Callable[[int], list[str]]
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,9 @@ def _measure(backbone: HFBackbone, model: str, work: FormsWork, clock: Clock) ->
     per_row = random_edit(backbone, max(work.users))
     users = [_user(per_row, number) for number in range(max(work.users))]
     shared = users[0]
-    bench = _Bench(backbone, prompts, groups, work)
+    bench = DecodeBench(backbone, prompts, groups, work)
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
-        variants: dict[str, _Decode] = {
+        variants: dict[str, Decode] = {
             PLAIN: bench.decode(),
             "hook, the paper's formula": bench.decode(around=lambda: formula(backbone, shared)),
             HOOK: bench.decode(edit=shared),
@@ -79,7 +76,7 @@ def _measure(backbone: HFBackbone, model: str, work: FormsWork, clock: Clock) ->
             edit = Edit.stack([users[row % count] for row in range(work.rows)])
             variants[_per_row(count)] = bench.decode(edit=edit)
         path = Path(folder)
-        single, merged, mixed, library = (copy.deepcopy(backbone) for _ in range(4))
+        single, merged, mixed, bare = (copy.deepcopy(backbone) for _ in range(4))
         variants["PEFT adapter"] = bench.decode(single)
         stack.enter_context(adapters(single, {"u0": _written(path / "u0", shared, single)}))
         variants[MERGED] = bench.decode(merged)
@@ -92,7 +89,7 @@ def _measure(backbone: HFBackbone, model: str, work: FormsWork, clock: Clock) ->
             for number in range(1, work.adapters + 1)
         }
         batch = MixedBatch(mixed, stack.enter_context(adapters(mixed, loaded)), list(loaded))
-        plain = MixedBatch(library, _WithoutAdapters(library.model), [])
+        plain = MixedBatch(bare, WithoutAdapters(bare.model), [])
         names = [f"u{row % work.adapters + 1}" for row in range(work.rows)]
         nobody: list[str | None] = [None] * work.rows
 
@@ -102,9 +99,16 @@ def _measure(backbone: HFBackbone, model: str, work: FormsWork, clock: Clock) ->
         def plain_batch(_: int) -> list[str]:
             return plain.generate(prompts, nobody, max_new_tokens=work.tokens)
 
-        variants |= {PLAIN_LIBRARY: plain_batch, MIXED: mixed_batch, AGAIN: bench.decode()}
-        rounds = run_rounds(f"forms, {backbone.family}", variants, work.rounds, clock)
-        expected = {name: (rounds.results[HOOK][-1], "the hook") for name in variants}
+        variants[AGAIN] = bench.decode()
+        label = f"forms, {backbone.family}"
+        forms = run_chain(label, PLAIN, variants, work.rounds, clock)
+        library_variants: dict[str, Decode] = {PLAIN_LIBRARY: plain_batch, MIXED: mixed_batch}
+        library = run_chain(
+            f"{label}, library", PLAIN_LIBRARY, library_variants, work.rounds, clock
+        )
+        again = {AGAIN: forms.ratios.pop(AGAIN)}  # last in the table
+        rounds = Chain(forms.ratios | library.ratios | again, forms.results | library.results)
+        expected = {name: (rounds.results[HOOK][-1], "the hook") for name in rounds.ratios}
         everywhere = [replace(users[int(name[1:]) % len(users)], positions="all") for name in names]
         mixed_hook = backbone.generate(
             prompts, max_new_tokens=work.tokens, edit=Edit.stack(everywhere)
@@ -134,83 +138,8 @@ def _written(folder: Path, edit: Edit, backbone: HFBackbone) -> Path:
     return folder
 
 
-class _WithoutAdapters:
-    """A bare model under the call that PEFT's takes, so that both sides run the same lines."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def generate(self, **inputs: Any) -> Any:
-        del inputs["adapter_names"]
-        return self.model.generate(**inputs)
-
-
-class _Bench:
-    """The decoding that all variants share."""
-
-    def __init__(
-        self, backbone: HFBackbone, prompts: list[str], groups: list[int], work: FormsWork
-    ) -> None:
-        self.backbone, self.prompts, self.groups, self.work = backbone, prompts, groups, work
-
-    def decode(
-        self,
-        backbone: HFBackbone | None = None,
-        edit: Edit | None = None,
-        around: Callable[[], Any] | None = None,
-    ) -> _Decode:
-        """A variant; the prefix is read now, before an adapter or merged weights are put in."""
-        own = backbone or self.backbone
-        prepared = own.prepare(self.prompts, groups=self.groups)
-
-        def run(_: int) -> list[str]:
-            with ExitStack() as stack:
-                if around is not None:
-                    stack.enter_context(around())
-                return own.generate_prepared(prepared, max_new_tokens=self.work.tokens, edit=edit)
-
-        return run
-
-    def apart(self, edits: Sequence[Edit]) -> list[str]:
-        """Every row out of a batch in which all rows have its edit, untimed."""
-        texts = {id(edit): self.decode(edit=edit)(0) for edit in {id(e): e for e in edits}.values()}
-        return [texts[id(edit)][row] for row, edit in enumerate(edits)]
-
-    def singles(self, edits: Sequence[Edit]) -> list[str]:
-        """Every row by itself, untimed."""
-        tokens = self.work.tokens
-        return [
-            self.backbone.generate([prompt], max_new_tokens=tokens, edit=edit)[0]
-            for prompt, edit in zip(self.prompts, edits, strict=True)
-        ]
-
-
-@contextmanager
-def formula(backbone: HFBackbone, edit: Edit) -> Iterator[None]:
-    """Plain forward hooks with the edit as the paper writes it: what a short script would do."""
-
-    def hook_of(row: int) -> Any:
-        def hook(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            return apply_edit(
-                output, edit.theta_p[row], edit.theta_n[row],
-                alpha_p=edit.alpha_p, alpha_n=edit.alpha_n, order=edit.order,
-            )  # fmt: skip
-
-        return hook
-
-    sites = backbone.sites(edit.site)
-    handles = [
-        sites[layer].register_forward_hook(hook_of(row)) for row, layer in enumerate(edit.layers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _rows(
-    rounds: Rounds,
+    rounds: Chain,
     expected: dict[str, tuple[list[str], str]],
     backbone: HFBackbone,
     model: str,
@@ -223,12 +152,10 @@ def _rows(
     base = rounds.results[PLAIN][-1]
     # Merged weights are to cost nothing: no more than no edit can seem to cost beside itself.
     # Nobody asks merged weights to be faster than the unedited model.
-    noise = Goal(max(1.0, rounds.ratio(AGAIN, PLAIN).high), at_least=False)
+    noise = Goal(max(1.0, rounds.ratios[AGAIN].high), at_least=False)
     goals = {_per_row(max(work.users)): _ROWS_GOAL, MERGED: noise}
     rows = []
-    for name in rounds.seconds:
-        if name in (PLAIN, PLAIN_LIBRARY):
-            continue
+    for name, ratio in rounds.ratios.items():
         wanted, whose = expected[name]
         got = rounds.results[name][-1]
         equal = sum(a == b for a, b in zip(got, wanted, strict=True))
@@ -240,11 +167,11 @@ def _rows(
                 f"Decode under an edit, {title}: time",
                 setting + ("; prompts read as well" if name == MIXED else ""),
                 below,
-                rounds.ratio(name, below),
+                ratio,
                 goals.get(name),
                 equal == work.rows and (differ > 0 or name == AGAIN),
                 f"{equal} of {work.rows} texts are those of {whose} ({differ} differ from the "
                 "unedited)",
             )
         )
-    return rows + anchor_rows(setting, measured=STEERING in rounds.seconds)
+    return rows + anchor_rows(setting, measured=STEERING in rounds.ratios)

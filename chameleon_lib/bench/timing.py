@@ -2,7 +2,8 @@
 
 A time alone says nothing about another machine, so every measurement is a ratio against a named
 reference that runs in the same round. The order alternates between rounds, and the median over
-rounds is read beside the smallest and largest ratio.
+rounds is read beside the smallest and largest ratio. What takes less than a second runs between
+two runs of its reference: the speed of a shared machine changes within a round.
 """
 
 from __future__ import annotations
@@ -103,3 +104,53 @@ def run_rounds(
         shown = ", ".join(f"{name} {seconds[name][-1]:.2f} s" for name in variants)
         tell(f"{label}: round {number + 1}/{rounds} ({shown})")
     return Rounds(seconds, results)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Ratios to one reference, and the results of every variant, one per round."""
+
+    ratios: dict[str, Ratio]
+    results: dict[str, list[Any]]
+
+
+def run_chain(
+    label: str, reference: str, variants: Mapping[str, Variant], rounds: int, clock: Clock
+) -> Chain:
+    """Runs the reference before, between and after the other variants of every round.
+
+    A variant is compared with the mean of the two runs of the reference beside it, so that neither
+    a slower minute nor a place in the order is counted as its own.
+
+    Args:
+        label: Name for the progress lines.
+        reference: The variant that the others are compared with.
+        variants: What to time, the reference among them.
+        rounds: Number of rounds.
+        clock: From ``clock_for``.
+    """
+    tell(f"{label}: warming up")
+    for run in variants.values():
+        run(0)
+    others = [name for name in variants if name != reference]
+    ratios: dict[str, list[float]] = {name: [] for name in others}
+    results: dict[str, list[Any]] = {name: [] for name in variants}
+
+    def timed(name: str, number: int) -> float:
+        start = clock()
+        result = variants[name](number)
+        seconds = max(clock() - start, 1e-9)
+        results[name][number:] = [result]
+        return seconds
+
+    for number in range(rounds):
+        gc.collect()  # what earlier rounds left behind is nobody's work now
+        before = timed(reference, number)
+        for name in others[:: 1 if number % 2 == 0 else -1]:
+            own = timed(name, number)
+            after = timed(reference, number)
+            ratios[name].append(2 * own / (before + after))
+            before = after
+        shown = ", ".join(f"{name} {ratios[name][-1]:.2f}" for name in others)
+        tell(f"{label}: round {number + 1}/{rounds} (times {reference}: {shown})")
+    return Chain({name: _spread(values) for name, values in ratios.items()}, results)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from torch import Tensor
 
-from chameleon_lib.bench import forms
+from chameleon_lib.bench import decoding, forms
 from chameleon_lib.bench.forms import FormsWork
 from chameleon_lib.bench.rows import Goal, Row
 from tests.bench.test_parts import no_checkpoint
@@ -62,7 +62,7 @@ def test_every_form_writes_what_the_hook_writes() -> None:
 
 @pytest.mark.usefixtures("no_checkpoint", "strong")
 def test_a_form_that_writes_other_texts_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms, "apply_edit", lambda x, *_, **__: x)
+    monkeypatch.setattr(decoding, "apply_edit", lambda x, *_, **__: x)
     found = {row.what: row for row in _measured(forms.measure(DECODER, time.perf_counter))}
     assert not found[f"Decode under an edit, {NAMES[0]}: time"].same
     assert found[f"Decode under an edit, {NAMES[1]}: time"].same

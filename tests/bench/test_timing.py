@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from chameleon_lib.bench.rows import COLUMNS, Goal, Row, frame, markdown
-from chameleon_lib.bench.timing import Ratio, Rounds, clock_for, run_rounds
+from chameleon_lib.bench.timing import Ratio, Rounds, clock_for, run_chain, run_rounds
 
 
 def _fake_clock() -> tuple[Callable[[], float], Callable[[float], None]]:
@@ -50,6 +50,26 @@ def test_given_warm_up_calls_replace_the_variants() -> None:
     rounds = run_rounds("x", {"a": lambda n: n}, 1, clock, warm_up=[lambda: warmed.append(1)])
     assert warmed == [1] and rounds.results == {"a": [0]}
     assert rounds.seconds["a"][0] > 0  # a clock that stands still never divides by zero
+
+
+def test_a_chain_compares_a_variant_with_the_references_on_both_sides() -> None:
+    now, calls = [0.0], []
+    speed = iter([1.0, 2.0, 3.0, 4.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.0])  # the machine slows down
+
+    def variant(name: str, work: float) -> Callable[[int], str]:
+        def run(number: int) -> str:
+            calls.append(name)
+            now[0] += work * (next(speed) if len(calls) > 3 else 1.0)
+            return f"{name}{number}"
+
+        return run
+
+    variants = {"ref": variant("ref", 1.0), "a": variant("a", 1.0), "b": variant("b", 3.0)}
+    chain = run_chain("x", "ref", variants, 2, lambda: now[0])
+    assert "".join(name[0] for name in calls[3:]) == "rarbr" + "rbrar"
+    # a: 2 beside 1 and 3; b: 12 beside 3 and 5. The slowdown is no part of either.
+    assert chain.ratios == {"a": Ratio(1.0, 1.0, 1.0, 2), "b": Ratio(3.0, 3.0, 3.0, 2)}
+    assert chain.results == {n: [f"{n}0", f"{n}1"] for n in variants}
 
 
 def test_cpu_time_is_read_for_one_thread_only() -> None:
