@@ -132,11 +132,14 @@ class Exam:
                 edit=edit,
                 decode=decode_settings(settings),
             )
-            personal, generic = (
-                backbone.score(read, answers, edit=edit)
-                for answers in (self.reference.personal, self.reference.generic)
-            )
-        margin = (personal - generic).double().cpu().masked_fill(self._same, float("nan"))
+            margin = torch.full(self._same.shape, float("nan"), dtype=torch.float64)
+            if not self._same.all():  # who asks for no margin pays for none
+                personal, generic = (
+                    backbone.score(read, answers, edit=edit)
+                    for answers in (self.reference.personal, self.reference.generic)
+                )
+                margin = (personal - generic).double().cpu()
+                margin = margin.masked_fill(self._same, float("nan"))
         return {"json": texts, "tensors": {"margin": margin}}
 
 

@@ -81,7 +81,7 @@ def build_draw(
     kept, identical = keep_different(pairs, settings)
     check_pair_count(len(kept), settings)
     h_p, h_n = study.activations(kept)
-    main = stored_directions(study, "paper", h_p, h_n, index)
+    main = stored_directions(study, "paper", h_p, h_n, index, diagnostics=True)
     layers = main.choose_layers(settings)
     edits = {"chameleon": main.to_edit(settings)}
     top = settings.with_(layers_rule="top_k", layers_k=min(TOP_K, study.backbone.n_layers))

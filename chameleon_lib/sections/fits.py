@@ -29,9 +29,15 @@ def stored_directions(
     h_n: torch.Tensor,
     seed: int,
     main: Directions | None = None,
+    *,
+    diagnostics: bool = False,
 ) -> Directions:
-    """Directions of the paper or of a control, kept in the store."""
-    return timed_directions(study, name, h_p, h_n, seed, main)[0]
+    """Directions of the paper or of a control, kept in the store.
+
+    ``diagnostics`` adds to the paper's the CCS fits on shuffled and on split pairs, which take
+    twice the time of the directions themselves.
+    """
+    return timed_directions(study, name, h_p, h_n, seed, main, diagnostics=diagnostics)[0]
 
 
 def timed_directions(
@@ -41,13 +47,15 @@ def timed_directions(
     h_n: torch.Tensor,
     seed: int,
     main: Directions | None = None,
+    *,
+    diagnostics: bool = False,
 ) -> tuple[Directions, float]:
     """:func:`stored_directions` with the seconds that finding them took."""
 
     def compute() -> dict[str, Any]:
         start = time.perf_counter()
         found = (
-            fit_directions(h_p, h_n, study.settings, seed)
+            fit_directions(h_p, h_n, study.settings, seed, diagnostics=diagnostics)
             if name == "paper"
             else control_directions(name, h_p, h_n, study.settings, seed, main=main)
         )
@@ -64,6 +72,7 @@ def timed_directions(
             "format": 2,
             "name": name,
             "seed": seed,
+            "diagnostics": diagnostics,
             "h": [h_p, h_n],
             "settings": {
                 k: v
@@ -75,7 +84,7 @@ def timed_directions(
         modules=("chameleon_lib.core.directions",),
     )
     tensors = {key: torch.as_tensor(value) for key, value in record["tensors"].items()}
-    diagnostics = {
+    logged = {
         k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("diagnostics/")
     }
     alpha_p, alpha_n, seconds = record["json"]
@@ -87,7 +96,7 @@ def timed_directions(
         alpha_n=alpha_n,
         gate_p=tensors["gate_p"].bool(),
         gate_n=tensors["gate_n"].bool(),
-        diagnostics=diagnostics,
+        diagnostics=logged,
     )
     return directions, float(seconds)
 

@@ -165,7 +165,7 @@ def run_grid(
             ("insights", _prepare, every),
             ("cells", compute, every),
         ]
-        warm(phases, workers=workers, threads=profile.threads)
+        warm(phases, workers=workers, threads=profile.threads, preload=_CLASSES)
     data = {plan.task: plan.data() for plan in plans}
     cells = [cell for plan in plans for name in profile.backbones for cell in compute(plan, name)]
     users = {
@@ -175,6 +175,8 @@ def run_grid(
 
 
 _PARTS = ("train", "test")
+# transformers imports the classes of a model at its first use; these are the embedded ones'.
+_CLASSES = ("transformers.models.mistral.modeling_mistral", "transformers.models.t5.modeling_t5")
 
 
 def _select(plan: Plan, part: str) -> None:

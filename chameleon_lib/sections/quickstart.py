@@ -100,7 +100,7 @@ def tour_of(study: Study, data: TaskData, user: User) -> Tour:
     kept, identical = keep_different(pairs, study.settings)
     check_pair_count(len(kept), study.settings.with_(pairs_on_too_few="warn"))
     h_p, h_n = study.activations(kept)
-    directions = stored_directions(study, "paper", h_p, h_n, 0)
+    directions = stored_directions(study, "paper", h_p, h_n, 0, diagnostics=True)
     layers = directions.choose_layers(study.settings)
     contrasts = contrasts_from_pairs(study.task, kept, identical, study.settings)
     prompts = PlainPrompts(study.backbone, [contrast.prompt for contrast in contrasts])
