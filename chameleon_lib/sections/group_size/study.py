@@ -81,9 +81,10 @@ def _compute(
 ) -> list[Cell]:
     desk = plan.open(backbone)
     study = desk.study
-    tell(f"{backbone} {plan.task}: groups of {', '.join(map(str, sizes))} users")
     # Golds are withheld from everything here: no method of this study needs one.
     train, _ = study.prepare(without_gold(desk.data.train))
+    held = sorted({min(size, len(train)) for size in sizes})
+    tell(f"{backbone} {plan.task}: groups of {', '.join(map(str, held))} users")
     pairs = study.pairs(train)
     exam = Exam(study, desk.test, reference_answers(study, desk.data, desk.test))
     plain = exam.answer({"instruct": ("instruct", None)})["instruct"]
