@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
+from chameleon_lib.kit.pace import Pace
 from chameleon_lib.kit.plan import Step
 from chameleon_lib.kit.progress import duration, light_file, notes_file, read_progress
 
@@ -30,21 +30,17 @@ class Board:
     """Progress of a run.
 
     Args:
-        profile: run profile; the seconds of its last runs, kept apart from what is committed,
-            give the first estimate of the time left.
-        numbers: notebooks that will run, in order.
+        profile: run profile.
+        names: notebooks that will run, in order: number → name.
+        pace: how long they take, as far as that is known.
     """
 
-    def __init__(self, profile: str, numbers: Sequence[str]) -> None:
-        self._file = paths.measured_dir(profile) / "timings.json"
+    def __init__(self, profile: str, names: Mapping[str, str], pace: Pace) -> None:
         self._profile = profile
-        self._numbers = list(numbers)
+        self._names = dict(names)
+        self._pace = pace
         self._rewrite = sys.stderr.isatty()
         self._last = time.monotonic()
-        try:
-            self._seconds = json.loads(self._file.read_text(encoding="utf-8"))["seconds"]
-        except (OSError, ValueError, KeyError):
-            self._seconds = {}
 
     def start(self, step: Step) -> None:
         """Say which notebook starts, and why it must."""
@@ -53,8 +49,8 @@ class Board:
         if step.notebook.light:
             light.parent.mkdir(parents=True, exist_ok=True)
             light.touch()
-        place = f"{self._numbers.index(step.notebook.number) + 1}/{len(self._numbers)}"
-        usual = self._seconds.get(step.notebook.name)
+        place = f"{list(self._names).index(step.notebook.number) + 1}/{len(self._names)}"
+        usual = self._pace.last(step.notebook.name)
         hint = f", took {duration(usual)} last time" if usual else ""
         why = step.state.why or "asked for"
         self._line(f"[{step.notebook.number}] {step.notebook.name} ({place}): {why}{hint}")
@@ -69,24 +65,19 @@ class Board:
             spent = now - session.started
             parts = [f"[{step.notebook.number}] cell {session.cell}/{session.total}"]
             parts += filter(None, [read_progress(progress_file(step.notebook.number))])
-            parts.append(f"{duration(spent)} so far{self._left(step, session, spent)}")
+            left = self._pace.left(step.notebook.name, spent)
+            hint = "" if left is None else f", about {duration(left)} left"
+            parts.append(f"{duration(spent)} so far{hint}")
             if waiting:
-                parts.append(f"then {', '.join(waiting)}")
+                more = self._pace.total(self._names[number] for number in waiting)
+                hint = "" if more is None else f", about {duration(more)} more"
+                parts.append(f"then {', '.join(waiting)}{hint}")
             text = " · ".join(parts)
             if self._rewrite:
                 sys.stderr.write(f"\r\033[K{text[:110]}")
                 sys.stderr.flush()
             else:
                 say(text)
-
-    def _left(self, step: Step, session: Session, spent: float) -> str:
-        usual = self._seconds.get(step.notebook.name)
-        if usual and usual > spent:
-            return f", about {duration(usual - spent)} left"
-        if session.cell > 1:
-            rest = spent / (session.cell - 1) * (session.total - session.cell + 1)
-            return f", about {duration(rest)} left"
-        return ""
 
     def finish(self, step: Step, future: Future[float]) -> bool:
         """Report the end of a notebook; True if it was a good one."""
@@ -98,9 +89,8 @@ class Board:
         light_file(progress).unlink(missing_ok=True)
         error = future.exception()
         if error is None:
-            self._seconds[step.notebook.name] = round(future.result(), 1)
-            text = json.dumps({"seconds": self._seconds}, indent=1, sort_keys=True)
-            paths.replace_text(self._file, text + "\n")
+            self._pace.finished(step.notebook.name, future.result())
+            self._pace.save(self._profile)
             self._line(f"[{number}] done in {duration(future.result())}")
             return True
         from chameleon_lib.kit.engine import NotebookFailed

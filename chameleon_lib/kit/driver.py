@@ -21,6 +21,7 @@ from chameleon_lib.kit.board import Board, progress_file, say
 from chameleon_lib.kit.hashing import digest, file_digest, tree_digests
 from chameleon_lib.kit.kernels import kernel_environment, private_jupyter
 from chameleon_lib.kit.ledger import written_outputs
+from chameleon_lib.kit.pace import Pace
 from chameleon_lib.kit.plan import Run, Step
 from chameleon_lib.kit.preflight import check
 from chameleon_lib.kit.progress import duration, light_file
@@ -121,7 +122,8 @@ def _execute(run: Run, steps: Sequence[Step], jobs: int) -> int:
     """
     from chameleon_lib.kit.engine import Session
 
-    board = Board(run.profile.name, [step.notebook.number for step in steps])
+    names = {step.notebook.number: step.notebook.name for step in steps}
+    board = Board(run.profile.name, names, Pace.read(run.profile.name))
     limit = run.profile.timeout_minutes * 60
     good = 0
     with private_jupyter(), ThreadPoolExecutor(jobs + 1) as pool:

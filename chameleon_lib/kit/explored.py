@@ -24,6 +24,7 @@ from chameleon_lib.kit.driver import FAILED, INTERRUPTED, OK, alone
 from chameleon_lib.kit.engine import Session, execute, normalise, write
 from chameleon_lib.kit.kernels import kernel_environment, private_jupyter
 from chameleon_lib.kit.notebooks import SKIP_TAG, Notebook, discover, select, tags_of
+from chameleon_lib.kit.pace import Pace
 from chameleon_lib.kit.plan import Run, Step
 from chameleon_lib.kit.profiles import PUBLIC
 
@@ -105,7 +106,8 @@ def run_explored(profile: str, only: Sequence[str] = ()) -> int:
 
 def _each(run: Run) -> Iterator[bool]:
     """Run the notebooks one after the other; whether each went well."""
-    board = Board(run.profile.name, [notebook.number for notebook in run.selected])
+    names = {notebook.number: notebook.name for notebook in run.selected}
+    board = Board(run.profile.name, names, Pace({}, {}))
     waiting = [notebook.number for notebook in run.selected]
     for notebook in run.selected:
         step, session = run.step(notebook), Timed()
