@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,22 @@ class Cell:
     counts: dict[str, int]
     draws: list[dict[str, Any]]
     condition: str = ""
+
+    @property
+    def drawn(self) -> list[int]:
+        """Numbers of the groups that gave an edit; the log of another says why it was refused."""
+        return [log["draw"] for log in self.draws if "refused" not in log]
+
+    def in_draws(self, draws: Collection[int], method: str) -> Cell:
+        """The cell with those answers of an edit alone that are from some groups."""
+        at = [place for place, draw in enumerate(self.drawn) if draw in draws]
+        answers = [self.answers[method][place] for place in at]
+        scores = {name: values[at] for name, values in self.scores[method].items()}
+        return replace(
+            self,
+            answers={**self.answers, method: answers},
+            scores={**self.scores, method: scores},
+        )
 
 
 @dataclass(frozen=True)

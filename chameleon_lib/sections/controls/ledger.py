@@ -7,7 +7,6 @@ Only counting and resampling; ``run`` is always that of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,21 +108,9 @@ def added_to_default(
 def _moved(run: Run, task: str, family: str, variant: Variant, method: str) -> list[Term]:
     cells = having(run.of(task, family, variant.title), method)
     default = {cell.backbone: cell for cell in run.of(task, family, DEFAULT)}
-    matched = [_same_draws(default[cell.backbone], cell, method) for cell in cells]
+    # The default with the groups alone in which the other reading gave an edit.
+    matched = [default[cell.backbone].in_draws(cell.drawn, method) for cell in cells]
     return [Term(1, cells, method), Term(-1, matched, method)]
-
-
-def _same_draws(default: Cell, other: Cell, method: str) -> Cell:
-    """The default cell with the groups alone in which the other reading gave an edit."""
-    wanted = set(_drawn(other))
-    at = [place for place, draw in enumerate(_drawn(default)) if draw in wanted]
-    answers = {method: [default.answers[method][place] for place in at]}
-    scores = {name: values[at] for name, values in default.scores[method].items()}
-    return replace(default, answers=answers, scores={method: scores})
-
-
-def _drawn(cell: Cell) -> list[int]:
-    return [log["draw"] for log in cell.draws if "refused" not in log]
 
 
 def refused_readings(run: Run) -> list[str]:
@@ -151,7 +138,7 @@ def _answers_changed(run: Run, task: str, family: str, variant: Variant) -> floa
     default = {cell.backbone: cell for cell in run.of(task, family, DEFAULT)}
     shares = []
     for cell in having(run.of(task, family, variant.title), "chameleon"):
-        before = _same_draws(default[cell.backbone], cell, "chameleon").answers["chameleon"]
+        before = default[cell.backbone].in_draws(cell.drawn, "chameleon").answers["chameleon"]
         for one, other in zip(cell.answers["chameleon"], before, strict=True):
             shares.append(np.mean([a != b for a, b in zip(one.texts, other.texts, strict=True)]))
     return float(np.mean(shares))

@@ -11,6 +11,7 @@ from chameleon_lib.errors import UserError
 
 Arms = Literal["prompts", "edit", "fitted"]
 
+EDITS = ("chameleon", "fitted")  # methods with one answer per group
 ITEMS = "5,10,15,20,25"
 PAPER = "pca"
 TRAINED_ITEMS = 10  # most history items in a training prompt of the embedded models

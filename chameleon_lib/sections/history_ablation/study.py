@@ -46,8 +46,7 @@ Choices = dict[tuple[str, int], list[list[int]]]
 
 log = logging.getLogger(__name__)
 _NO_PAIR = (
-    "%s %s, %s: not one pair with different outputs in group %d, which therefore gets no edit; "
-    "run with more users."
+    "A group has not one pair with different outputs and gets no edit; run with more users."
 )
 
 
@@ -207,6 +206,7 @@ def _edits(
     for i in draws:
         kept, identical = own[i]
         own_log: dict[str, Any] = {
+            "draw": i,
             "users": len(ids[i]),
             "kept": len(kept),
             "identical": len(identical),
@@ -214,7 +214,8 @@ def _edits(
         }
         logs.append(own_log)
         if not kept:
-            log.warning(_NO_PAIR, study.backbone_id, study.task, condition.name, i)
+            own_log["refused"] = _NO_PAIR
+            log.warning("%s %s, %s: %s", study.backbone_id, study.task, condition.name, _NO_PAIR)
             continue
         check_pair_count(len(kept), settings)
         directions = stored_directions(study, "paper", *study.activations(kept), i)

@@ -13,6 +13,7 @@ from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.estimates import estimate, having, methods_in
 from chameleon_lib.sections.history_ablation.conditions import (
+    EDITS,
     PAPER,
     Condition,
     prompt_length,
@@ -42,16 +43,25 @@ def cells_of(run: Run, task: str, family: str) -> dict[tuple[str, int], list[Cel
 
 
 def versus(cells: Sequence[Cell], others: Sequence[Cell], method: str) -> list[Term]:
-    """One method under one selection minus the same under another, on the backbones of both.
+    """One method under one selection minus the same under another.
 
-    Empty where no backbone has both: a rule may leave a small group without a pair to learn from.
+    Compared are the backbones and, of an edit, the groups that both have: a rule may leave a small
+    group without a pair to learn from. Empty where nothing is left.
     """
     held = {cell.backbone: cell for cell in having(others, method)}
-    pairs = [(cell, held[cell.backbone]) for cell in having(cells, method) if cell.backbone in held]
-    if not pairs:
-        return []
-    mine, theirs = zip(*pairs, strict=True)
-    return [Term(1, mine, method), Term(-1, theirs, method)]
+    mine, theirs = [], []
+    for cell in having(cells, method):
+        other = held.get(cell.backbone)
+        if other is None:
+            continue
+        if method in EDITS:
+            both = set(cell.drawn) & set(other.drawn)
+            if not both:
+                continue
+            cell, other = cell.in_draws(both, method), other.in_draws(both, method)
+        mine.append(cell)
+        theirs.append(other)
+    return [Term(1, mine, method), Term(-1, theirs, method)] if mine else []
 
 
 def levels(run: Run, task: str) -> pd.DataFrame:
@@ -128,7 +138,7 @@ def prompts(run: Run, task: str) -> pd.DataFrame:
             "users in a group": _average(logs, "users"),
             "pairs kept": _average(logs, "kept"),
             "pairs identical": _average(logs, "identical"),
-            "groups without a pair": sum(log["kept"] == 0 for log in logs),
+            "groups without a pair": sum("refused" in log for log in logs),
             "edited layers": " | ".join(
                 ",".join(map(str, log["layers"])) or "none" for log in logs
             ),

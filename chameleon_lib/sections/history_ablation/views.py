@@ -58,7 +58,7 @@ def items_figure(frame: pd.DataFrame, task: str, family: str, profile: str) -> F
         alt=f"Line plot of {metric} by number of history items. {'; '.join(words)}.",
         caption=(
             f"{metric.capitalize()} by number of history items that PCA chose, the same users and "
-            f"groups at every number; 95 % intervals over {int(drawn['n'].max())} test users, mean "
+            f"{_groups(drawn)}; 95 % intervals over {int(drawn['n'].max())} test users, mean "
             f"over {int(drawn['seeds'].max())} groups for the edits ({profile} profile)."
             f"{_untrained(drawn)}"
         ),
@@ -154,6 +154,13 @@ def _renamed(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     return frame.rename(
         columns={metric: "value", f"{metric}_low": "ci_low", f"{metric}_high": "ci_high"}
     )
+
+
+def _groups(drawn: pd.DataFrame) -> str:
+    """Which groups stand behind the edits: one without a pair has none."""
+    if (drawn.groupby("method")["seeds"].nunique() == 1).all():
+        return "groups at every number"
+    return "at every number those groups that have a pair to learn from"
 
 
 def _untrained(drawn: pd.DataFrame) -> str:

@@ -66,7 +66,10 @@ def _bare(cell: Cell) -> Cell:
         cell,
         answers={name: cell.answers[name] for name in kept},
         scores={name: cell.scores[name] for name in kept},
-        draws=[{"users": 10, "kept": 0, "identical": 10, "layers": []} for _ in range(2)],
+        draws=[
+            {"draw": i, "users": 10, "kept": 0, "identical": 10, "layers": [], "refused": "no pair"}
+            for i in range(2)
+        ],
     )
 
 
@@ -85,7 +88,10 @@ def _cell(sources: Mapping[str, Cell], condition: str, at: int) -> Cell:
     counts = {"users": n, "too_long": 1, "empty_insight": 2, "dropped_items": at}
     logs: list[dict[str, Any]] = [{}]
     if condition not in PROMPTS_ONLY:
-        logs = [{"users": 10, "kept": 4 + i, "identical": 6, "layers": [i]} for i in range(2)]
+        logs = [
+            {"draw": i, "users": 10, "kept": 4 + i, "identical": 6, "layers": [i]}
+            for i in range(len(answers["chameleon"]))
+        ]
     return replace(base, condition=condition, answers=answers, scores=scores, counts=counts,
                    draws=logs)  # fmt: skip
 

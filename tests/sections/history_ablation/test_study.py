@@ -15,6 +15,7 @@ from chameleon_lib.sections import fits as fits_module
 from chameleon_lib.sections import grid
 from chameleon_lib.sections.data import load_task_data
 from chameleon_lib.sections.history_ablation import study as history_ablation
+from chameleon_lib.sections.history_ablation import tables as history_tables
 from chameleon_lib.sections.history_ablation.conditions import DEMO, FULL, RULES, Design
 from chameleon_lib.sections.results import Run, query_users
 from tests.backbones.demo.small import HashEmbedder
@@ -189,7 +190,14 @@ def test_a_group_without_a_pair_gets_no_edit_and_the_run_goes_on(
     assert random.draws[0]["kept"] == 0 and random.draws[1]["kept"] > 0
     [full] = run.of("LaMP_2", family, "pca · 3 items")
     assert len(full.answers["chameleon"]) == len(full.answers["fitted"]) == 2
-    assert "pca · 2 items: not one pair with different outputs in group 0" in caplog.text
+    assert random.drawn == [1] and full.drawn == [0, 1] and two.drawn == []
+    assert "pca · 2 items: A group has not one pair" in caplog.text
+    # Only the group that both rules have an edit of is compared.
+    mine, theirs = history_tables.versus([full], [random], "chameleon")
+    assert [len(term.cells[0].answers["chameleon"]) for term in (mine, theirs)] == [1, 1]
+    assert mine.cells[0].answers["chameleon"] == full.answers["chameleon"][1:]
+    assert history_tables.versus([full], [two], "chameleon") == []
+    assert len(history_tables.versus([full], [two], "insight")[0].cells) == 1
 
 
 def test_the_embedded_world_runs_the_cut_design_and_official_files_the_full_one(
