@@ -68,7 +68,10 @@ def save_run_facts(profile: str, data: Mapping[str, str] | None = None) -> dict[
     path = paths.outputs_dir(profile) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     with _turn(path.parent):
-        known = load_run_facts(path.parent).get("data", {})
+        try:
+            known = load_run_facts(path.parent).get("data", {})
+        except UserError:
+            known = {}  # damaged: every notebook is about to run again and to add its own
         facts = run_facts(profile, {**known, **(data or {})})
         paths.replace_text(path, json.dumps(facts, indent=1, sort_keys=True) + "\n")
         machine = {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.platform()}

@@ -100,7 +100,8 @@ def _shared(profile: RunProfile) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(profile.threads)),
+        # Not the reader's own number: the facts of the run say the profile's.
+        "OMP_NUM_THREADS": str(profile.threads),
     }
     for name, value in _MEMORY.items():
         found[name] = os.environ.get(name, value)

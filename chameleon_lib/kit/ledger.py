@@ -2,7 +2,8 @@
 
 A notebook is current if everything it was made from is unchanged (code cells, parameters, the
 library code it imports, data, models, environment.yml) and every file it made is still there with
-the same content. Markdown is not among the causes: new prose re-runs nothing.
+the same content. Of a file that all notebooks add to, it is enough that it can be read. Markdown is
+not among the causes: new prose re-runs nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import json
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.facts import FILE as FACTS
+from chameleon_lib.kit.facts import load_run_facts
 from chameleon_lib.kit.hashing import digest, file_digest, plain, tree_digests
 from chameleon_lib.kit.notebooks import Notebook
 from chameleon_lib.kit.paths import executed_dir, outputs_dir, replace_text
@@ -23,6 +27,7 @@ from chameleon_lib.kit.sources import SourceTree
 
 # Not made by a notebook, or different at every run.
 _NOT_OUTPUTS = ("measured", "html", "notebooks")
+_SHARED = FACTS  # every notebook adds to it: its content is nobody's
 
 Inputs = dict[str, dict[str, str]]
 
@@ -89,8 +94,11 @@ def notebook_inputs(
     data_files: dict[str, str] = {}
     if isinstance(data, str) and data:
         folder = Path(data)
-        single = {folder.name: file_digest(folder)} if folder.is_file() else {}
-        data_files = single or tree_digests(folder)
+        files = [folder] if folder.is_file() else sorted(filter(Path.is_file, folder.rglob("*")))
+        stats = [(file, file.stat()) for file in files]
+        data_files = _data_digests(
+            folder, tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+        )
     return {
         "code": {"cells": digest(notebook.code())},
         "parameters": {
@@ -100,6 +108,12 @@ def notebook_inputs(
         "data": data_files,
         "environment": {environment.name: file_digest(environment)},
     }
+
+
+@lru_cache(maxsize=2)
+def _data_digests(folder: Path, _seen: tuple[tuple[Path, int, int], ...]) -> dict[str, str]:
+    """Hashes of the data, read once per process: every notebook asks, of gigabytes."""
+    return {folder.name: file_digest(folder)} if folder.is_file() else tree_digests(folder)
 
 
 def difference(old: Inputs, new: Inputs) -> str:
@@ -155,6 +169,10 @@ class Ledger:
             path = outputs_dir(profile) / name
             if not path.is_file():
                 return State(f"output missing: {name}")
+            if name == _SHARED:
+                if not _readable(path.parent):
+                    return State(f"output changed: {name}")
+                continue
             if file_digest(path) != expected:
                 return State(f"output changed: {name}")
         return State(stale_prose=entry.source != notebook.digest())
@@ -180,7 +198,8 @@ class Ledger:
         with self._lock:
             entries = self._entries.setdefault(profile, {})
             for other, old in list(entries.items()):
-                kept = {n: value for n, value in old.outputs.items() if n not in entry.outputs}
+                taken = entry.outputs.keys() - {_SHARED}
+                kept = {n: value for n, value in old.outputs.items() if n not in taken}
                 entries[other] = Entry(old.inputs, kept, old.source)
             entries[notebook.name] = entry
             self._save()
@@ -191,7 +210,7 @@ class Ledger:
         for notebook in notebooks:
             entry = self.entry(profile, notebook.name)
             for name, value in (entry.outputs if entry else {}).items():
-                if not name.startswith("notebooks/"):
+                if not name.startswith("notebooks/") and name != _SHARED:
                     found[name] = value
         return found
 
@@ -201,6 +220,14 @@ class Ledger:
             for profile, entries in self._entries.items()
         }
         replace_text(self.path, json.dumps(plain(stored), indent=1, sort_keys=True) + "\n")
+
+
+def _readable(folder: Path) -> bool:
+    """Whether the facts of the run are what a page can show."""
+    try:
+        return bool(load_run_facts(folder))
+    except UserError:
+        return False
 
 
 def written_outputs(profile: str, log: Path) -> list[str]:
@@ -217,6 +244,6 @@ def written_outputs(profile: str, log: Path) -> list[str]:
     for path in map(Path, lines):
         inside = path.is_relative_to(base) and path.is_file()
         parts = path.relative_to(base).parts if inside else ()
-        if len(parts) > 1 and parts[0] not in _NOT_OUTPUTS:
+        if parts == (_SHARED,) or (len(parts) > 1 and parts[0] not in _NOT_OUTPUTS):
             found.append("/".join(parts))
     return sorted(found)

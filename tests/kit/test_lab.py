@@ -21,7 +21,7 @@ def test_the_command_becomes_lab_with_private_settings_and_the_threads_of_the_pr
     monkeypatch.setenv("CHAMELEON_CACHE", str(tmp_path))
     for name, value in ((VARIABLE, "x"), ("MPLBACKEND", "agg"), ("JUPYTER_PATH", "/foreign")):
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     settings = tmp_path / "lab" / "settings" / "@jupyterlab"

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit import ledger as ledger_module
 from chameleon_lib.kit.ledger import Ledger, difference, notebook_inputs, written_outputs
 from chameleon_lib.kit.notebooks import Notebook, read_notebook
 from chameleon_lib.kit.paths import WRITTEN, replace_text
@@ -58,6 +60,27 @@ def test_an_output_that_is_gone_or_edited_makes_the_notebook_stale(
     assert ledger.state("demo", book, inputs).why == "output changed: tables/t.csv"
     (outputs / "tables" / "t.csv").unlink()
     assert ledger.state("demo", book, inputs).why == "output missing: tables/t.csv"
+
+
+def test_facts_that_all_notebooks_add_to_are_missed_and_damage_is_seen_by_each(
+    tmp_path: Path, outputs: Path
+) -> None:
+    ledger, facts = Ledger(tmp_path / "ledger.json"), outputs / "run_facts.json"
+    books = [source(tmp_path, name) for name in ("01_table", "02_other")]
+    for book in books:
+        (outputs / "notebooks" / f"{book.name}.ipynb").write_text("{}", encoding="utf-8")
+        facts.write_text(json.dumps({"data": {book.name: "abc"}}), encoding="utf-8")
+        ledger.record("demo", book, {}, ["run_facts.json"])
+    assert [ledger.state("demo", book, {}).why for book in books] == ["", ""]
+    facts.write_text("{", encoding="utf-8")
+    assert {ledger.state("demo", book, {}).why for book in books} == {
+        "output changed: run_facts.json"
+    }
+    facts.unlink()
+    assert {ledger.state("demo", book, {}).why for book in books} == {
+        "output missing: run_facts.json"
+    }
+    assert ledger.upstream("demo", books) == {}
 
 
 def test_new_prose_leaves_a_notebook_current_but_marks_its_copy(
@@ -135,4 +158,29 @@ def test_the_outputs_of_a_notebook_are_those_its_kernel_replaced(
     replace_text(tmp_path / "elsewhere", "")
     (outputs / "x" / "y").unlink()
     assert written_outputs("demo", log) == ["figures/a.png", "tables/b.csv"]
+    replace_text(outputs / "run_facts.json", "{}")
+    assert written_outputs("demo", log)[1] == "run_facts.json"
+
+
+def test_data_are_read_once_for_all_notebooks_and_again_when_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, book = tmp_path / "data", source(tmp_path)
+    (folder / "LaMP_3").mkdir(parents=True)
+    file = folder / "LaMP_3" / "dev_questions.json"
+    file.write_text("[]")
+    read: list[Path] = []
+    trees = ledger_module.tree_digests
+    monkeypatch.setattr(ledger_module, "tree_digests", lambda f: read.append(f) or trees(f))
+
+    def data() -> dict[str, str]:
+        found = notebook_inputs(
+            book, {"data_dir": str(folder)}, sources=SourceTree(), environment=Path(__file__)
+        )
+        return found["data"]
+
+    first = data()
+    assert data() == first and read == [folder] and list(first) == ["LaMP_3/dev_questions.json"]
+    file.write_text("[1]")
+    assert data() != first and len(read) == 2
 
