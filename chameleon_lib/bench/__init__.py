@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from chameleon_lib.command_line import Parser, positive
@@ -50,29 +50,32 @@ def _run(parts: Sequence[str], quick: bool, threads: int, folder: Path) -> int:
     clock, clock_name = clock_for(threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    parts_of: dict[str, Callable[[], list[Row]]] = {
+        "ccs": lambda: ccs.measure(ccs.CCSWork(layers=4) if quick else ccs.CCSWork(), clock),
+        "generation": lambda: generation.measure(
+            generation.GenerationWork(rounds=3 if quick else 5), clock
+        ),
+        "edit": lambda: edit.measure(edit.DecodeWork(rounds=15 if quick else 31), clock),
+        "forms": lambda: forms.measure(forms.FormsWork(rounds=3 if quick else 11), clock),
+        "fit": lambda: fit.measure(fit.FitWork((10, 100)) if quick else fit.FitWork()),
+    }
     rows: list[Row] = []
+    target = folder / "bench.csv"
     try:
-        if "ccs" in parts:
-            rows += ccs.measure(ccs.CCSWork(layers=4) if quick else ccs.CCSWork(), clock)
-        if "generation" in parts:
-            rounds = 3 if quick else 5
-            rows += generation.measure(generation.GenerationWork(rounds=rounds), clock)
-        if "edit" in parts:
-            rows += edit.measure(edit.DecodeWork(rounds=15 if quick else 31), clock)
-        if "forms" in parts:
-            rows += forms.measure(forms.FormsWork(rounds=3 if quick else 11), clock)
-        if "fit" in parts:
-            rows += fit.measure(fit.FitWork((10, 100)) if quick else fit.FitWork())
+        for name, measure in parts_of.items():
+            if name in parts:
+                rows += measure()
+                # After every part: a part takes minutes, and a later one may fail.
+                paths.replace_text(target, to_csv(frame(rows, threads=threads, clock=clock_name)))
     finally:
         torch.set_num_threads(before)
-    target = folder / "bench.csv"
-    paths.replace_text(target, to_csv(frame(rows, threads=threads, clock=clock_name)))
     chart = write_chart(rows, folder, "demo")
     print(markdown(rows))
     print()
+    fits = " Fits ran once each, timed in CPU time of one thread." if "fit" in parts else ""
     print(
         f"Ratios of {clock_name} over paired rounds in alternating order, {threads} "
-        f"thread{'' if threads == 1 else 's'}. Written to {paths.display(target)}"
+        f"thread{'' if threads == 1 else 's'}.{fits} Written to {paths.display(target)}"
         + (f" and {paths.display(chart)}." if chart else ".")
     )
     return 0

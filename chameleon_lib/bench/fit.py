@@ -41,6 +41,7 @@ class Cost:
         seconds: CPU seconds of the fit, all stages.
         resident: Highest resident set during the fit, MiB; 0 where the system does not tell.
         above: How much of it came on top of what was resident before the fit, MiB.
+        model: What was fitted, as other parts name it: not always the embedded checkpoint.
     """
 
     users: int
@@ -48,6 +49,7 @@ class Cost:
     seconds: float
     resident: float
     above: float
+    model: str
 
 
 def measure(work: FitWork, fit: Callable[[int], Cost] | None = None) -> list[Row]:
@@ -62,7 +64,7 @@ def measure(work: FitWork, fit: Callable[[int], Cost] | None = None) -> list[Row
         tell(f"fit: {users} users")
         costs.append((fit or in_process)(users))
     first, before, last = costs[0], costs[-2], costs[-1]
-    setting = f"{_FAMILY}, embedded model; {_TASK}, one process each: " + "; ".join(
+    setting = f"{first.model}; {_TASK}, one process each: " + "; ".join(
         f"{cost.users} users, {cost.pairs} pairs, {cost.seconds:.1f} s CPU, "
         f"{cost.resident:.0f} MiB resident ({cost.above:.0f} above the start)"
         for cost in costs
@@ -76,6 +78,7 @@ def measure(work: FitWork, fit: Callable[[int], Cost] | None = None) -> list[Row
             None,
             None,
             "one run each",
+            alone=True,
         )
         for cost in costs[1:]
     ]
@@ -89,6 +92,7 @@ def measure(work: FitWork, fit: Callable[[int], Cost] | None = None) -> list[Row
             _FLAT if memory else None,
             None,
             "one run each" if memory else "this system has no /proc to read the memory from",
+            alone=True,
         )
     )
     return rows
@@ -128,7 +132,7 @@ def cost_of(users: int) -> Cost:
     world = build_world(_TASK, WorldSettings(users=(max(users, _WARM_UP), 0, 0)))
     everyone = world.users["train"]
     settings = settings_for(get_profile("demo"), pairs_on_too_few="warn")
-    backbone, _ = embedded_backbone(_FAMILY)
+    backbone, name = embedded_backbone(_FAMILY)
     model = Chameleon(backbone, load_embedder(), settings)
     model.fit(everyone[:_WARM_UP])  # what the first fit loads stays
     before = restart_peak()
@@ -136,7 +140,7 @@ def cost_of(users: int) -> Cost:
     profile = model.fit(everyone[:users])
     seconds = time.process_time() - start
     highest = resident("VmHWM")
-    return Cost(users, profile.n_pairs, seconds, highest, highest - before)
+    return Cost(users, profile.n_pairs, seconds, highest, highest - before, name)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Row:
         goal: None if the row only informs.
         same: Whether both sides gave the same result; None if nothing was compared.
         evidence: What was compared for ``same``, or why there is no measurement.
+        alone: Measured once in processes of its own, on one thread and in CPU time.
     """
 
     what: str
@@ -48,6 +49,7 @@ class Row:
     goal: Goal | None
     same: bool | None
     evidence: str
+    alone: bool = False
 
     @property
     def goal_met(self) -> bool | None:
@@ -90,8 +92,8 @@ def frame(rows: Sequence[Row], *, threads: int, clock: str) -> pd.DataFrame:
                 "goal_met": row.goal_met,
                 "same": row.same,
                 "evidence": row.evidence,
-                "threads": threads,
-                "clock": clock,
+                "threads": 1 if row.alone else threads,
+                "clock": "CPU time" if row.alone else clock,
             }
             for row in rows
         ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import pytest
 from chameleon_lib.backbones import embedder
 from chameleon_lib.bench import fit
 from chameleon_lib.bench.fit import Cost, FitWork
+from chameleon_lib.bench.rows import frame
 from chameleon_lib.errors import UserError
 from tests.backbones.demo.small import HashEmbedder
 
 COSTS = {
-    10: Cost(10, 7, 1.0, 400.0, 10.0),
-    100: Cost(100, 70, 8.0, 500.0, 40.0),
-    1000: Cost(1000, 700, 60.0, 550.0, 60.0),
+    10: Cost(10, 7, 1.0, 400.0, 10.0, "decoder, embedded model"),
+    100: Cost(100, 70, 8.0, 500.0, 40.0, "decoder, embedded model"),
+    1000: Cost(1000, 700, 60.0, 550.0, 60.0, "decoder, embedded model"),
 }
 
 
@@ -32,10 +35,13 @@ def test_memory_is_compared_with_the_next_fewer_users() -> None:
     assert ratios == pytest.approx([0.8, 0.6, 1.1])
     assert rows[2].goal_met and str(rows[2].goal) == "≤ 1.2" and rows[2].reference == "100 users"
     assert "1000 users, 700 pairs, 60.0 s CPU, 550 MiB resident (60 above" in rows[0].setting
+    assert rows[0].setting.startswith("decoder, embedded model; ")
+    table = frame(rows, threads=4, clock="wall clock")  # whatever the other parts were timed by
+    assert set(table["threads"]) == {1} and set(table["clock"]) == {"CPU time"}
 
 
 def test_without_proc_no_memory_is_made_up() -> None:
-    rows = fit.measure(FitWork((10, 100)), lambda n: Cost(n, 5, 1.0, 0.0, 0.0))
+    rows = fit.measure(FitWork((10, 100)), lambda n: Cost(n, 5, 1.0, 0.0, 0.0, "a model"))
     assert rows[-1].ratio is None and rows[-1].goal is None
     assert "no /proc" in rows[-1].evidence
 
@@ -50,7 +56,7 @@ def test_a_process_that_fails_ends_in_one_sentence(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_process_prints_its_cost_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = '{"users": 10, "pairs": 7, "seconds": 1.0, "resident": 400.0, "above": 10.0}'
+    text = json.dumps(asdict(COSTS[10]))
 
     def done(command: list[str], **_: Any) -> Any:
         assert command[-3:] == ["-m", "chameleon_lib.bench.fit", "10"]
