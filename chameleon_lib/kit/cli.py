@@ -44,6 +44,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "profiles": ("chameleon_lib.profiles.cli:main", "list, show and forget stored edit profiles"),
 }
+# Parameters with an option of their own, which checks the value and chooses the profile by it.
+_OPTION_OF = {"profile": "profile", "data_dir": "data", "users": "users", "seeds": "seeds"}
 EXIT_CODES = "exit codes: 0 ok, 1 a notebook failed, 2 usage, 3 environment, 130 interrupted"
 
 
@@ -124,7 +126,8 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     """Parameter values from the options.
 
     Raises:
-        UserError: for a missing data folder or a malformed `--set`.
+        UserError: for a missing data folder, or a `--set` that is malformed or names a parameter
+            with an option of its own.
     """
     values: dict[str, Any] = {}
     for name in ("users", "seeds"):
@@ -139,6 +142,8 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--set takes NAME=VALUE, not '{text}'.")
+        if name in _OPTION_OF:
+            raise UserError(f"--set does not take {name}: use --{_OPTION_OF[name]}.")
         try:
             values[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -63,7 +63,7 @@ class Run:
 
     def _parameters(self, notebook: Notebook) -> dict[str, Any]:
         declared = notebook.parameters()
-        wanted = {"profile": self.profile.name, **self.overrides}
+        wanted = {**self.overrides, "profile": self.profile.name}
         values = {name: value for name, value in wanted.items() if name in declared}
         for name, value in values.items():
             if not declared[name].accepts(value):

@@ -11,7 +11,7 @@ from chameleon_lib.kit import cli, driver, plan
 from chameleon_lib.kit.notebooks import discover
 from chameleon_lib.kit.paths import outputs_dir, root
 from chameleon_lib.kit.profiles import PROFILES, PUBLIC, for_data, get_profile
-from chameleon_lib.kit.sources import SourceTree
+from chameleon_lib.kit.sources import SourceTree, own_sources
 from tests.kit.checkout import TABLE, Checkout, notebook
 
 
@@ -36,6 +36,10 @@ def test_every_command_has_a_module_and_help_shows_it(
         (["run", "--prof", "demo"], "Unrecognized arguments: --prof demo"),
         (["run", "--data", "no/such/folder"], "There is no data folder no/such/folder."),
         (["plan", "--set", "seeds"], "--set takes NAME=VALUE"),
+        (["run", "--set", "profile=paper"], "--set does not take profile: use --profile.\n"),
+        (["run", "--set", "data_dir=/tmp"], "--set does not take data_dir: use --data.\n"),
+        (["plan", "--set", "users=5"], "--set does not take users: use --users.\n"),
+        (["plan", "--set", "seeds=0"], "--set does not take seeds: use --seeds.\n"),
     ],
 )
 def test_misuse_is_answered_with_one_sentence_and_exit_code_2(
@@ -154,6 +158,11 @@ def test_a_data_folder_reaches_the_run_and_its_plan_as_a_profile(
     monkeypatch.setattr(driver, "run_notebooks", run_notebooks)
     assert cli.main([command, *(["--data", str(tmp_path)] if data else [])]) in (0, None)
     assert asked == [(expected, {"data_dir": str(tmp_path)} if data else {})]
+
+
+def test_the_profile_of_a_run_is_that_of_its_notebooks_whatever_the_overrides_say() -> None:
+    run = plan.Run("demo", {"profile": "paper"}, ["01"], library=own_sources())
+    assert run.values["01_per_user"]["profile"] == "demo"
 
 
 def test_an_unknown_profile_is_refused_with_the_names_there_are() -> None:

@@ -15,7 +15,7 @@ from nbclient.exceptions import DeadKernelError
 
 from chameleon_lib.kit import engine
 from chameleon_lib.kit.notebooks import read_notebook
-from tests.kit.checkout import TABLE, Checkout, environment, notebook
+from tests.kit.checkout import PARAMETERS, TABLE, Checkout, environment, notebook
 
 # Fails the run if the kernel sees the reader's settings or works inside the source tree.
 ISOLATED = """import os
@@ -271,15 +271,16 @@ def test_a_second_run_on_the_same_cache_is_refused(checkout: Checkout) -> None:
     [
         (["--set", "sedes=3"], "Unknown parameter 'sedes': no notebook among 01 has it."),
         (["--users", "5"], "Unknown parameter 'users': no notebook among 01 has it."),
-        (["--set", "seeds=many"], "Parameter 'seeds' of 01_table.ipynb takes int, not 'many'."),
-        (["--set", "seeds=True"], "Parameter 'seeds' of 01_table.ipynb takes int, not True."),
+        (["--set", "size=many"], "Parameter 'size' of 01_table.ipynb takes int, not 'many'."),
+        (["--set", "size=True"], "Parameter 'size' of 01_table.ipynb takes int, not True."),
         (["--only", "07"], "There is no notebook 07: choose among 01."),
     ],
 )
 def test_a_wrong_request_is_refused_in_one_sentence_before_anything_runs(
     checkout: Checkout, words: list[str], sentence: str
 ) -> None:
-    notebook(checkout.notebooks, "01_table", [TABLE])
+    parameters = f"{PARAMETERS}\nsize: int = 1"
+    notebook(checkout.notebooks, "01_table", [TABLE], parameters=parameters)
     result = checkout.call("run", *words)
     assert (result.returncode, result.stderr.strip()) == (2, sentence)
     assert not checkout.outputs.exists()
