@@ -195,11 +195,23 @@ find_python() { # sets $python
   [ "$install" = yes ] || refuse 3 "no environment is ready, and --no-install forbids making one."
   for tool in micromamba mamba conda; do
     command -v "$tool" >/dev/null 2>&1 || continue
-    if [ -x .env/bin/python ] || "$tool" create --yes --prefix "$PWD/.env" \
+    if [ -e .env ] || [ -L .env ]; then
+      # Whatever lay there before, such as a file of variables, may be the reader's: never removed.
+      if is_311 .env/bin/python; then
+        finish_environment .env
+        return
+      fi
+      note ".env holds no Python 3.11, so $tool makes nothing there; move it away to let it."
+      break
+    fi
+    trap 'rm -rf .env; exit 130' INT
+    if "$tool" create --yes --prefix "$PWD/.env" \
       --override-channels --channel conda-forge python=3.11 pip; then
+      trap 'exit 130' INT
       finish_environment .env
       return
     fi
+    trap 'exit 130' INT
     note "$tool could not make .env/; going on without it."
     rm -rf .env
     break

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -30,6 +31,17 @@ case "$*" in
 esac
 """
 
+# Leaves something in .env/ and then succeeds, fails or is interrupted, as told.
+FAKE_CONDA = """#!/usr/bin/env bash
+echo "conda $*" >>"$FAKE_LOG"
+mkdir -p .env/bin && cp "$FAKE_PYTHON" .env/bin/python
+case "$FAKE_CONDA" in
+  works) exit 0 ;;
+  interrupted) kill -INT "$PPID" ;;
+esac
+exit 1
+"""
+
 
 def call(*words: str, script: Path = SCRIPT, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -39,6 +51,8 @@ def call(*words: str, script: Path = SCRIPT, **env: str) -> subprocess.Completed
         text=True,
         timeout=60,
         check=False,
+        # Tests started in the background inherit an ignored SIGINT; a terminal's job does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -69,6 +83,13 @@ class Bare:
         if python:
             (bin_dir / "python3.11").symlink_to(self.python)
         self.path = str(bin_dir)
+
+    def conda(self, outcome: str) -> dict[str, str]:
+        """Put a conda on the path; returns what tells it how to end."""
+        tool = Path(self.path) / "conda"
+        tool.write_text(FAKE_CONDA, encoding="utf-8")
+        tool.chmod(0o755)
+        return {"FAKE_CONDA": outcome, "FAKE_PYTHON": str(self.python)}
 
     def call(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         fakes = {"FAKE_LOG": str(self.log), "FAKE_HASH": "h1", "FAKE_MISSING": ""}
@@ -169,6 +190,54 @@ def test_no_install_refuses_when_nothing_is_ready_and_lists_need_nothing(tmp_pat
     assert bare.call("--list").returncode == 0
     assert bare.calls("-m chameleon_lib") == ["-m chameleon_lib list"]
     assert bare.calls("pip") == []
+
+
+def stamped(bare: Bare) -> list[str]:
+    """The environments that packages were installed into."""
+    return sorted(path.parent.name for path in bare.base.glob(".*/.chameleon-stamp"))
+
+
+def test_conda_makes_an_environment_and_what_it_leaves_behind_when_it_fails_is_removed(
+    tmp_path: Path,
+) -> None:
+    bare = Bare(tmp_path, python=True)
+    assert bare.call(**bare.conda("interrupted")).returncode == 130
+    assert not (bare.base / ".env").exists() and stamped(bare) == []
+    result = bare.call(**bare.conda("fails"))
+    assert result.returncode == 0 and "conda could not make .env/" in result.stderr
+    assert not (bare.base / ".env").exists() and stamped(bare) == [".venv"]
+    shutil.rmtree(bare.base / ".venv")
+    assert bare.call(**bare.conda("works")).returncode == 0
+    assert stamped(bare) == [".env"] and not (bare.base / ".venv").exists()
+
+
+@pytest.mark.parametrize("outcome", ["works", "fails"])
+def test_a_readers_own_env_is_neither_removed_nor_filled_whatever_conda_would_do(
+    outcome: str, tmp_path: Path
+) -> None:
+    bare = Bare(tmp_path, python=True)
+    own = bare.base / ".env"
+    own.write_text("TOKEN=secret\n", encoding="utf-8")
+    result = bare.call(**bare.conda(outcome))
+    assert result.returncode == 0 and ".env holds no Python 3.11" in result.stderr
+    assert own.read_text(encoding="utf-8") == "TOKEN=secret\n"
+    assert stamped(bare) == [".venv"] and bare.calls("conda create") == []
+
+    own.unlink()
+    shutil.rmtree(bare.base / ".venv")
+    (own / "bin").mkdir(parents=True)
+    (own / "bin" / "python").write_text("#!/usr/bin/env bash\necho 3.10\n", encoding="utf-8")
+    (own / "bin" / "python").chmod(0o755)
+    assert bare.call(**bare.conda(outcome)).returncode == 0
+    assert stamped(bare) == [".venv"] and [path.name for path in own.iterdir()] == ["bin"]
+
+
+def test_an_env_of_python_3_11_is_filled_without_asking_conda_again(tmp_path: Path) -> None:
+    bare = Bare(tmp_path, python=True)
+    (bare.base / ".env" / "bin").mkdir(parents=True)
+    shutil.copy(bare.python, bare.base / ".env" / "bin" / "python")
+    assert bare.call(**bare.conda("fails")).returncode == 0
+    assert stamped(bare) == [".env"] and bare.calls("conda create") == []
 
 
 def test_a_named_interpreter_is_used_as_it_is_or_refused_with_the_reason(tmp_path: Path) -> None:
