@@ -52,7 +52,8 @@ class Done:
 def run_all_cells(browser: Browser, name: str, seconds: float) -> Done:
     """Open a copy of a notebook in JupyterLab, run all its cells by the menu, and picture it.
 
-    Neither the sources nor outputs/ change; finished units are those of the checkout's store.
+    It is a demo run, as the stored parameters say. Neither the sources nor outputs/ change;
+    finished units are those of the checkout's store.
 
     Args:
         browser: an open Chromium.

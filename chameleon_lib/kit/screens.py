@@ -95,7 +95,8 @@ def main(argv: Sequence[str]) -> int:
         0.
 
     Raises:
-        UserError: no browser, no page, or a notebook that does not run to its end in JupyterLab.
+        UserError: no browser, no page, JupyterLab asked for beside the page of another profile
+            than the demo, or a notebook that does not run to its end in JupyterLab.
     """
     parser = Parser(
         prog="python -m chameleon_lib screens",
@@ -103,11 +104,19 @@ def main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--profile", choices=PUBLIC, default="demo", help="whose page")
-    parser.add_argument("--page-only", action="store_true", help="leave JupyterLab out")
+    parser.add_argument(
+        "--page-only", action="store_true", help="leave JupyterLab out, which shows the demo"
+    )
     parser.add_argument(
         "--minutes", type=positive, default=MINUTES, metavar="N", help="patience with Run All"
     )
     options = parser.parse_args(argv)
+    if options.profile != "demo" and not options.page_only:
+        # `run_all_cells` runs a notebook as it is stored, and that is a demo run.
+        raise UserError(
+            f"The picture of JupyterLab shows a demo run, which does not belong beside the page of "
+            f"{options.profile}: give --page-only."
+        )
     folder = paths.outputs_dir(options.profile)
     index = folder / "index.html"
     if not index.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 from chameleon_lib.kit import cli, paths, screens
 from chameleon_lib.kit.browser import find_browser
+from chameleon_lib.kit.profiles import PUBLIC
 
 COMMITTED = paths.root() / "outputs" / "demo" / "screens"
 
@@ -52,6 +54,26 @@ def test_without_a_page_the_command_that_makes_one_is_named(
     assert "run ./run_all.sh --profile demo" in capsys.readouterr().err
     assert cli.main(["page"]) == 2
     assert "holds no executed notebook" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("profile", sorted({*PUBLIC} - {"demo"}))
+def test_the_demo_in_jupyterlab_is_not_pictured_beside_the_page_of_another_profile(
+    page: Path, profile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = page.parent.parent / profile / "index.html"
+    paths.replace_text(own, "<html lang='en'><h1>t</h1></html>")
+    monkeypatch.setattr(screens, "find_browser", lambda: "")
+    monkeypatch.setattr(screens, "open_browser", contextlib.nullcontext)
+    monkeypatch.setattr(screens, "picture_page", lambda *_: b"png")
+    assert cli.main(["screens", "--profile", profile]) == 2
+    assert capsys.readouterr().err == (
+        "The picture of JupyterLab shows a demo run, which does not belong beside the page of "
+        f"{profile}: give --page-only.\n"
+    )
+    assert not (own.parent / "screens").exists()
+    assert cli.main(["screens", "--profile", profile, "--page-only"]) == 0
+    pictures = sorted(path.stem for path in (own.parent / "screens").glob("*.png"))
+    assert pictures == sorted(shot.name for shot in screens.SHOTS)
 
 
 def test_the_variable_wins_over_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
