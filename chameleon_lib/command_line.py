@@ -1,4 +1,4 @@
-"""The argument parser of all commands."""
+"""The argument parser of all commands, and values that several of them take."""
 
 from __future__ import annotations
 
@@ -20,3 +20,15 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
+
+
+def notebook_numbers(text: str) -> list[str]:
+    """The numbers that `--only` takes, two digits each; none for an empty text.
+
+    Raises:
+        UserError: for separators without a number, which must not pass for all notebooks.
+    """
+    numbers = [part.strip() for part in text.split(",") if part.strip()]
+    if text and not numbers:
+        raise UserError("--only takes notebook numbers such as 01,03.")
+    return [number.zfill(2) for number in numbers]

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from chameleon_lib.command_line import Parser, positive
+from chameleon_lib.command_line import Parser, notebook_numbers, positive
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.profiles import PUBLIC, QUANTIZE, for_data
@@ -115,13 +115,6 @@ def _parser(command: str) -> Parser:
     return parser
 
 
-def _numbers(text: str) -> list[str]:
-    numbers = [part.strip() for part in text.split(",") if part.strip()]
-    if text and not numbers:
-        raise UserError("--only takes notebook numbers such as 01,03.")
-    return [number.zfill(2) for number in numbers]
-
-
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     """Parameter values from the options.
 
@@ -168,7 +161,7 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     return run_notebooks(
         for_data(options.profile, options.data is not None, options.quantize),
-        _numbers(options.only),
+        notebook_numbers(options.only),
         _overrides(options),
         force=options.force,
         jobs=options.jobs,
@@ -180,7 +173,7 @@ def show_list(argv: Sequence[str]) -> int:
     from chameleon_lib.kit.notebooks import discover, select
 
     options = _parser("list").parse_args(argv)
-    for notebook in select(discover(paths.notebooks_dir()), _numbers(options.only)):
+    for notebook in select(discover(paths.notebooks_dir()), notebook_numbers(options.only)):
         print(f"{notebook.number}  {notebook.title()}")
         print(f"    {paths.display(notebook.path)}")
         for item in notebook.parameters().values():
@@ -203,7 +196,7 @@ def show_plan(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     profile = for_data(options.profile, options.data is not None, options.quantize)
     speed = None if options.tflops is None else Speed.parse(options.tflops)
-    planned = Run(profile, _overrides(options), _numbers(options.only))
+    planned = Run(profile, _overrides(options), notebook_numbers(options.only))
     what_of: dict[str, list[str]] = {"run": [], "prose": [], "cached": []}
     for notebook, what, why in planned.plan():
         print(f"{notebook.number}  {what:<7}{notebook.name}{'  (' + why + ')' if why else ''}")

@@ -24,7 +24,7 @@ from chameleon_lib.kit.ledger import written_outputs
 from chameleon_lib.kit.pace import Pace
 from chameleon_lib.kit.plan import Run, Step
 from chameleon_lib.kit.preflight import check
-from chameleon_lib.kit.progress import duration, light_file
+from chameleon_lib.kit.progress import light_file
 
 if TYPE_CHECKING:
     from chameleon_lib.kit.engine import Session
@@ -140,8 +140,7 @@ def _execute(run: Run, steps: Sequence[Step], jobs: int) -> int:
                     step, _session = sessions.pop(future)
                     good += board.finish(step, future)
                 for _step, session in sessions.values():
-                    if time.monotonic() - session.started > limit:
-                        session.stop(f"it took longer than {duration(limit)}")
+                    session.stop_after(limit)
                 board.show(sessions.values(), [step.notebook.number for step in waiting])
         finally:
             # Nothing is left here unless an interruption or a full disk ended the loop early.

@@ -26,6 +26,7 @@ from traitlets.config import Config
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.notebooks import SKIP_TAG, Notebook, is_runnable, tags_of, text_of
+from chameleon_lib.kit.progress import duration
 
 ENGINE = "chameleon"
 INJECTED = "injected-parameters"
@@ -65,6 +66,11 @@ class Session:
             os.killpg(os.getpgid(pid), signal.SIGKILL)
         except ProcessLookupError:
             return
+
+    def stop_after(self, seconds: float) -> None:
+        """Stop the kernel if it was started longer ago than that."""
+        if time.monotonic() - self.started > seconds:
+            self.stop(f"it took longer than {duration(seconds)}")
 
     def note_cell(self, cell: Mapping[str, Any], **_: Any) -> None:
         """nbclient's hook before each cell; the last chance to stop a kernel just started."""

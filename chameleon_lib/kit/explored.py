@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chameleon_lib.command_line import Parser
+from chameleon_lib.command_line import Parser, notebook_numbers
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.board import Board, progress_file, say
 from chameleon_lib.kit.driver import FAILED, INTERRUPTED, OK, alone
@@ -26,7 +26,6 @@ from chameleon_lib.kit.kernels import kernel_environment, private_jupyter
 from chameleon_lib.kit.notebooks import SKIP_TAG, Notebook, discover, select, tags_of
 from chameleon_lib.kit.pace import Pace
 from chameleon_lib.kit.plan import Run, Step
-from chameleon_lib.kit.profiles import PUBLIC
 
 EXPLORE_TAG = "explore"  # takes the place of the skip tag in the copies
 _TICK = 0.5  # seconds between two looks at a running notebook
@@ -109,6 +108,7 @@ def _each(run: Run) -> Iterator[bool]:
     names = {notebook.number: notebook.name for notebook in run.selected}
     board = Board(run.profile.name, names, Pace({}, {}))
     waiting = [notebook.number for notebook in run.selected]
+    limit = run.profile.timeout_minutes * 60
     for notebook in run.selected:
         step, session = run.step(notebook), Timed()
         waiting.remove(notebook.number)
@@ -117,6 +117,7 @@ def _each(run: Run) -> Iterator[bool]:
             future = pool.submit(_run_one, run, step, session)
             try:
                 while not wait([future], timeout=_TICK).done:
+                    session.stop_after(limit)
                     board.show([(step, session)], waiting)
             except BaseException:
                 session.stop("interrupted")
@@ -171,8 +172,8 @@ def main(argv: Sequence[str]) -> int:
         epilog="exit codes: 0 ok, 1 a notebook failed, 2 usage, 3 environment, 130 interrupted",
         allow_abbrev=False,
     )
-    parser.add_argument("--profile", choices=PUBLIC, default="demo", help="size of the run")
+    # The others need a folder of LaMP files, which this command does not take.
+    parser.add_argument("--profile", choices=("demo",), default="demo", help="size of the run")
     parser.add_argument("--only", default="", metavar="01,03", help="notebook numbers")
     options = parser.parse_args(argv)
-    numbers = [part.strip().zfill(2) for part in options.only.split(",") if part.strip()]
-    return run_explored(options.profile, numbers)
+    return run_explored(options.profile, notebook_numbers(options.only))

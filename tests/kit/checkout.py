@@ -94,6 +94,14 @@ class Checkout:
         self.constants = package / "constants.py"
         self.constants.write_text('"""Numbers."""\nSIZE = 21\n', encoding="utf-8")
 
+    def limit_seconds(self, seconds: float) -> None:
+        """Give a notebook of the demo that long."""
+        profiles = self.base / "chameleon_lib" / "kit" / "profiles.py"
+        text, usual = profiles.read_text(encoding="utf-8"), "timeout_minutes=120"
+        assert usual in text
+        shorter = text.replace(usual, f"timeout_minutes={seconds / 60}")
+        profiles.write_text(shorter, encoding="utf-8")
+
     def command(self, *words: str) -> list[str]:
         """The command line of the kit."""
         return [sys.executable, "-m", "chameleon_lib", *words]

@@ -141,6 +141,8 @@ OPTIONS = [
     Case("jobs-half", nothing, "run --jobs 1.5", "'1.5' is not a whole number"),
     Case("only-unknown", nothing, "run --only 42", "42"),
     Case("only-nothing", nothing, "run --only ,", "--only takes notebook numbers"),
+    Case("explore-nothing", nothing, "explore --only ,", "--only takes notebook numbers"),
+    Case("explore-profile", nothing, "explore --profile laptop", "Argument --profile: invalid"),
     Case("set-no-value", nothing, "plan --set seeds", "--set takes NAME=VALUE, not 'seeds'"),
     Case("set-profile", nothing, "run --set profile=paper", "--set does not take profile"),
     Case("set-unknown", nothing, "plan --set speed=1", "Unknown parameter 'speed'"),

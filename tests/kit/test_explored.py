@@ -55,3 +55,12 @@ def test_explore_cells_run_apart_from_the_outputs_and_a_broken_one_is_named(
     assert checkout.files() == files
     assert (tmp_path / ".chameleon" / "ledger.json").read_bytes() == ledger
     assert "up to date" in checkout.call("run").stderr
+
+
+def test_an_explore_cell_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    checkout.limit_seconds(3)
+    hung = "import time\ntime.sleep(300)"
+    notebook(checkout.notebooks, "01_slow", ["print(1)"], skipped=hung)
+    result = checkout.call("explore")
+    assert result.returncode == 1 and "it took longer than 0:03" in result.stderr
