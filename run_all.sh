@@ -19,10 +19,11 @@ Runs every notebook that is not up to date and writes outputs/<profile>/index.ht
   --seeds N        seeds
   --jobs N         notebooks at a time (default 1)
   --force          run notebooks that are up to date, too; finished units are still reused
-  --list           list the notebooks, their titles and parameters
-  --plan           say what would run, why, what it would cost, and what is missing
+  --list           list the notebooks, their titles and parameters; takes --only
+  --plan           say what would run, why, what it would cost, and what is missing; takes all
+                   of the above but --jobs and --force
   --test           style, types and tests; the last line is pytest's summary
-  --lab            open JupyterLab on notebooks/
+  --lab            open JupyterLab on notebooks/; takes --profile
   --no-install     install nothing: refuse if no environment is ready
   --help           this text
 
@@ -46,8 +47,8 @@ trap 'exit 130' INT
 # --- options: all refused here, before anything is installed --------------------------------------
 
 profile=demo action=run install=yes quantize=no
-arguments=()    # for every action that reads the notebooks
-run_arguments=()
+given=          # the options, without their values
+arguments=()    # for python -m chameleon_lib
 
 value_of() { # option, number of words left
   [ "$2" -ge 2 ] || refuse 2 "$1 needs a value (see --help)."
@@ -58,6 +59,7 @@ number_of() { # option, value
 }
 
 while [ $# -gt 0 ]; do
+  given="$given $1"
   case "$1" in
     --profile)
       value_of "$1" $#
@@ -95,9 +97,9 @@ while [ $# -gt 0 ]; do
     --jobs)
       value_of "$1" $#
       number_of "$1" "$2"
-      run_arguments+=("$1" "$2")
+      arguments+=("$1" "$2")
       shift ;;
-    --force) run_arguments+=("$1") ;;
+    --force) arguments+=("$1") ;;
     --list | --plan | --test | --lab)
       [ "$action" = run ] || refuse 2 "--$action and $1 exclude each other."
       action="${1#--}" ;;
@@ -108,6 +110,16 @@ while [ $# -gt 0 ]; do
   shift
 done
 
+case "$action" in
+  run) takes="$given" ;;
+  list) takes="--only" ;;
+  plan) takes="--profile --only --data --quantize --users --seeds" ;;
+  lab) takes="--profile" ;;
+  test) takes= ;;
+esac
+for option in $given; do
+  [[ " $takes --$action --no-install " = *" $option "* ]] || refuse 2 "--$action does not take $option: leave one of them out."
+done
 [ "$quantize" = no ] || [ "$profile" != demo ] || refuse 2 "--quantize belongs to --profile laptop or paper."
 
 # --- environment ----------------------------------------------------------------------------------
@@ -239,9 +251,8 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 case "$action" in
   run)
     export MPLBACKEND=agg
-    exec "$python" -m chameleon_lib run --profile "$profile" \
-      ${arguments[@]+"${arguments[@]}"} ${run_arguments[@]+"${run_arguments[@]}"} ;;
-  list) exec "$python" -m chameleon_lib list ;;
+    exec "$python" -m chameleon_lib run --profile "$profile" ${arguments[@]+"${arguments[@]}"} ;;
+  list) exec "$python" -m chameleon_lib list ${arguments[@]+"${arguments[@]}"} ;;
   plan) exec "$python" -m chameleon_lib plan --profile "$profile" ${arguments[@]+"${arguments[@]}"} ;;
   test)
     export MPLBACKEND=agg

@@ -133,6 +133,14 @@ def test_help_names_every_option_and_exit_code() -> None:
         (["--quantize", "4bit"], "--quantize belongs to --profile laptop or paper"),
         (["--data", "no/such/folder"], "there is no data folder"),
         (["--list", "--test"], "--list and --test exclude each other"),
+        (["--list", "--profile", "paper"], "--list does not take --profile: leave one of them"),
+        (["--users", "5", "--list"], "--list does not take --users"),
+        (["--plan", "--force"], "--plan does not take --force"),
+        (["--plan", "--jobs", "4"], "--plan does not take --jobs"),
+        (["--lab", "--data", "/"], "--lab does not take --data"),
+        (["--lab", "--only", "01"], "--lab does not take --only"),
+        (["--test", "--users", "5"], "--test does not take --users"),
+        (["--test", "--profile", "demo"], "--test does not take --profile"),
     ],
 )
 def test_misuse_is_refused_in_one_line_before_any_installation(
@@ -250,6 +258,22 @@ def test_a_named_interpreter_is_used_as_it_is_or_refused_with_the_reason(tmp_pat
     assert bare.call("--profile", "paper", **named).returncode == 0
     assert bare.calls("pip install") == []
     assert bare.calls("threads=") == [f"threads={PROFILES['paper'].threads} offline= agg"]
+
+
+def test_every_action_passes_on_what_it_takes(tmp_path: Path) -> None:
+    bare = Bare(tmp_path, python=True)
+    scope = f"--only 01 --data {tmp_path} --users 5 --seeds 2"
+    for words, command in (
+        ("--list --only 01", "list --only 01"),
+        (f"--plan {scope}", f"plan --profile demo {scope}"),
+        ("--plan --profile paper --quantize 4bit", "plan --profile paper --quantize 4bit"),
+        ("--lab --profile laptop", "lab --profile laptop"),
+        ("--list --no-install", "list"),
+    ):
+        bare.log.write_text("", encoding="utf-8")
+        result = bare.call(*words.split())
+        assert result.returncode == 0, result.stderr
+        assert bare.calls("-m chameleon_lib") == [f"-m chameleon_lib {command}"]
 
 
 def test_an_active_environment_with_the_pins_comes_before_a_new_one(tmp_path: Path) -> None:
