@@ -20,7 +20,7 @@ from chameleon_lib.kit import paths
 from chameleon_lib.kit.board import Board, progress_file, say
 from chameleon_lib.kit.hashing import digest, file_digest, tree_digests
 from chameleon_lib.kit.kernels import kernel_environment, private_jupyter
-from chameleon_lib.kit.ledger import written_outputs
+from chameleon_lib.kit.ledger import Ledger, written_outputs
 from chameleon_lib.kit.pace import Pace
 from chameleon_lib.kit.plan import Run, Step
 from chameleon_lib.kit.preflight import check
@@ -63,6 +63,8 @@ def run_notebooks(
     run = Run(profile, overrides, only, folder=folder)
     check(run, [n.number for n, what, _ in run.plan() if what == "run" or force])
     with alone():
+        # The checks may take minutes, and what another driver noted meanwhile must not get lost.
+        run.ledger = Ledger(run.ledger.path)
         failed, done = 0, 0
         try:
             for notebooks, workers in (

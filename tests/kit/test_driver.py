@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,33 @@ def test_a_driver_killed_by_kill_9_goes_on_and_ends_with_equal_bytes(checkout: C
     assert checkout.files() == files
     assert files["tables/units.csv"].startswith(b"0.0,1.5,")
     assert b"left" not in files["notebooks/01_units.ipynb"]
+
+
+def test_what_another_run_noted_before_this_one_began_is_kept(checkout: Checkout) -> None:
+    notebook(checkout.notebooks, "01_table", [TABLE])
+    code = """import json, sys
+from chameleon_lib.kit import cli, driver, paths
+
+def check(*_):  # another run begins and ends while this one looks at its data
+    entry = {"inputs": {}, "outputs": {}, "source": "other"}
+    stored = json.dumps({"laptop": {"01_table": entry}})
+    paths.replace_text(paths.cache_dir() / "ledger.json", stored)
+
+driver.check = check
+sys.exit(cli.main(["run"]))"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=checkout.base,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    ledger = json.loads((checkout.base / ".chameleon" / "ledger.json").read_text(encoding="utf-8"))
+    assert set(ledger) == {"demo", "laptop"}
+    assert ledger["laptop"]["01_table"]["source"] == "other"
 
 
 def test_a_second_run_on_the_same_cache_is_refused(checkout: Checkout) -> None:
