@@ -29,7 +29,8 @@ PROBES = tuple(
 NEW_TOKENS = 8
 # Worst measured 8e-6 of the effect (T5); the largest logit changes set the scale of rounding.
 FP32_BOUND = 2e-5
-# Two orders of rounding differ by that share of the effect in half precision (T5: 0.06).
+# Two orders of rounding differ by that share of the effect in half precision (T5: 0.06), beside
+# what rounding does to logits of any edit.
 _HALF_BOUND = 0.25
 
 
@@ -54,7 +55,7 @@ class Agreement:
     Attributes:
         effect: Largest logit change the hook makes to the base.
         error: Largest logit difference between form and hook.
-        bound: Most that was allowed.
+        bound: Most that was allowed; in half precision less than half the effect besides.
         same_tokens: Whether all greedy tokens agree.
         tokens: Number of tokens compared.
     """
@@ -126,7 +127,9 @@ def compare(
 
     Raises:
         UserError: The form differs from the hook, or the edit moves these prompts too little to
-            tell a right form from a wrong one.
+            tell a right form from a wrong one. In half precision that is so where the form is
+            further from the hook than half the effect: the bare base, and a form twice too
+            strong, are as far from it as the whole effect.
     """
     ids = backbone.codec.prompts(list(prompts))
     hook = view(backbone, ids, edit)
@@ -154,5 +157,12 @@ def compare(
             f"{bound:.1e}, effect of the edit {effect:.1e}; greedy tokens "
             f"{'agree' if same else 'differ'}), so it was deleted; please report this with the "
             "model and the versions of its libraries."
+        )
+    # The bound of half precision grows with the logits, so a small effect may lie within it whole.
+    if half and not error < effect / 2:
+        raise UserError(
+            f"The edit moves the logits of the {len(prompts)} check prompts by {effect:.1e} and "
+            f"the reloaded export misses them by {error:.1e}, too little effect to prove an export "
+            f"in {str(backbone.model.dtype).removeprefix('torch.')}; prove it in float32."
         )
     return result

@@ -9,13 +9,22 @@ import pytest
 import torch
 
 from chameleon_lib.backbones import HFBackbone, backbone_from
+from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError
 from chameleon_lib.profiles.agreement import PROBES, View, compare, view
 from chameleon_lib.profiles.alora import invocation_token
 from chameleon_lib.profiles.export import export_edit
 from tests.backbones.naive import greedy
 from tests.backbones.tiny import make_backbone, make_edit, make_model, make_tokenizer
-from tests.profiles.exported import EXPERTS, PROMPTS, backbone_of, edit_of, hook_view, ids_of
+from tests.profiles.exported import (
+    EXPERTS,
+    PROMPTS,
+    backbone_of,
+    edit_of,
+    form_view,
+    hook_view,
+    ids_of,
+)
 
 
 def _half(family: str, dtype: torch.dtype = torch.bfloat16) -> HFBackbone:
@@ -49,6 +58,39 @@ def test_in_bfloat16_another_users_edit_is_told_apart() -> None:
 
     with pytest.raises(UserError, match="differs from the edit"):
         compare(backbone, edit_of(1), PROMPTS, other)
+
+
+def _weak(backbone: HFBackbone) -> Edit:
+    """An edit whose whole effect lies within the bound of bfloat16."""
+    edit = edit_of(alpha_p=0.1, alpha_n=0.1)
+    right = compare(backbone, edit, PROMPTS, lambda hook: hook)
+    assert 0 < right.effect < right.bound
+    return edit
+
+
+def test_in_bfloat16_the_bare_base_is_no_form_of_a_weak_edit() -> None:
+    backbone = _half("mistral")
+    edit = _weak(backbone)
+    with pytest.raises(UserError, match="too little effect .* in bfloat16; prove it in float32"):
+        compare(backbone, edit, PROMPTS, lambda hook: form_view(backbone, hook))
+
+
+def test_in_bfloat16_a_twice_too_strong_form_of_a_weak_edit_is_refused() -> None:
+    backbone = _half("mistral")
+    edit = _weak(backbone)
+    strong = replace(edit, alpha_p=2 * edit.alpha_p, alpha_n=2 * edit.alpha_n)
+
+    def twice(hook: View) -> View:
+        return view(backbone, ids_of(backbone), strong, forced=hook.tokens)
+
+    with pytest.raises(UserError, match="prove it in float32"):
+        compare(backbone, edit, PROMPTS, twice)
+
+
+def test_in_bfloat16_an_edit_without_effect_proves_nothing() -> None:
+    backbone, nothing = _half("mistral"), edit_of(alpha_p=0.0, alpha_n=0.0)
+    with pytest.raises(UserError, match="prove it in float32"):
+        compare(backbone, nothing, PROMPTS, lambda hook: form_view(backbone, hook))
 
 
 def _shifted(found: View, by: float) -> View:
