@@ -234,7 +234,8 @@ def pair_texts(task: str, pair: PreferencePair, settings: EditSettings) -> list[
 
     Returns:
         ``[(context, continuation of P), (context, continuation of N)]``; an encoder-decoder reads
-        the context in its encoder and the continuation in its decoder (A21).
+        the context in its encoder and the continuation in its decoder (A21). The continuation is
+        the answer; with ``answer_history`` it is the whole text, answer and history.
     """
     history = history_block(task, pair.items)
     query = query_line(task, pair.query)

@@ -51,9 +51,10 @@ class EditSettings(EditFields, TextFields):
                 f"selection_rule is {self.selection_rule}.",
             ),
             (
-                self.pairs_text == "answer_history" and self.embed_pooling == "last",
-                "pairs_text answer_history puts the history last, so embed_pooling last would not "
-                "read the answer; use mean_answer or another pairs_text.",
+                self.pairs_text == "answer_history" and self.embed_pooling != "mean_all",
+                "pairs_text answer_history puts the history behind the answer, in one text: "
+                "embed_pooling last would read the history alone, and mean_answer no more of the "
+                "answer than mean_all; use mean_all or another pairs_text.",
             ),
             (
                 (self.layers_rule == "top_k") != (self.layers_k is not None),

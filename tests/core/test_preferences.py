@@ -126,7 +126,7 @@ def test_the_pair_texts_differ_in_the_answer_alone(layout: str) -> None:
 
 def test_the_layout_with_the_history_last_puts_it_behind_the_answer() -> None:
     one = pair("comedy", "classic")
-    settings = SETTINGS.with_(pairs_text="answer_history", embed_pooling="mean_answer")
+    settings = SETTINGS.with_(pairs_text="answer_history", embed_pooling="mean_all")
     block = history_block("LaMP_2", one.items)
     assert pair_texts("LaMP_2", one, settings) == [
         ("", f"comedy\n{block}"),

@@ -43,6 +43,7 @@ def test_the_ledger_names_every_ambiguity_with_its_reason() -> None:
         {"selection_rule": "recent", "selection_center": "none"},
         {"selection_rule": "nearest", "selection_norm": "l1"},
         {"pairs_text": "answer_history"},
+        {"pairs_text": "answer_history", "embed_pooling": "mean_answer"},
         {"decode_temperature": 0.7},
         {"group_draws": 2},
         {"group_seeds": (0, 0, 1)},
@@ -66,13 +67,19 @@ def test_bad_values_and_contradictions_raise(changes: dict[str, object]) -> None
         {"selection_rule": "random", "selection_seed": 3},
         {"selection_rule": "nearest", "selection_item_text": "body"},
         {"selection_n_components": 5, "selection_center": "none", "selection_norm": "l1"},
-        {"pairs_text": "answer_history", "embed_pooling": "mean_answer"},
+        {"pairs_text": "answer_history", "embed_pooling": "mean_all"},
         {"decode_do_sample": True, "decode_temperature": 0.7},
         {"group_draws": 1, "group_seeds": [7]},
     ],
 )
 def test_sensible_combinations_pass(changes: dict[str, object]) -> None:
     assert EditSettings().with_(**changes) != EditSettings()
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean_answer"])
+def test_an_answer_before_its_history_is_read_with_it_or_not_at_all(pooling: str) -> None:
+    with pytest.raises(UserError, match="use mean_all or another pairs_text"):
+        EditSettings(pairs_text="answer_history", embed_pooling=pooling)
 
 
 def test_canonical_form_is_json_and_ignores_the_spelling_of_numbers() -> None:

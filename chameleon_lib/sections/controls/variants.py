@@ -81,9 +81,10 @@ VARIANTS: tuple[Variant, ...] = (
     _v("A3", "pair text: no query", pairs_text="history_answer"),
     _v("A3", "pair text: no history", pairs_text="query_answer"),
     _v("A3", "pair text: answer alone", pairs_text="answer_only"),
-    # A last-token reading of it would not see the answer, so the pooling has to change with it.
-    _v("A3", "pair text: history last (mean of the answer)",
-       pairs_text="answer_history", embed_pooling="mean_answer"),
+    # A last-token reading would not see the answer, which does not stand apart from the history
+    # either, so the pooling has to change with it.
+    _v("A3", "pair text: history last (mean of the whole text)",
+       pairs_text="answer_history", embed_pooling="mean_all"),
     _v("A5", "layers: elbow as printed", layers_rule="elbow_literal"),
     _v("A5", "layers: the best one", layers_rule="top_k", layers_k=1),
     _v("A5", "layers: up to 5", layers_rule="top_k", layers_k=5),

@@ -51,6 +51,12 @@ def test_a_wrong_reading_raises_and_is_never_skipped() -> None:
         Variant("A3", "history last", (("pairs_text", "answer_history"),)).settings(BASE, 4)
 
 
+def test_the_reading_with_the_history_last_is_named_after_all_that_is_averaged() -> None:
+    [last] = [v for v in VARIANTS if ("pairs_text", "answer_history") in v.changes]
+    assert last.name == "pair text: history last (mean of the whole text)"
+    assert dict(last.changes)["embed_pooling"] == "mean_all"
+
+
 def test_the_number_of_layers_is_cut_to_the_model() -> None:
     [five] = [v for v in VARIANTS if v.name == "layers: up to 5"]
     assert five.settings(BASE, 3).layers_k == 3 and five.settings(BASE, 32).layers_k == 5
