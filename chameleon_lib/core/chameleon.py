@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -35,6 +35,10 @@ from chameleon_lib.lamp.records import User
 
 log = logging.getLogger(__name__)
 
+NO_HISTORY = "The history is empty."
+TOO_LONG = "Not one history item fits the context beside the query."
+EMPTY_INSIGHT = "An insight came back empty."
+
 
 @dataclass
 class Chameleon:
@@ -44,8 +48,9 @@ class Chameleon:
         backbone: Frozen language model ω.
         embedder: Sentence embedder of eq. 1.
         settings: Every choice; ``EditSettings()`` is the paper's reading.
-        counts: After a fit: users left out and history items dropped, by reason.
-        left_out: After a fit: id of every user who has no part in it → why, one sentence.
+        counts: After :meth:`prepare` or a fit: users left out and history items dropped, by
+            reason.
+        left_out: Likewise: id of every user who has no part in it → why, one sentence.
     """
 
     backbone: Backbone
@@ -58,48 +63,54 @@ class Chameleon:
     def prepare(self, users: Sequence[User]) -> list[PreparedUser]:
         """History selection (eq. 1-2) and both insights of every user of one task.
 
-        Users whose history does not fit the context, or of whom an insight comes back empty, are
-        left out, counted in ``counts`` and named in ``left_out``.
+        Users without a history, or whose history does not fit the context, or of whom an insight
+        comes back empty, are left out, counted in ``counts`` and named in ``left_out``.
         """
         self._task = _one_task(users)
-        self.counts = {"users": len(users), "too_long": 0, "empty_insight": 0, "dropped_items": 0}
         self.left_out = {}
-        prepared = [user for some in parts(users, USERS) for user in self._prepare(some)]
-        self.counts["dropped_items"] = sum(user.dropped_items for user in prepared)
-        if any(self.counts[name] for name in ("too_long", "empty_insight", "dropped_items")):
+        prepared: list[PreparedUser] = []
+        for some in parts(users, USERS):
+            selected, left = self._selected(some)
+            written = self._with_insights(self._task, selected)
+            prepared += [user for user in written if user.complete]
+            self.left_out |= left
+            self.left_out |= {u.user.id: EMPTY_INSIGHT for u in written if not u.complete}
+        reasons = list(self.left_out.values())
+        self.counts = {
+            "users": len(users),
+            "no_history": reasons.count(NO_HISTORY),
+            "too_long": reasons.count(TOO_LONG),
+            "empty_insight": reasons.count(EMPTY_INSIGHT),
+            "dropped_items": sum(user.dropped_items for user in prepared),
+        }
+        if any(count for name, count in self.counts.items() if name != "users"):
             log.warning("history preparation: %s", self.counts)
         return prepared
 
-    def _prepare(self, users: Sequence[User]) -> list[PreparedUser]:
-        """:meth:`prepare` of some users; adds whom it leaves out."""
-        too_long, fitting = [], []
+    def _selected(self, users: Sequence[User]) -> tuple[list[PreparedUser], dict[str, str]]:
+        """The users with the history they show, without insights; id of the others → why."""
+        selected, left = [], {}
         chosen = select_items(users, self.embedder, self.settings)
         for user, indices in zip(users, chosen, strict=True):
             items = [user.history[index] for index in indices]
             kept = fit_context(self.backbone, user, items, self.settings)
             if kept:
-                fitting.append((user, kept, len(items) - len(kept)))
+                selected.append(PreparedUser(user, kept, "", "", len(items) - len(kept)))
             else:
-                too_long.append(user.id)
-        histories = [kept for _, kept, _ in fitting]
-        insights = write_insights(self.backbone, self._task, histories, self.settings)
+                left[user.id] = TOO_LONG if user.history else NO_HISTORY
+        return selected, left
+
+    def _with_insights(self, task: str, users: Sequence[PreparedUser]) -> list[PreparedUser]:
+        """The users with all insights that ``insight_scope`` asks for, empty ones among them."""
+        insights = write_insights(self.backbone, task, [u.items for u in users], self.settings)
         written = [
-            PreparedUser(user, kept, p, n, dropped)
-            for (user, kept, dropped), (p, n) in zip(fitting, insights, strict=True)
+            replace(user, insight_p=p, insight_n=n)
+            for user, (p, n) in zip(users, insights, strict=True)
         ]
-        prepared = [user for user in written if user.complete]
         if self.settings.insight_scope == "query":
-            per_query = write_query_insights(self.backbone, self._task, prepared, self.settings)
-            prepared = [u for u in with_query_insights(prepared, per_query) if u.complete]
-        complete = {user.user.id for user in prepared}
-        empty = [user.user.id for user in written if user.user.id not in complete]
-        self.counts["too_long"] += len(too_long)
-        self.counts["empty_insight"] += len(empty)
-        self.left_out |= {
-            **dict.fromkeys(too_long, "Not one history item fits the context beside the query."),
-            **dict.fromkeys(empty, "An insight came back empty."),
-        }
-        return prepared
+            per_query = write_query_insights(self.backbone, task, written, self.settings)
+            written = with_query_insights(written, per_query)
+        return written
 
     def pairs(self, users: Sequence[PreparedUser]) -> list[PreferencePair]:
         """Synthetic answers of both agents to every query, unfiltered."""
@@ -162,15 +173,17 @@ class Chameleon:
 
         ``infer_edit`` and ``infer_insight_in_prompt`` choose a cell of the 2 x 2 of insight and
         edit; ``eval_user_mode`` "unseen" with ``unseen_prompt`` "no_history" asks the plain
-        question without any history.
+        question without any history. Insights are written only if they stand in the prompts;
+        ``counts`` and ``left_out`` stay those of the last fit.
 
         Args:
             users: Users of one task; with a history unless they are unseen.
             profile: The edit to run; needed while ``infer_edit`` is on.
 
         Raises:
-            UserError: No profile, a profile of another task or backbone, or a user that
-                :meth:`prepare` has to leave out.
+            UserError: No profile, a profile of another task or backbone, or a user who cannot be
+                asked: without a history, with one that does not fit the context, or with an empty
+                insight where insights stand in the prompts.
         """
         task, s = _one_task(users), self.settings
         if s.infer_edit:
@@ -178,22 +191,17 @@ class Chameleon:
         if s.eval_user_mode == "unseen" and s.unseen_prompt == "no_history":
             prompts = [unseen_prompt(task, q.text) for user in users for q in user.queries]
         else:
-            prepared = self.prepare(users)
-            if len(prepared) < len(users):
-                raise UserError(f"Some users cannot be asked ({self.counts}); leave them out.")
             prompts = [
                 answer_prompt(
                     task,
                     user.items,
                     query.text,
                     role="P",
-                    insight=insight if s.infer_insight_in_prompt else None,
+                    insight=insight,
                     baseline=s.prompts_baseline,  # type: ignore[arg-type]
                 )
-                for user in prepared
-                for query, (insight, _) in zip(
-                    user.user.queries, user.insights_for(s.insight_scope), strict=True
-                )
+                for user, insights in self._shown(task, users)
+                for query, insight in zip(user.user.queries, insights, strict=True)
             ]
         return self.backbone.generate(
             prompts,
@@ -201,6 +209,37 @@ class Chameleon:
             edit=profile.edit if profile is not None and s.infer_edit else None,
             decode=decode_settings(s),
         )
+
+    def _shown(
+        self, task: str, users: Sequence[User]
+    ) -> list[tuple[PreparedUser, list[str | None]]]:
+        """What the answer prompts of every user show: the history, and an insight per query.
+
+        The insights are None where the settings keep them out of the prompt.
+        """
+        shown: list[tuple[PreparedUser, list[str | None]]] = []
+        left: dict[str, str] = {}
+        for some in parts(users, USERS):
+            selected, unfit = self._selected(some)
+            left |= unfit
+            if not self.settings.infer_insight_in_prompt:
+                shown += [(user, [None] * len(user.user.queries)) for user in selected]
+                continue
+            for user in self._with_insights(task, selected):
+                insights = [p for p, _ in user.insights_for(self.settings.insight_scope)]
+                if not all(insights):
+                    left[user.user.id] = EMPTY_INSIGHT
+                shown.append((user, list(insights)))
+        if left:
+            named = {why: [one for one in left if left[one] == why] for why in left.values()}
+            raise UserError(
+                f"{len(left)} of {len(users)} users cannot be asked; leave them out. "
+                + " ".join(f"{', '.join(ids)}: {why}" for why, ids in named.items())
+            )
+        dropped = sum(user.dropped_items for user, _ in shown)
+        if dropped:
+            log.warning("answer prompts: %d history items do not fit and are dropped", dropped)
+        return shown
 
     def _check_profile(self, profile: EditProfile | None, task: str) -> None:
         if profile is None:

@@ -189,7 +189,9 @@ def test_users_without_insight_or_without_room_are_left_out_and_counted(
     with caplog.at_level(logging.WARNING):
         prepared = model.prepare(users)
     assert [user.user.id for user in prepared] == [u.id for u in users if u.id != users[1].id]
-    assert model.counts == {"users": 6, "too_long": 0, "empty_insight": 1, "dropped_items": 0}
+    assert model.counts == {
+        "users": 6, "no_history": 0, "too_long": 0, "empty_insight": 1, "dropped_items": 0
+    }  # fmt: skip
     assert "empty_insight" in caplog.text
     assert model.left_out == {users[1].id: "An insight came back empty."}
 
@@ -198,6 +200,14 @@ def test_users_without_insight_or_without_room_are_left_out_and_counted(
     assert model.prepare(users) == [] and model.counts["too_long"] == 6
     with pytest.raises(UserError, match="0 pairs"):
         model.fit(users)
+
+
+def test_an_empty_history_is_not_called_one_that_does_not_fit(users: list[User]) -> None:
+    some = [users[0], replace(users[1], history=())]
+    model = Chameleon(scripted(lambda _: "an insight"), HashEmbedder(), SETTINGS)
+    assert [user.user.id for user in model.prepare(some)] == [users[0].id]
+    assert model.left_out == {users[1].id: "The history is empty."}
+    assert (model.counts["no_history"], model.counts["too_long"]) == (1, 0)
 
 
 def test_an_empty_insight_of_one_query_leaves_its_user_out_as_one_of_the_user_does(

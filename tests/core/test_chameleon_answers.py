@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,12 @@ from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.core.edit_profile import EditProfile
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.prompts import answer_prompt, unseen_prompt
+from chameleon_lib.lamp.prompts import (
+    ANSWER_CUE,
+    INSIGHT_QUERIES,
+    answer_prompt,
+    unseen_prompt,
+)
 from chameleon_lib.lamp.records import User
 from tests.backbones.demo.small import HashEmbedder, small_backbone
 from tests.core.method import SETTINGS, train_users
@@ -113,5 +119,68 @@ def test_a_user_who_cannot_be_asked_is_named_by_count_and_not_dropped(
 ) -> None:
     tight = scripted(lambda _: "an insight", limit=20)
     model = Chameleon(tight, HashEmbedder(), SETTINGS.with_(infer_edit=False))
-    with pytest.raises(UserError, match="'too_long': 6"):
+    with pytest.raises(UserError, match="6 of 6 users cannot be asked") as caught:
         model.answer(users)
+    assert f"{users[5].id}: Not one history item fits the context" in str(caught.value)
+    bare = [users[0], replace(users[1], history=())]
+    roomy = scripted(lambda _: "4")
+    with pytest.raises(UserError, match=f"1 of 2 .* {users[1].id}: The history is empty"):
+        Chameleon(roomy, HashEmbedder(), SETTINGS.with_(infer_edit=False)).answer(bare)
+    assert roomy.prompts == []
+
+
+def test_an_answer_without_insights_writes_none_and_needs_none(users: list[User]) -> None:
+    silent = scripted(lambda prompt: "4" if ANSWER_CUE in prompt else "")
+    plain = SETTINGS.with_(infer_edit=False)
+    assert Chameleon(silent, HashEmbedder(), plain).answer(users) == ["4"] * 12
+    assert len(silent.prompts) == 12
+    asking = Chameleon(silent, HashEmbedder(), plain.with_(infer_insight_in_prompt=True))
+    with pytest.raises(UserError, match="6 of 6 users .* An insight came back empty"):
+        asking.answer(users)
+
+
+def test_an_answer_needs_the_insights_of_its_prompts_alone(users: list[User]) -> None:
+    """The neutral one never stands there, nor the user's own where each query has one."""
+    first = INSIGHT_QUERIES["N"]
+
+    def reply(prompt: str) -> str:
+        if ANSWER_CUE in prompt:
+            return "4"
+        own = not any(q.text in prompt for u in users for q in u.queries)
+        return "" if first in prompt or (own and scope == "query") else "an insight"
+
+    for scope in ("user", "query"):
+        settings = SETTINGS.with_(
+            infer_edit=False, infer_insight_in_prompt=True, insight_scope=scope
+        )
+        backbone = scripted(reply)
+        assert Chameleon(backbone, HashEmbedder(), settings).answer(users) == ["4"] * 12
+        assert all("an insight." in prompt for prompt in backbone.prompts[-12:])
+
+
+def test_an_answer_leaves_the_account_of_the_fit_alone(
+    backbone: HFBackbone, users: list[User]
+) -> None:
+    model = Chameleon(backbone, HashEmbedder(), SETTINGS)
+    profile = model.fit([*users[:5], replace(users[5], history=())])
+    counts, left = dict(model.counts), dict(model.left_out)
+    assert counts["users"] == 6 and set(left) == {users[5].id}
+    model.answer(users[:1], profile)
+    assert (model.counts, model.left_out) == (counts, left)
+
+
+def test_items_that_an_answer_prompt_has_no_room_for_are_said_to_be_dropped(
+    users: list[User], caplog: pytest.LogCaptureFixture
+) -> None:
+    user = users[0]
+    settings = SETTINGS.with_(infer_edit=False)
+    longest = max(
+        len(answer_prompt(user.task, user.history[:4], q.text, role=role, insight="-").split())
+        for q in user.queries
+        for role in ("P", "N")
+    )
+    room = longest + settings.decode_insight_tokens + 5 - 1
+    tight = scripted(lambda _: "4", limit=room)
+    with caplog.at_level(logging.WARNING):
+        assert Chameleon(tight, HashEmbedder(), settings).answer([user]) == ["4", "4"]
+    assert "history items do not fit and are dropped" in caplog.text
