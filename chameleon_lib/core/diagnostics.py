@@ -9,6 +9,9 @@ from chameleon_lib.core.ccs import CCSResult, accuracy, fit_ccs, shuffle_pairs
 from chameleon_lib.core.estimators import masked_mean, top_singular
 from chameleon_lib.core.settings import EditSettings
 
+# What the CCS fit of the directions itself tells, without further fits.
+CCS_NUMBERS = ("ccs_loss", "ccs_floor", "ccs_loss_spread", "ccs_accuracy", "ccs_polarity")
+
 
 def mean_difference(p: Tensor, n: Tensor, mask: Tensor) -> Tensor:
     """Mean of P minus N over real pairs, ``(G, d)``."""

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from chameleon_lib.core.ccs import check_pairs, fit_ccs, shuffle_pairs
-from chameleon_lib.core.diagnostics import ccs_diagnostics, geometry, mean_difference
+from chameleon_lib.core.diagnostics import (
+    CCS_NUMBERS,
+    ccs_diagnostics,
+    geometry,
+    mean_difference,
+)
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.estimators import neutral_direction, personal_direction, unit
 from chameleon_lib.core.layers import choose_layers
@@ -117,6 +122,20 @@ def fit_directions(
         diagnostics: If False, the extra CCS fits (shuffled, held out) are left out.
     """
     seed = settings.seed if seed is None else seed
+    return _directions(h_p, h_n, settings, seed, mask, None, extra=diagnostics)
+
+
+def _directions(
+    h_p: Tensor,
+    h_n: Tensor,
+    settings: EditSettings,
+    seed: int,
+    mask: Tensor | None,
+    main: Directions | None,
+    *,
+    extra: bool,
+) -> Directions:
+    """:func:`fit_directions`; theta^N and all that CCS found come from ``main`` if given."""
     lead, (k, d) = h_p.shape[:-2], h_p.shape[-2:]
     if len(lead) not in (1, 2) or h_n.shape != h_p.shape:
         raise UserError(
@@ -125,15 +144,16 @@ def fit_directions(
         )
     p, n = h_p.reshape(-1, k, d), h_n.reshape(-1, k, d)
     mask = check_pairs(n, p, None if mask is None else mask.reshape(-1, k))
-    ccs = None
-    # The layers are ranked by CCS loss even where another estimator gives theta^N.
-    if settings.direction_neutral == "ccs" or settings.layers_rule != "all":
-        ccs = fit_ccs(n, p, settings, seed, mask)
     theta_p = personal_direction(settings.direction_personal, p, n, seed, mask)
-    if settings.direction_neutral == "ccs" and ccs is not None:
-        theta_n = unit(ccs.theta, "ccs")
+    if main is None:
+        theta_n, loss, found = _removal(p, n, mask, settings, seed, extra)
     else:
-        theta_n = neutral_direction(settings.direction_neutral, n, p, settings, seed, mask)
+        theta_n, loss = main.theta_n.reshape(-1, d), main.ccs_loss.reshape(-1)
+        found = {
+            name: value.reshape(-1)
+            for name, value in main.diagnostics.items()
+            if name in CCS_NUMBERS
+        }
     difference = mean_difference(p, n, mask)  # (G, d), from N to P
     gate_p = torch.ones(len(p), dtype=torch.bool, device=p.device)
     gate_n = gate_p.clone()
@@ -141,12 +161,7 @@ def fit_directions(
         # Each direction must point to its own class; the CCS sign is the one training ended with.
         gate_p = (theta_p * difference).sum(-1) > 0
         gate_n = (theta_n * difference).sum(-1) < 0
-    loss = torch.full((len(p),), float("nan"), device=p.device)
-    if ccs is not None:
-        loss = ccs.loss if settings.layers_loss_stat == "best_try" else ccs.losses.mean(1)
-    logged = geometry(p, n, mask, theta_p, theta_n, difference)
-    if ccs is not None:
-        logged |= ccs_diagnostics(ccs, p, n, mask, settings, seed, extra=diagnostics)
+    logged = geometry(p, n, mask, theta_p, theta_n, difference) | found
     return Directions(
         theta_p=theta_p.reshape(*lead, d),
         theta_n=theta_n.reshape(*lead, d),
@@ -157,6 +172,24 @@ def fit_directions(
         gate_n=gate_n.reshape(lead),
         diagnostics={name: value.reshape(lead) for name, value in logged.items()},
     )
+
+
+def _removal(
+    p: Tensor, n: Tensor, mask: Tensor, settings: EditSettings, seed: int, extra: bool
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """theta^N ``(G, d)``, CCS loss ``(G,)`` and CCS diagnostics of every group."""
+    ccs = None
+    # The layers are ranked by CCS loss even where another estimator gives theta^N.
+    if settings.direction_neutral == "ccs" or settings.layers_rule != "all":
+        ccs = fit_ccs(n, p, settings, seed, mask)
+    if settings.direction_neutral == "ccs" and ccs is not None:
+        theta_n = unit(ccs.theta, "ccs")
+    else:
+        theta_n = neutral_direction(settings.direction_neutral, n, p, settings, seed, mask)
+    if ccs is None:
+        return theta_n, torch.full((len(p),), float("nan"), device=p.device), {}
+    loss = ccs.loss if settings.layers_loss_stat == "best_try" else ccs.losses.mean(1)
+    return theta_n, loss, ccs_diagnostics(ccs, p, n, mask, settings, seed, extra=extra)
 
 
 def control_directions(
@@ -180,8 +213,9 @@ def control_directions(
         settings: Settings of the main arm.
         seed: Draw of ``random`` and ``shuffled_pairs``, and seed of the restarts.
         mask: As in ``fit_directions``.
-        main: The main arm's directions from the same pairs and seed; controls that keep its
-            theta^N then take it instead of fitting it again.
+        main: The main arm's directions from the same pairs, seed and settings; controls that keep
+            its theta^N take that and the CCS numbers from it instead of fitting CCS again. The
+            result is the same.
     """
     changes: dict[str, dict[str, str]] = {
         "random": {"direction_personal": "random", "direction_neutral": "random"},
@@ -193,22 +227,14 @@ def control_directions(
     if name not in CONTROLS:
         raise UserError(f"There is no control {name!r}; choose one of {', '.join(CONTROLS)}.")
     seed = settings.seed if seed is None else seed
-    if name in ("p_only", "n_only", "from_neutral", "svd_diff") and main is not None:
-        if name == "p_only":
-            return replace(main, alpha_n=0.0)
-        if name == "n_only":
-            return replace(main, alpha_p=0.0)
-        lead, (k, d) = h_p.shape[:-2], h_p.shape[-2:]
-        flat = None if mask is None else mask.reshape(-1, k)
-        estimator = changes[name]["direction_personal"]
-        p, n = h_p.reshape(-1, k, d), h_n.reshape(-1, k, d)
-        theta_p = personal_direction(estimator, p, n, seed, flat)
-        return replace(main, theta_p=theta_p.reshape(*lead, d))
     if name == "shuffled_pairs":
         h_n, h_p = shuffle_pairs(h_n, h_p, seed)
     # A control sits at the layers of the main arm, so its own layers need no CCS ranking.
     control = settings.with_(layers_rule="all", layers_k=None, **changes.get(name, {}))
-    directions = fit_directions(h_p, h_n, control, seed, mask, diagnostics=False)
+    # Without CCS there is nothing dear to keep: the main arm fitted it for its layers, if at all.
+    keeps = name in ("p_only", "n_only", "from_neutral", "svd_diff")
+    kept = main if keeps and control.direction_neutral == "ccs" else None
+    directions = _directions(h_p, h_n, control, seed, mask, kept, extra=False)
     if name == "p_only":
         return replace(directions, alpha_n=0.0)
     if name == "n_only":

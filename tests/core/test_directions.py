@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from chameleon_lib.core.directions import CONTROLS, control_directions, fit_directions
+from chameleon_lib.core.directions import (
+    CONTROLS,
+    Directions,
+    control_directions,
+    fit_directions,
+)
 from chameleon_lib.core.estimators import neutral_direction, personal_direction
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
@@ -167,6 +172,56 @@ def test_every_control_gives_an_edit_at_the_layers_of_the_main_arm(name: str) ->
             control.theta_n, main.theta_n
         )
         assert not same
+
+
+def _same(one: Directions, other: Directions) -> None:
+    """Every field, bit for bit."""
+    for name in ("theta_p", "theta_n", "ccs_loss", "gate_p", "gate_n"):
+        left, right = getattr(one, name), getattr(other, name)
+        torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
+    assert (one.alpha_p, one.alpha_n) == (other.alpha_p, other.alpha_n)
+    assert list(one.diagnostics) == list(other.diagnostics)
+    for name, value in one.diagnostics.items():
+        wanted = other.diagnostics[name]
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("neutral", ["ccs", "mean_diff"])
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_control_that_keeps_what_the_main_arm_found_is_the_one_fitted_anew(
+    name: str, neutral: str
+) -> None:
+    h_p, h_n, offset = _planted(mean=1.0)
+    h_p[:2] -= 2 * offset[:2].unsqueeze(1)  # so that each gate is open and shut somewhere
+    settings = SETTINGS.with_(
+        edit_sign_gate="class_mean", direction_neutral=neutral, ccs_epochs=50
+    )
+    main = fit_directions(h_p, h_n, settings, seed=2)
+    kept = control_directions(name, h_p, h_n, settings, seed=2, main=main)
+    _same(kept, control_directions(name, h_p, h_n, settings, seed=2))
+
+
+def test_a_control_with_another_boost_has_its_own_gate_strength_and_geometry() -> None:
+    h_p, h_n, _ = _planted()
+    settings = SETTINGS.with_(edit_sign_gate="class_mean", direction_personal="none")
+    main = fit_directions(h_p, h_n, settings)
+    control = control_directions("svd_diff", h_p, h_n, settings, main=main)
+    assert main.alpha_p == 0 and not bool(main.gate_p.any())
+    assert control.alpha_p == 1 and bool(control.gate_p.all())
+    cosine = _cos(control.theta_p, control.theta_n).float()
+    torch.testing.assert_close(control.diagnostics["cos_p_n"], cosine)
+    assert torch.equal(control.theta_n, main.theta_n)
+
+
+def test_the_users_of_a_batch_keep_what_was_found_for_them() -> None:
+    parts = [_planted(seed=seed)[:2] for seed in (0, 10)]
+    h_p, h_n = (torch.stack(both) for both in zip(*parts, strict=True))
+    mask = torch.ones(2, 4, 30, dtype=torch.bool)
+    mask[1, :, 25:] = False
+    settings = SETTINGS.with_(edit_sign_gate="class_mean", ccs_epochs=20)
+    main = fit_directions(h_p, h_n, settings, mask=mask)
+    kept = control_directions("from_neutral", h_p, h_n, settings, mask=mask, main=main)
+    _same(kept, control_directions("from_neutral", h_p, h_n, settings, mask=mask))
 
 
 def test_unknown_names_raise() -> None:
