@@ -189,7 +189,11 @@ class Chameleon:
         if s.infer_edit:
             self._check_profile(profile, task)
         if s.eval_user_mode == "unseen" and s.unseen_prompt == "no_history":
-            prompts = [unseen_prompt(task, q.text) for user in users for q in user.queries]
+            prompts = [
+                unseen_prompt(task, query.text, baseline=s.prompts_baseline)  # type: ignore[arg-type]
+                for user in users
+                for query in user.queries
+            ]
         else:
             prompts = [
                 answer_prompt(

@@ -39,6 +39,7 @@ def prompts_digest(task: str, settings: EditSettings) -> str:
                     fix_typos=settings.prompts_fix_typos,
                 )
             )
-    texts.append(unseen_prompt(task, query))
+    baseline = settings.prompts_baseline
+    texts.append(unseen_prompt(task, query, baseline=baseline))  # type: ignore[arg-type]
     texts += [part for text in pair_texts(task, pair, settings) for part in text]
     return hashlib.sha256(json.dumps(texts).encode("ascii")).hexdigest()

@@ -98,6 +98,19 @@ def test_an_unseen_user_is_asked_without_a_history_unless_the_settings_show_it(
     assert asked(shown, users, profile)[0] == asked(seen, users, profile)[0] != prompts
 
 
+def test_an_unseen_user_is_asked_without_what_the_settings_take_for_the_insight(
+    users: list[User],
+) -> None:
+    backbone = scripted(lambda _: "4")
+    settings = SETTINGS.with_(
+        eval_user_mode="unseen", infer_edit=False, prompts_baseline="drop_agent_block"
+    )
+    Chameleon(backbone, HashEmbedder(), settings).answer(users[:1])
+    texts = [query.text for query in users[0].queries]
+    asked = [unseen_prompt("LaMP_3", text, baseline="drop_agent_block") for text in texts]
+    assert backbone.prompts == asked != [unseen_prompt("LaMP_3", text) for text in texts]
+
+
 def test_a_profile_of_another_backbone_or_task_or_none_is_refused(
     profile: EditProfile, backbone: HFBackbone, users: list[User]
 ) -> None:
