@@ -176,10 +176,12 @@ def test_equal_quality_holds_only_where_the_fitted_edit_is_as_good_and_cheap() -
     assert unlike.status == DIRECTION_ONLY  # better than a DPO that fell, no gain of its own
 
 
-def test_the_smallest_share_with_the_quality_is_taken() -> None:
+def test_quality_is_judged_at_the_largest_share_whatever_the_others_reach() -> None:
+    lucky = quality_of(budget_run({"fitted": 0.5, "dpo": 0.8}, {"fitted": 0.95}))
+    assert lucky.status == OPPOSITE and "at 100% of the pairs" in lucky.note
     run = budget_run({"fitted": 0.9, "dpo": 0.6}, {"fitted": 0.85})
     found = quality_of(run)
-    assert "at 40% of the pairs" in found.note and "FLOPs 1/16.7" in found.note
+    assert "at 100% of the pairs" in found.note and "FLOPs 1/6.7" in found.note
     frame = tables.same_quality(run)
     check_table(frame, "fig4_d_same_quality", "demo")
     decoder = frame[frame["family"] == FAMILY_TITLES["decoder"]]
