@@ -38,7 +38,7 @@ def verdicts_of(run: Run) -> tuple[Verdict, Verdict]:
 
 
 def against_aloe(rates: dict[str, float]) -> str:
-    """The verdict on the claim that CHAMELEON beats ALOE (and LLM-REC)."""
+    """The verdict on the claim that CHAMELEON beats ALOE."""
     return table1.verdicts(planted_run(rates), "01_per_user")[1].status
 
 
@@ -93,6 +93,15 @@ def test_aloe_is_beaten_with_llm_rec_or_the_claim_is_not_reproduced() -> None:
     assert against_aloe({"chameleon": 0.9, "llm_rec": 0.9}) == DIRECTION_ONLY
     assert against_aloe({"chameleon": 0.9, "aloe": 0.9}) == NOT_REPRODUCED
     assert against_aloe({"aloe": 0.9}) == OPPOSITE
+
+
+@pytest.mark.parametrize("control", ["instruct", *table1.CLAIM_CONTROLS])
+def test_a_gain_over_aloe_that_a_control_has_as_well_is_a_direction_only(control: str) -> None:
+    assert against_aloe({"chameleon": 0.9, control: 0.9}) == DIRECTION_ONLY
+
+
+def test_a_gain_over_an_aloe_that_harms_is_a_direction_only() -> None:
+    assert against_aloe({"aloe": 0.1}) == DIRECTION_ONLY
 
 
 def test_a_claim_about_a_rival_that_was_not_run_is_not_made() -> None:
