@@ -119,12 +119,16 @@ def verdicts(runs: Sequence[Run], notebook: str) -> list[Verdict]:
     """Per task, condition and family one verdict per claim of :data:`CLAIMS`.
 
     A condition in which a method or one of its controls was not run is not judged, and ALOE, which
-    the paper compares with in Table 2, is compared with in its reading alone.
+    the paper compares with in Table 2, is compared with in its reading alone. In an embedded world
+    the reading without history is judged only where users share a taste, which is a condition of
+    its own: elsewhere nothing can be known of such a user, so the world would decide the verdict,
+    and its rows are a control.
     """
     return [
         _verdict(run, task, condition, family, claim, notebook)
         for task in tasks_of(runs)
         for condition, run in conditions(runs, task)
+        if condition != NO_HISTORY or run.data[task].truth is None
         for family in run.families
         for claim, (method, base, others) in CLAIMS.items()
         if having(run.of(task, family), method, base, *others)

@@ -82,9 +82,19 @@ def effects(runs: list[Run]) -> dict[str, pd.DataFrame]:
 # --- verdicts ----------------------------------------------------------------------------------
 
 
+def official(run: Run) -> Run:
+    """The same run as if its users came from official files."""
+    return replace(run, data={t: replace(d, truth=None) for t, d in run.data.items()})
+
+
 def judged(condition: str, rates: Mapping[str, float], **sizes: int) -> dict[str, Verdict]:
-    """Verdicts of one task, family and condition: paper's edit, fitted edit, against ALOE."""
-    found = table2.verdicts([planted({condition: rates}, **sizes)], "02_unseen_users")
+    """Verdicts of one task, family and condition: paper's edit, fitted edit, against ALOE.
+
+    The reading without history is that of official files: in the embedded world it has none.
+    """
+    run = planted({condition: rates}, **sizes)
+    run = official(run) if condition == NO_HISTORY else run
+    found = table2.verdicts([run], "02_unseen_users")
     names = {"CHAMELEON's edit beats Instruct": "paper", "the fitted edit beats": "fitted",
              "CHAMELEON's edit beats ALOE": "aloe"}  # fmt: skip
     return {name: v for words, name in names.items() for v in found if words in v.claim}
@@ -138,8 +148,17 @@ def test_a_gain_over_an_aloe_that_harms_is_no_reproduction() -> None:
 
 
 def test_scores_shuffled_with_the_baseline_are_not_reproduced() -> None:
-    run = swapped(planted({NO_HISTORY: GAIN}), "chameleon", "instruct")
+    run = swapped(planted({WITH_HISTORY: GAIN}), "chameleon", "instruct")
     assert table2.verdicts([run], "x")[0].status == NOT_REPRODUCED
+
+
+def test_a_world_that_decides_a_reading_gets_no_verdict_of_it_but_keeps_its_rows() -> None:
+    run = planted({NO_HISTORY: GAIN, WITH_HISTORY: GAIN})
+    found = table2.verdicts([run], "x")
+    assert found and not [v for v in found if NO_HISTORY in v.note]
+    for frame in (table2.results([run], "LaMP_2"), table2.effects([run], "LaMP_2")):
+        assert NO_HISTORY in set(frame["condition"])
+    assert [v for v in table2.verdicts([official(run)], "x") if NO_HISTORY in v.note]
 
 
 def test_few_users_are_counted_and_not_judged() -> None:
@@ -159,12 +178,12 @@ def test_a_method_without_its_controls_is_not_judged(runs: list[Run]) -> None:
 
 
 def test_every_claim_is_one_of_its_own(runs: list[Run]) -> None:
-    found = table2.verdicts(runs, "02_unseen_users")
+    real = official(runs[0])
+    found = table2.verdicts([real, runs[1]], "02_unseen_users")
     # Both edits in both readings and against ALOE, per task; then both in two conditions more.
     assert len(found) == 2 * 5 + 2 * 2 == len({v.claim for v in found})
     assert {v.section for v in found} == {"4.3"}
     assert {v.csv for v in found} == {f"tables/table2_{t}_effects.csv" for t in runs[0].data}
-    real = replace(runs[0], data={t: replace(d, truth=None) for t, d in runs[0].data.items()})
     assert {v.split for v in table2.verdicts([real], "x")} == {"official dev users"}
 
 
