@@ -79,8 +79,8 @@ def may_conclude(verdicts: Sequence[Verdict], profile: RunProfile) -> list[str]:
         sentences.append(
             f"Of {len(printed)} claims of the paper that were judged on the {profile.name} "
             f"profile, {counts[REPRODUCED]} are reproduced, {counts[DIRECTION_ONLY]} show the "
-            f"direction but no more than a control, {counts[NOT_REPRODUCED]} are not reproduced, "
-            f"and {counts[OPPOSITE]} came out opposite."
+            f"direction only (a control reaches it, or none was run), {counts[NOT_REPRODUCED]} are "
+            f"not reproduced, and {counts[OPPOSITE]} came out opposite."
         )
     for section in dict.fromkeys(v.section for v in printed):
         part = [v for v in printed if v.section == section]
@@ -91,8 +91,8 @@ def may_conclude(verdicts: Sequence[Verdict], profile: RunProfile) -> list[str]:
         counts = Counter(v.status for v in own)
         sentences.append(
             f"Of {len(own)} claims of our own, {counts[HOLDS]} hold, {counts[DOES_NOT_HOLD]} do "
-            f"not, {counts[DIRECTION_ONLY]} are matched by a control, and {counts[OPPOSITE]} came "
-            "out opposite."
+            f"not, {counts[DIRECTION_ONLY]} show the direction only (a control reaches it, or none "
+            f"was run), and {counts[OPPOSITE]} came out opposite."
         )
     left = sum(v.status in _UNJUDGED for v in verdicts)
     if left:

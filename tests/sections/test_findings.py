@@ -65,6 +65,8 @@ def test_sentences_say_what_was_counted_and_leave_out_what_was_not_judged() -> N
         "Section 4.3: 0 of 2 claims reproduced.",
     ]
     assert "Of 2 claims of our own, 1 hold, 1 do not" in rest[2]
+    for said in (first, rest[2]):
+        assert "direction only (a control reaches it, or none was run)" in said
     assert rest[3].startswith("2 claims were not judged")
     assert findings.may_conclude([], DEMO) == []
 

@@ -38,8 +38,9 @@ def verdicts(table1: Run, ledger: Run, notebook: str) -> list[Verdict]:
                 (
                     "acts through a personalised direction",
                     alone,
-                    [on_top, *margins],
-                    "must also gain on top of the insight, and beat: " + ", ".join(common),
+                    # A gain on top of the insight is the next claim, and no control of this one.
+                    margins,
+                    f"must also beat: {', '.join(common)}" if common else "no control was run",
                 ),
                 (
                     "helps beyond the insight in the prompt",

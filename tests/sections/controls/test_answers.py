@@ -69,7 +69,9 @@ def test_a_gain_that_a_common_direction_has_is_not_personal(control: str) -> Non
 def test_a_gain_that_the_insight_has_as_well_is_nothing_beyond_it() -> None:
     run = run_of(insight=0.9, chameleon=0.9, chameleon_and_insight=0.9)
     personal, beyond, *_ = judged(run)
-    assert (personal.status, beyond.status) == (DIRECTION_ONLY, DOES_NOT_HOLD)
+    # No control has the gain of the edit alone, so its direction is its own.
+    assert (personal.status, beyond.status) == (HOLDS, DOES_NOT_HOLD)
+    assert "insight" not in personal.note
     said = answers.insight_sentence(run)
     assert "without any edit, gains in 1 of 1" in said
     assert "It reaches LaMP-2 decoder 0.900 (the planted answers 0." in said
