@@ -47,7 +47,7 @@ class Verdict:
         own: whether the claim is the kit's and not the paper's; its words are then "holds" and
             "does not hold", since nothing can be reproduced that was never claimed.
         setting: where it is claimed, such as "LaMP-2, decoder (Mistral class)".
-        measure: what `ours` is, such as "accuracy change".
+        measure: what `ours` is, such as "accuracy change"; see `plain`.
     """
 
     words: str
@@ -97,6 +97,15 @@ class Verdict:
         """The claim in one sentence: where, what, and how it is measured."""
         where = f"{self.setting}: " if self.setting else ""
         return f"{where}{self.words}" + (f" ({self.measure})" if self.measure else "")
+
+    @property
+    def plain(self) -> bool:
+        """Whether `ours` is the change of a metric as it was measured, with its own interval.
+
+        A slope, a difference shifted by a tolerance and an interval widened for many comparisons
+        are not; their `measure` says what they are and does not end in "change".
+        """
+        return self.measure.endswith(" change")
 
 
 def save_verdicts(verdicts: Sequence[Verdict], notebook_id: str, profile: str) -> Path:

@@ -126,8 +126,26 @@ def may_not_conclude(verdicts: Sequence[Verdict], profile: RunProfile) -> list[s
     return sentences
 
 
-def figure(verdicts: Sequence[Verdict], profile: RunProfile) -> FigureOutput:
-    """Every judged effect with its interval, one panel per metric."""
+def figure(verdicts: Sequence[Verdict], profile: RunProfile) -> FigureOutput | str:
+    """Every judged change of a metric with its 95 % interval, one panel per metric.
+
+    Slopes, shifted differences and widened intervals would stand on the wrong scale there; the
+    caption counts them.
+
+    Returns:
+        The figure, or a sentence where there is nothing to draw.
+    """
+    judged = [v for v in verdicts if v.status not in _UNJUDGED]
+    drawable = [v for v in judged if v.plain]
+    left = len(judged) - len(drawable)
+    left_out = (
+        f" {left} more judged effects are not drawn: slopes, differences shifted by a tolerance, "
+        "and intervals widened for many comparisons."
+        if left
+        else ""
+    )
+    if not drawable:
+        return f"No judged change of a metric to draw.{left_out}"
     rows = [
         {
             "claim": f"{v.section} · {v.claim.split(' (')[0]}"[:90],
@@ -139,7 +157,7 @@ def figure(verdicts: Sequence[Verdict], profile: RunProfile) -> FigureOutput:
             "n": v.n,
             "seeds": v.seeds,
         }
-        for v in verdicts
+        for v in drawable
         if v.ours is not None
     ]
     frame = pd.DataFrame(rows)
@@ -147,7 +165,7 @@ def figure(verdicts: Sequence[Verdict], profile: RunProfile) -> FigureOutput:
     words = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     drawn = dot_ci(
         frame,
-        title="Every judged effect",
+        title="Every judged change",
         profile=profile.name,
         xlabel="ours",
         row="claim",
@@ -159,8 +177,8 @@ def figure(verdicts: Sequence[Verdict], profile: RunProfile) -> FigureOutput:
         "99_effects",
         alt=f"Forest plot of {len(frame)} effects with 95 % intervals: {words}.",
         caption=(
-            f"All {len(frame)} judged effects with 95 % intervals over users, by metric; errors "
-            f"(mae) are better to the left. {words} ({profile.name} profile)."
+            f"All {len(frame)} judged changes of a metric with 95 % intervals over users; errors "
+            f"(mae) are better to the left. {words} ({profile.name} profile).{left_out}"
         ),
         data=frame,
         profile=profile.name,

@@ -31,9 +31,10 @@ def made(
     status: str, ours: Estimate | None = GAIN, section: str = "4.2", own: bool = False
 ) -> Verdict:
     n, seeds = (ours.n, ours.seeds) if ours else (0, 0)
-    claim = f"{'beyond the paper, ' if own else ''}a claim that is {status} (accuracy change)"
+    claim = f"{'beyond the paper, ' if own else ''}a claim that is {status}"
     return Verdict(claim, section, f"0{section[-1]}_name", "+0.1", ours, status, n, seeds,
-                   "accuracy, LaMP evaluator's definition", "tables/x.csv", own=own)  # fmt: skip
+                   "accuracy, LaMP evaluator's definition", "tables/x.csv", own=own,
+                   measure="accuracy change")  # fmt: skip
 
 
 ALL = [
@@ -97,11 +98,23 @@ def test_every_claim_links_to_its_notebook_and_its_table() -> None:
     assert "<script" not in page
 
 
-def test_the_figure_holds_every_effect_and_says_how_many_got_which_word(
+def test_the_figure_holds_every_judged_change_and_says_how_many_got_which_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path))
-    shown = findings.figure(ALL, DEMO)
-    _, metadata = shown._repr_mimebundle_()
-    text = str(metadata)
-    assert "7 effects" in text and "1 opposite" in text and "demo profile" in text
+    odd = [replace(ALL[6], measure=f"accuracy {what}") for what in ("gain, interval widened",
+           "change plus 0.02")]  # fmt: skip
+    shown = findings.figure([*ALL, *odd], DEMO)
+    assert not isinstance(shown, str)
+    text = str(shown.metadata)
+    # Of eight claims one was not run and one has too few users.
+    assert "6 effects" in text and "All 6 judged" in text and "too few" not in text
+    assert "1 opposite" in text and "1 holds" in text and "demo profile" in text
+    assert "2 more judged effects are not drawn" in text
+    assert "not drawn" not in str(getattr(findings.figure(ALL, DEMO), "metadata", "not drawn"))
+
+
+def test_where_nothing_was_judged_a_sentence_stands_for_the_figure() -> None:
+    few = [v for v in ALL if v.status in (TOO_FEW_USERS, NOT_RUN)]
+    for nothing in ([], few):
+        assert findings.figure(nothing, DEMO) == "No judged change of a metric to draw."

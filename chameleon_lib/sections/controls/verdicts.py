@@ -89,7 +89,7 @@ def _ledger_verdicts(run: Run, notebook: str) -> list[Verdict]:
                 Verdict(
                     words="some reading of an open point lets the paper's edit add to its prompt",
                     setting=f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}",
-                    measure=f"{primary(task)} gain",
+                    measure=f"{primary(task)} gain, interval widened",
                     section="3.2",
                     notebook=notebook,
                     paper="not in the paper",

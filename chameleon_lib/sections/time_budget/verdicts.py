@@ -107,6 +107,7 @@ def _quality(run: Run, family: str, notebook: str) -> Verdict:
         f"FLOPs 1/{1 / compute:.1f} of DPO's, at {counted(cells, 'fitted', 'share'):.0%} of the "
         "pairs",
         own=True,
+        measure=f"accuracy change plus {TOLERANCE}",
     )
 
 
@@ -122,6 +123,7 @@ def _made(
     note: str,
     *,
     own: bool,
+    measure: str = "accuracy change",
 ) -> Verdict:
     return Verdict(
         words=words,
@@ -138,5 +140,5 @@ def _made(
         split=split_of(run, TASK),
         own=own,
         setting=f"{TASK.replace('_', '-')}, {FAMILY_TITLES[family]}",
-        measure="accuracy",
+        measure=measure,
     )

@@ -125,6 +125,7 @@ def test_a_reading_that_rescues_the_edit_is_named_with_its_width() -> None:
         *_, rescue = judged(run_of(), ledger)
         assert rescue.status == HOLDS and ALL in rescue.note and "2 comparisons" in rescue.note
         assert rescue.ours is not None and rescue.ours.low > 0
+        assert not rescue.plain and "interval widened" in rescue.claim
         said = answers.ambiguity_sentence(ledger, tables.ledger_effects(ledger))
         assert "By chance alone 0.1 intervals" in said
         assert f"edited model is right moves in 2 at 95 % and in 2 at that width: {ALL} (" in said

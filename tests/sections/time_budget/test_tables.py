@@ -166,6 +166,8 @@ def test_equal_quality_holds_only_where_the_fitted_edit_is_as_good_and_cheap() -
     assert found.status == HOLDS and "parameters 1/20, FLOPs 1/6.7" in found.note
     assert "at 100% of the pairs" in found.note
     assert found.ours is not None and found.ours.value == pytest.approx(0.1 + tables.TOLERANCE)
+    assert not found.plain and "plus 0.02" in found.claim
+    assert verdict_of(budget_run(good), "fitted", "dpo").plain
     many = budget_run(good, fitted={"trainable": 101})
     slow = budget_run(good, fitted={"flops": 700})
     assert quality_of(many).status == quality_of(slow).status == DOES_NOT_HOLD
