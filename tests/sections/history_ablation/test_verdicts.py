@@ -114,11 +114,13 @@ def test_a_rule_worse_than_random_is_opposite(task: str) -> None:
     assert statuses == [OPPOSITE] * 3
 
 
-def test_without_another_control_the_best_word_is_a_direction() -> None:
+def test_a_rule_that_beats_random_items_holds_where_they_are_the_only_control() -> None:
     conditions = (FEW, PAPER, MANY, RAW, RANDOM)
     run = planted_history({PAPER: ch(0.9)}, conditions=conditions)
     found = verdicts_of(run)["rule"]
-    assert found.status == DIRECTION_ONLY and "no other control was run" in found.note
+    assert found.status == HOLDS and found.note == "must also beat: random"
+    nothing = planted_history({PAPER: ch(0.9), RANDOM: ch(0.9)}, conditions=conditions)
+    assert verdicts_of(nothing)["rule"].status == DOES_NOT_HOLD
 
 
 # --- what cannot be judged -----------------------------------------------------------------------
@@ -135,7 +137,7 @@ def test_a_claim_without_its_conditions_was_not_run() -> None:
     assert statuses["more"] == statuses["too much"] == statuses["raw, prompt"] == NOT_RUN
     assert statuses["rule"] == statuses["rule, prompt"] == DOES_NOT_HOLD
     frame = history_verdicts.claim_frame(history_verdicts.claims(run, "LaMP_3"))
-    assert set(frame["control"]) == {"the change itself"} and len(frame) == 2
+    assert set(frame["control"]) == {"the change itself", "minus random"} and len(frame) == 4
 
 
 def test_a_rule_that_left_no_pair_is_not_judged_and_is_no_control() -> None:
