@@ -41,11 +41,20 @@ class Mark:
 
 @dataclass(frozen=True)
 class Row:
-    """One claim in all settings: one cell per column, each with its marks (often one or none)."""
+    """One claim in all settings.
+
+    Attributes:
+        words: the claim.
+        section: section of the paper.
+        notebook: stem of the notebook that judged it.
+        unit: what its numbers are, where they are not the change of the task's metric; else empty.
+        cells: one per column, each with its marks (often one or none).
+    """
 
     words: str
     section: str
     notebook: str
+    unit: str
     cells: tuple[tuple[Mark, ...], ...]
 
 
@@ -95,12 +104,21 @@ def glance(verdicts: Sequence[Verdict], *, own: bool) -> Glance:
         cells = tuple(
             tuple(_mark(i, v) for i, v in here if v.setting == column) for column in columns
         )
-        rows.append(Row(words, here[0][1].section, notebook, cells))
+        unit = " / ".join(dict.fromkeys(v.measure for _, v in here if v.measure and not v.plain))
+        rows.append(Row(words, here[0][1].section, notebook, unit, cells))
     return Glance(columns, tuple(rows))
 
 
 def _mark(number: int, verdict: Verdict) -> Mark:
     sign, tone = MARKS[verdict.status]
-    value = "" if verdict.ours is None else f"{verdict.ours.value:+.2f}".replace("-", "−")
-    value = value if value.strip("+−0.") else value[1:]  # nothing has no sign
+    value = "" if verdict.ours is None else _short(verdict.ours.value, exact=sign != "✗")
     return Mark(number, verdict, sign, tone, value)
+
+
+def _short(value: float, *, exact: bool) -> str:
+    """Two decimals; three where ``exact`` and two are 0.00, which would belie a mark but the ✗."""
+    text = f"{value:+.2f}"
+    if exact and not text.strip("+-0."):
+        text = f"{value:+.3f}"
+    text = text if text.strip("+-0.") else text[1:]  # nothing has no sign
+    return text.replace("-", "−")

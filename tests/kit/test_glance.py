@@ -46,7 +46,21 @@ def test_marks_show_the_effect_and_a_claim_twice_in_one_setting_both_of_them() -
     (run, missing), (small,) = row.cells
     assert (run.sign, run.tone, run.value) == ("✓", "good", "+0.20")
     assert (missing.sign, missing.value) == ("–", "")
-    assert (small.sign, small.value) == ("⇄", "0.00")  # no sign before nothing
+    assert (small.sign, small.value) == ("⇄", "−0.004")  # the mark says that it is not nothing
+
+
+def test_a_number_that_is_nothing_has_no_sign_and_a_cross_needs_no_more_decimals() -> None:
+    tiny = Estimate(-0.004, -0.006, 0.002, 200, 3)
+    crossed = replace(OTHER, ours=tiny, status="not reproduced")
+    nothing = replace(OTHER, ours=replace(tiny, value=-0.0001), status="too few users")
+    (row,) = glance([crossed, nothing], own=False).rows
+    assert [mark.value for mark in row.cells[0]] == ["0.00", "0.000"]
+
+
+def test_a_row_names_its_unit_where_it_is_no_change_of_the_metric() -> None:
+    slope = replace(ONE, words="grows", measure="margin slope, nats")
+    rows = glance([ONE, OTHER, slope, replace(OTHER, words="no measure", measure="")], own=False)
+    assert [row.unit for row in rows.rows] == ["", "margin slope, nats", ""]
 
 
 def test_every_word_has_a_mark() -> None:

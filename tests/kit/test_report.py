@@ -66,7 +66,7 @@ def fill(profile: str) -> None:
     rows = [
         Verdict("The edit <b>helps</b>", "4.2", "01_per_user", "+0.198", EFFECT, "direction only",
                 200, 3, "accuracy (LaMP evaluator)", "tables/01_effect.csv",
-                setting="LaMP-2, decoder"),
+                setting="LaMP-2, decoder", measure="slope, nats"),
         Verdict("It beats DPO", "4.5", "01_per_user", "+0.1", None, "not run at this scale",
                 0, 0, "accuracy", ""),
     ]  # fmt: skip
@@ -141,6 +141,7 @@ def test_the_index_holds_verdicts_figures_controls_and_facts_in_that_order() -> 
     assert 'href="#v0"' in html and '<tr role="row" id="v0">' in html  # a mark leads to its row
     assert "+0.200 [+0.100, +0.300]" in html and "direction only" in html
     assert "The edit &lt;b&gt;helps&lt;/b&gt;" in html
+    assert "§ 4.2 · slope, nats</span>" in html  # a number that is no change names its unit
     assert 'href="tables/06_controls.csv"' in html and "Random directions." in html
     assert 'src="figures/01.png"' in html and 'href="html/01_per_user.html"' in html
     assert "Environment" in html and "torch" in html

@@ -98,6 +98,7 @@ def verdicts(done: Run | None, profile: RunProfile, notebook: str) -> list[Verdi
         "scorer": "margin of the user's over the generic answer, nats per unit of strength",
         "csv": "tables/controls_g_slopes.csv",
         "split": "test users of the embedded world",
+        "measure": "margin slope, nats per unit of strength",
     }
     claim = "the effect grows with the planted preference strength"
     if done is None:

@@ -31,6 +31,7 @@ def planted(**rates: tuple[float, ...]) -> Run:
 def statuses(run: Run) -> list[str]:
     found = dose_tables.verdicts(run, PROFILES["demo"], "06_controls")
     assert [v.ours is not None and v.n == 120 for v in found] == [True, True]
+    assert {v.measure for v in found} == {"margin slope, nats per unit of strength"}
     return [v.status for v in found]
 
 
