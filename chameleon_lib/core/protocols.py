@@ -26,7 +26,7 @@ class DecodeSettings:
 
     Attributes:
         do_sample: Sample from the softmax instead of taking the largest logit.
-        num_beams: Beam width; more than 1 excludes sampling and per-row edits.
+        num_beams: Beam width; more than 1 excludes sampling.
         temperature: Divides the logits when sampling; None means 1.
         seed: Seeds the sampling noise of every (prompt, step, token); the sample of a prompt does
             not depend on how prompts are batched.

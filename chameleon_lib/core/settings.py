@@ -64,6 +64,16 @@ class EditSettings(EditFields, TextFields):
                 self.decode_temperature is not None and not self.decode_do_sample,
                 "decode_temperature needs decode_do_sample=True.",
             ),
+            (
+                self.decode_do_sample and self.decode_num_beams > 1,
+                "Sampling with beams is not offered; set decode_num_beams to 1 or decode_do_sample "
+                "to False.",
+            ),
+            (
+                self.decode_num_beams > 1 and self.edit_positions == "generated",
+                "Beam search starts at the last prompt token, which edit_positions generated "
+                "leaves unedited; set decode_num_beams to 1 or edit_positions to last.",
+            ),
             *(
                 (
                     getattr(self, name) == value,
@@ -99,6 +109,11 @@ class EditSettings(EditFields, TextFields):
                 self.theta_method == "fitted" and self.edit_sign_gate != "none",
                 "edit_sign_gate compares class means of SVD and CCS directions; fitted directions "
                 "have no side, set it to none.",
+            ),
+            (
+                self.theta_method == "fitted" and self.edit_site == "gate_proj",
+                "Fitted directions are as wide as the model, and edit_site gate_proj is wider; use "
+                "mlp_out or block_out.",
             ),
         )
         for broken, sentence in rules:

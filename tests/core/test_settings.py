@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,9 @@ def test_the_ledger_names_every_ambiguity_with_its_reason() -> None:
         {"group_seeds": "012"},
         {"eval_user_mode": "unseen", "infer_insight_in_prompt": True},
         {"theta_method": "fitted", "edit_sign_gate": "class_mean"},
+        {"theta_method": "fitted", "edit_site": "gate_proj"},
+        {"decode_do_sample": True, "decode_num_beams": 4},
+        {"decode_num_beams": 2, "edit_positions": "generated"},
         {"controls_label_token": ("none",)},
         {"fit_holdout": 1.0},
         {"no_such_field": 1},
@@ -69,6 +73,8 @@ def test_bad_values_and_contradictions_raise(changes: dict[str, object]) -> None
         {"selection_n_components": 5, "selection_center": "none", "selection_norm": "l1"},
         {"pairs_text": "answer_history", "embed_pooling": "mean_all"},
         {"decode_do_sample": True, "decode_temperature": 0.7},
+        {"decode_num_beams": 4, "edit_positions": "all"},
+        {"theta_method": "fitted", "edit_site": "block_out"},
         {"group_draws": 1, "group_seeds": [7]},
     ],
 )
@@ -80,6 +86,21 @@ def test_sensible_combinations_pass(changes: dict[str, object]) -> None:
 def test_an_answer_before_its_history_is_read_with_it_or_not_at_all(pooling: str) -> None:
     with pytest.raises(UserError, match="use mean_all or another pairs_text"):
         EditSettings(pairs_text="answer_history", embed_pooling=pooling)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"decode_do_sample": True, "decode_num_beams": 2}, "Sampling with beams"),
+        ({"decode_num_beams": 2, "edit_positions": "generated"}, "Beam search starts"),
+        ({"theta_method": "fitted", "edit_site": "gate_proj"}, "gate_proj is wider"),
+    ],
+)
+def test_what_no_backbone_can_run_is_refused_before_one_is_asked(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        EditSettings(**changes)
 
 
 def test_canonical_form_is_json_and_ignores_the_spelling_of_numbers() -> None:

@@ -153,9 +153,12 @@ ELSEWHERE: Mapping[str, tuple[tuple[str, ...], str]] = {
 
 # Readings and combinations that the settings refuse.
 REFUSED: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("A1", {"theta_method": "fitted", "edit_site": "gate_proj"}),
     ("A3", {"pairs_text": "answer_history"}),
     ("A9", {"theta_method": "fitted", "edit_sign_gate": "class_mean"}),
+    ("A11", {"decode_num_beams": 4, "edit_positions": "generated"}),
     ("A15", {"decode_temperature": 0.7}),
+    ("A15", {"decode_do_sample": True, "decode_num_beams": 4}),
     ("A17", {"selection_rule": "recent", "selection_center": "none"}),
     ("A19", {"eval_user_mode": "unseen", "infer_insight_in_prompt": True}),
     ("A21", {"t5_stack": "encoder"}),
