@@ -17,7 +17,6 @@ from dataclasses import replace
 from chameleon_lib.core.preferences import Insights, PreparedUser, decode_settings
 from chameleon_lib.core.protocols import Backbone
 from chameleon_lib.core.settings import EditSettings
-from chameleon_lib.errors import UserError
 from chameleon_lib.lamp.prompts import INSIGHT_QUERIES, history_block, insight_prompt, query_line
 from chameleon_lib.lamp.records import HistoryItem
 
@@ -32,8 +31,6 @@ def write_insights(
 
     An insight may come back empty; callers exclude and count such users.
     """
-    if settings.insight_template != "fig2_v1":
-        raise UserError(f"Unknown insight template {settings.insight_template!r}; use 'fig2_v1'.")
     prompts = [insight_prompt(task, items, role) for items in histories for role in ("P", "N")]
     groups = [index // 2 for index in range(len(prompts))]
     return _written(backbone, prompts, groups, settings)

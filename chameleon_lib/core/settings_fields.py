@@ -53,7 +53,7 @@ class TextFields:
         ("line", "body"))
     insight_template: str = _open(
         "fig2_v1", "A14", "Figure 2 shows the insight prompt for LaMP-2 only; carried over to the "
-        "other tasks. Or the path of a template file.")
+        "other tasks.", ("fig2_v1",))
     insight_scope: str = _open(
         "user", "B2", "One insight pair per user or per query is not said; per user.",
         ("user", "query"))

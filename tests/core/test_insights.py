@@ -58,12 +58,6 @@ def test_an_insight_without_content_comes_back_empty(text: str, users: list[User
     assert per_query == [[("", "")] * 2] * 3
 
 
-def test_an_unknown_insight_template_is_refused() -> None:
-    with pytest.raises(UserError, match="my_template"):
-        settings = SETTINGS.with_(insight_template="my_template")
-        write_insights(scripted(str), "LaMP_2", [], settings)
-
-
 def test_insights_per_query_are_asked_with_the_query(users: list[User]) -> None:
     def reply(prompt: str) -> str:
         role = "P" if "Conclude the user's" in prompt else "N"

@@ -33,6 +33,7 @@ def test_the_ledger_names_every_ambiguity_with_its_reason() -> None:
         {"infer_edit": 1},
         {"seed": True},
         {"insight_template": ""},
+        {"insight_template": "my_template.txt"},
         {"edit_alpha_p": -1.0},
         {"ccs_probe": "mlp"},
         {"layers_rule": "top_k"},
