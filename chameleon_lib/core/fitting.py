@@ -52,7 +52,8 @@ class FittedDirections:
         edit: The fitted edit.
         loss: Training loss per step, nats.
         held_out: (step, held-out preference loss + leash) at each check; empty without hold-out.
-        best_step: Steps taken by the returned directions (early stopping).
+        best_step: Steps taken by the returned directions (early stopping); the last one without
+            hold-out.
         n_pairs: Contrasts used for gradient steps.
         n_agreed: Agreed queries on the leash.
         n_held_out: Contrasts and agreed queries held out.
@@ -102,7 +103,10 @@ def _chunks(prompts: PlainPrompts, contrasts: Sequence[Contrast], size: int) -> 
 def _split(
     contrasts: Sequence[Contrast], settings: EditSettings, generator: torch.Generator
 ) -> tuple[list[Contrast], list[Contrast]]:
-    """Hold out whole users, so that early stopping looks at users the gradient never saw."""
+    """Hold out whole users, so that early stopping looks at users the gradient never saw.
+
+    ``fit_holdout`` of them, rounded down: fewer than 1 / share users are all learned from.
+    """
     users = sorted({contrast.user_id for contrast in contrasts})
     n_held = int(len(users) * settings.fit_holdout)
     order = torch.randperm(len(users), generator=generator).tolist()
@@ -124,11 +128,15 @@ def fit_by_preference(
 ) -> FittedDirections:
     """Fit one shared pair of directions per layer on preference contrasts.
 
-    Two things keep the fit sound. A share of the *users* is held out and the directions of the
-    best held-out loss are returned. And the leash: the edited model must not find the preferred
-    answer, nor the common answer of an agreed query, less likely than the unedited one does,
-    ``fit_leash · mean(max(0, log p_0(y) − log p_edit(y)))``; a preference loss alone is content
-    when both answers become unlikely, as long as the rejected one falls faster.
+    Two things keep the fit sound. A share of the *users*, ``fit_holdout`` rounded down, is held out
+    and the directions of the best held-out loss are returned. And the leash: the edited model must
+    not find the preferred answer, nor the common answer of an agreed query, less likely than the
+    unedited one does, ``fit_leash · mean(max(0, log p_0(y) − log p_edit(y)))``; a preference loss
+    alone is content when both answers become unlikely, as long as the rejected one falls faster.
+
+    With fewer than 1 / share users nobody is held out, nor where those drawn are all who have a
+    preference. Then, and where those held out have none, all ``fit_steps`` are run and the last
+    directions are returned.
 
     Args:
         backbone: Frozen model.

@@ -96,7 +96,7 @@ class EditSettings(EditFields, TextFields):
             ),
             (
                 self.fit_holdout >= 1,
-                "fit_holdout is a share of the pairs; give a number below 1.",
+                "fit_holdout is a share of the users; give a number below 1.",
             ),
             (
                 self.eval_user_mode == "unseen"

@@ -191,7 +191,9 @@ class EditFields:
     fit_steps: int = _open(40, "", "Adam steps of theta_method fitted.", at_least=1)
     fit_lr: float = _open(0.05, "", "Its step size.", above=0)
     fit_batch: int = _open(32, "", "Pairs per step.", at_least=1)
-    fit_holdout: float = _open(0.2, "", "Share of pairs kept to stop on.", at_least=0)
+    fit_holdout: float = _open(
+        0.2, "", "Share of the users, rounded down, kept to stop on; with fewer than 1 / share "
+        "users nobody is kept and all fit_steps are run.", at_least=0)
     fit_leash: float = _open(1.0, "", "Weight of the leash on agreed queries.", at_least=0)
     fit_layers: str = _open("all", "", "Layers that are fitted: all, or those of layers_rule.",
                             ("all", "chosen"))

@@ -125,6 +125,20 @@ def test_a_fit_stops_when_the_held_out_users_gain_nothing_more(
     assert steps == list(range(1, 16))  # looks at 5 (best), 10 and 15
 
 
+@pytest.mark.parametrize(("users", "held"), [(3, 0), (4, 1)])
+def test_below_one_over_the_share_users_nobody_is_held_out_and_all_steps_are_run(
+    users: int, held: int, backbone: HFBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each user has many pairs, so a share of the pairs would hold some out."""
+    monkeypatch.setattr(fitting._Chunk, "loss", _constant_loss)
+    contrasts = [c for c in planted(users) for _ in range(8)]
+    done = fit(backbone, contrasts, fit_steps=20, fit_patience=1)
+    assert (done.n_held_out, done.n_pairs) == (8 * held, 8 * (users - held))
+    assert bool(done.held_out) == bool(held)
+    assert len(done.loss) == (10 if held else 20)
+    assert done.best_step == (5 if held else 20)
+
+
 def _constant_loss(_self: object, _backbone: object, edit: Edit, _leash: float) -> Tensor:
     return edit.theta_p.sum() * 0 + 1.0
 

@@ -104,6 +104,11 @@ def test_what_no_backbone_can_run_is_refused_before_one_is_asked(
         EditSettings(**changes)
 
 
+def test_the_hold_out_is_said_to_be_a_share_of_the_users() -> None:
+    with pytest.raises(UserError, match="fit_holdout is a share of the users"):
+        EditSettings(fit_holdout=1.0)
+
+
 def test_canonical_form_is_json_and_ignores_the_spelling_of_numbers() -> None:
     whole = EditSettings().with_(edit_alpha_p=2)
     exact = EditSettings().with_(edit_alpha_p=2.0)
