@@ -181,12 +181,19 @@ def load_users(
 
 
 @contextmanager
-def _atomic_text(path: Path) -> Iterator[TextIO]:
-    """Open a temporary neighbour of `path` that takes its name on success only."""
+def _atomic_text(path: Path, outdated: Path | None = None) -> Iterator[TextIO]:
+    """Open a temporary neighbour of `path` that takes its name on success only.
+
+    Args:
+        path: What is written.
+        outdated: Removed just before `path` gets its new content, which it does not belong to.
+    """
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             yield file
+        if outdated is not None:
+            outdated.unlink(missing_ok=True)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -248,13 +255,13 @@ def write_lamp(
         )
     folder.mkdir(parents=True, exist_ok=True)
     questions = folder / f"{split}_questions.json"
-    with _atomic_text(questions) as file:
+    outputs = folder / f"{split}_outputs.json"
+    # Golds of an earlier run would not belong to the new questions, not even for the moment until
+    # the new golds are there: a reader refuses questions without golds, old golds it may believe.
+    with _atomic_text(questions, outdated=outputs) as file:
         records = (_question_record(task, u, query, named) for u in users for query in u.queries)
         _write_list(file, records, "\n")
-    outputs = folder / f"{split}_outputs.json"
     if not golds:
-        # Golds of an earlier run would not belong to the new questions.
-        outputs.unlink(missing_ok=True)
         return questions, None
     with _atomic_text(outputs) as file:
         file.write(f'{{"task": {json.dumps(task.name)}, "golds": ')

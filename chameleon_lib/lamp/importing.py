@@ -116,6 +116,8 @@ def write_import(report: ImportReport, folder: Path) -> Path:
             write_lamp(report.curated.users, partial, SPLIT, named=True)
             (partial / REPORT).write_text(report.json_text(), encoding="utf-8")
             (partial / DROPPED).write_text(report.csv_text(), encoding="utf-8", newline="")
+            # Old golds may share the ids of the new questions; without any, a reader stops.
+            (target / f"{SPLIT}_outputs.json").unlink(missing_ok=True)
             # The report goes first: it marks the folder as ours, should the next moves not come.
             for name in (REPORT, DROPPED, f"{SPLIT}_questions.json", f"{SPLIT}_outputs.json"):
                 os.replace(partial / name, target / name)

@@ -194,6 +194,32 @@ def test_withheld_golds_write_no_outputs_file_and_remove_a_stale_one(tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["test_questions.json"]
 
 
+def test_old_golds_never_stand_beside_new_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lamp([user("1", gold="4")], tmp_path, "dev")
+    renames: list[Path] = []
+
+    def killed_at_the_second(source: Path, target: Path) -> None:
+        renames.append(target)
+        if len(renames) == 2:
+            raise KeyboardInterrupt
+        source.rename(target)
+
+    monkeypatch.setattr("chameleon_lib.lamp.data.os.replace", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        write_lamp([user("1", query="new", gold="5")], tmp_path, "dev")
+    assert [path.name for path in renames] == ["dev_questions.json", "dev_outputs.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["dev_questions.json"]
+
+
+def test_a_failure_before_the_new_questions_are_whole_keeps_the_old_files(tmp_path: Path) -> None:
+    questions, outputs = write_lamp([user("1")], tmp_path, "dev")
+    with pytest.raises(UserError, match="item '10' has no score"):
+        write_lamp([user("1", labels=(None,))], tmp_path, "dev")
+    assert load_users(questions, outputs, "LaMP_3") == [user("1")]
+
+
 @pytest.mark.parametrize(
     ("users", "message"),
     [

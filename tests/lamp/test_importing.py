@@ -10,12 +10,14 @@ import pytest
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import cli
+from chameleon_lib.kit.profiles import get_profile
 from chameleon_lib.lamp import find_split, load_users, write_lamp
 from chameleon_lib.lamp.history_table import Columns
 from chameleon_lib.lamp.import_report import DROPPED, REPORT
 from chameleon_lib.lamp.importing import ImportOptions, read_table, write_import
 from chameleon_lib.lamp.samples import parse_sample
 from chameleon_lib.lamp.users import group_samples_into_users
+from chameleon_lib.sections.data import load_task_data
 from tests.lamp.helpers import raw_sample, user, write_questions
 from tests.lamp.tables import clean, record, write_table
 
@@ -89,6 +91,33 @@ def test_a_second_import_replaces_the_first_and_leaves_nothing_else(tmp_path: Pa
     users = load_users(*find_split(tmp_path / "to", "LaMP_2", "dev"), "LaMP_2")
     assert [u.id for u in users] == ["cem"]
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["LaMP_2"]
+
+
+@pytest.mark.parametrize("moves", [1, 2, 3])
+def test_a_second_import_killed_between_its_moves_is_no_data_and_can_be_repeated(
+    moves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = read_table(write_table(tmp_path / "t.csv", clean(label="comedy")), "LaMP_2")
+    again = read_table(write_table(tmp_path / "t.csv", clean(label="action")), "LaMP_2")
+    write_import(first, tmp_path / "to")
+    moved: list[Path] = []
+
+    def killed(source: Path, target: Path) -> None:
+        if target.parent == tmp_path / "to" / "LaMP_2":
+            moved.append(target)
+            if len(moved) > moves:
+                raise KeyboardInterrupt
+        source.rename(target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("chameleon_lib.lamp.importing.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_import(again, tmp_path / "to")
+    with pytest.raises(UserError, match="has no outputs file beside it"):
+        load_task_data(get_profile("demo-data"), "LaMP_2", str(tmp_path / "to"))
+    write_import(again, tmp_path / "to")
+    users = load_users(*find_split(tmp_path / "to", "LaMP_2", "dev"), "LaMP_2")
+    assert users == again.curated.users
 
 
 @pytest.mark.parametrize("place", ["LaMP_2/dev", "LaMP_2/new/dev", "LaMP-2", "LaMP_2_own"])
