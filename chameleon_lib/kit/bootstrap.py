@@ -22,6 +22,10 @@ LEVEL = 0.95
 _CELLS_PER_CHUNK = 4_000_000
 
 
+class NoUsersError(ValueError):
+    """No user has a value of this metric, so there is nothing to estimate."""
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A number with its 95 % percentile interval, its users and its seeds."""
@@ -132,7 +136,8 @@ def _mean_last(values: Floats) -> Floats:
 
 
 def _ratio(sums: Floats) -> Floats:
-    return np.asarray(sums[..., 0] / sums[..., 1])
+    count = sums[..., 1]
+    return np.divide(sums[..., 0], count, out=np.full_like(count, np.nan), where=count > 0)
 
 
 def _root_ratio(sums: Floats) -> Floats:
@@ -213,6 +218,13 @@ def bootstrap_metric(
         n_boot: number of resamples.
         seed: seed of the resampling.
         seed_weights: (seeds,) weights of the seeds of both arms, where they do not count equally.
+
+    Returns:
+        The estimate. For "mean" and "rmse" users without a value in any seed of any arm are left
+        out before resampling, and its ``n`` counts the others.
+
+    Raises:
+        NoUsersError: "mean" or "rmse" of a seed in which no user has a value.
     """
     reduce = METRICS[metric] if isinstance(metric, str) else metric
     a = _stack(sums_a, 2, "sums_a")  # (S, n, k)
@@ -221,7 +233,13 @@ def bootstrap_metric(
         b = _stack(sums_b, 2, "sums_b")
         _check_users(a, b)
         arms.append((-1.0, b, seed_weights[1]))
-    n = a.shape[1]
+    ratio = reduce in (_ratio, _root_ratio)
+    if ratio:
+        counted = np.concatenate([arm[..., 1] for _, arm, _ in arms]) > 0  # (S of all arms, n)
+        if not counted.any(axis=1).all():
+            raise NoUsersError("no user has a value of this metric")
+        arms = [(sign, arm[:, counted.any(axis=0)], weights) for sign, arm, weights in arms]
+    n = arms[0][1].shape[1]
     drawn = _weights(n, n_boot, seed)  # (n_boot, n)
     boot: Floats = np.zeros(n_boot)
     value = 0.0
@@ -231,6 +249,9 @@ def bootstrap_metric(
         per_seed = np.moveaxis(reduce(summed), -1, 0)  # (S, n_boot)
         boot = boot + sign * np.average(per_seed, axis=0, weights=weights)
         value += sign * float(np.average([reduce(x.sum(axis=0)) for x in arm], weights=weights))
+    if ratio:
+        # Where seeds differ in who has a value, a resample may hold nobody of one of them.
+        boot = boot[~np.isnan(boot)]
     return _estimate(value, boot, n, len(a))
 
 

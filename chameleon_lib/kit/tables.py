@@ -36,6 +36,20 @@ def estimate_columns(estimate: Estimate, name: str = "value") -> dict[str, float
     }
 
 
+def part_columns(estimate: Estimate | None, name: str) -> dict[str, float | int]:
+    """Spread a measure that not every user of a row has: name, name_low, name_high, "name n".
+
+    The row's own ``n`` stays that of its first measure. Where no user has this one (None), its
+    cells are empty beside a count of 0.
+    """
+    if estimate is None:
+        return {**dict.fromkeys((name, f"{name}_low", f"{name}_high"), math.nan), f"{name} n": 0}
+    columns = estimate_columns(estimate, name)
+    count = columns.pop("n")
+    del columns["seeds"]
+    return {**columns, f"{name} n": count}
+
+
 def interval_stems(columns: list[str]) -> list[str]:
     """Return every stem for which both stem_low and stem_high are columns."""
     return [c[:-4] for c in columns if c.endswith("_low") and f"{c[:-4]}_high" in columns]
@@ -46,7 +60,8 @@ def check_table(df: pd.DataFrame, name: str, profile: str, kind: Kind = "result"
 
     Every row carries `n` and `seeds`; rows of results and controls also carry an interval: the
     columns ci_low and ci_high, or stem_low and stem_high of each measured column. Diagnostics
-    (a loss per layer, a label histogram) have no sampling interval and are exempt from it.
+    (a loss per layer, a label histogram) have no sampling interval and are exempt from it, and
+    so are the rows in which "stem n" says that no user has the measure (`part_columns`).
     """
     if kind not in KINDS:
         raise UserError(f"Table {name}: kind {kind!r} is none of {', '.join(KINDS)}.")
@@ -70,6 +85,9 @@ def check_table(df: pd.DataFrame, name: str, profile: str, kind: Kind = "result"
             raise UserError(f"Table {name} lacks the column {column!r}.")
         numbers = pd.to_numeric(df[column], errors="coerce")
         bad = numbers.isna() | numbers.isin([float("inf"), float("-inf")])
+        count = f"{column.removesuffix('_low').removesuffix('_high')} n"
+        if count in df.columns:
+            bad &= df[count] != 0
         if bad.any():
             row = int(bad.to_numpy().argmax())
             raise UserError(f"Table {name}, row {row}: {column!r} is missing or infinite.")
@@ -123,7 +141,10 @@ def merge_intervals(df: pd.DataFrame) -> pd.DataFrame:
         if name is None or name not in out.columns:
             continue
         bounds = zip(out[name], out[f"{stem}_low"], out[f"{stem}_high"], strict=True)
-        text = [f"{_short(v)} [{_short(low)}, {_short(high)}]" for v, low, high in bounds]
+        text = [
+            f"{_short(v)} [{_short(low)}, {_short(high)}]" if pd.notna(v) else "–"
+            for v, low, high in bounds
+        ]
         out[name] = text
         out = out.drop(columns=[f"{stem}_low", f"{stem}_high"])
         out = out.rename(columns={name: f"{name} [95 % CI]"})

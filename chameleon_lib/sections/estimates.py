@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ParamSpec
 
 import numpy as np
 import pandas as pd
 
 from chameleon_lib.kit.stats import (
     Estimate,
+    NoUsersError,
     bootstrap_metric,
     confusion_by_user,
     sums_by_user,
@@ -38,6 +40,7 @@ STATISTICS = {
     "valid": ("valid", "mean"),
 }
 
+Arguments = ParamSpec("Arguments")
 
 PAPER_BACKBONE = {"decoder": "Mistral-7B-Instruct-v0.3", "encoder-decoder": "Flan-T5-XXL"}
 
@@ -68,7 +71,10 @@ def having(cells: Sequence[Cell], *methods: str) -> list[Cell]:
 
 
 def sums(run: Run, cells: Sequence[Cell], method: str, metric: str) -> np.ndarray:
-    """Summed statistics (seeds, users, k) of one metric; queries without a value are left out."""
+    """Summed statistics (seeds, users, k) of one metric; queries without a value are left out.
+
+    A user without any value has the count 0 and is left out where the sums are resampled.
+    """
     task = cells[0].task
     users = query_users(run, task)
     score, statistic = STATISTICS[metric]
@@ -94,7 +100,11 @@ def estimate(
     """Level of a method, or its paired difference to another method on the same users.
 
     Every cell counts the same, whatever the number of its groups: a backbone is a backbone. Cells
-    without the method, or without the one it is compared with, do not enter.
+    without the method, or without the one it is compared with, do not enter. Its ``n`` counts the
+    users who have a value.
+
+    Raises:
+        NoUsersError: No user has a value of the metric in some cell.
     """
     held = having(cells, method, against or method)
     other = None if against is None else sums(run, held, against, metric)
@@ -104,6 +114,20 @@ def estimate(
         other,
         seed_weights=(_equal(held, method), None if against is None else _equal(held, against)),
     )
+
+
+def where_defined(
+    compute: Callable[Arguments, Estimate], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Estimate | None:
+    """An estimate of a measure that may be undefined, as the margin is where answers agree.
+
+    Returns:
+        What ``compute`` returns for the arguments; None where no user has a value.
+    """
+    try:
+        return compute(*args, **kwargs)
+    except NoUsersError:
+        return None
 
 
 def _equal(cells: Sequence[Cell], method: str) -> np.ndarray:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from chameleon_lib.kit.bootstrap import Estimate, paired_bootstrap
 from chameleon_lib.kit.stats import MIN_USERS
-from chameleon_lib.kit.tables import estimate_columns
+from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.lamp.metrics import higher_is_better, per_sample_scores
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.answering import Exam
@@ -23,7 +23,7 @@ def held_out(tour: Tour) -> pd.DataFrame:
 
     Returns:
         One row per arm: score and margin with their change over Instruct, 95 % intervals over
-        users; ``n`` users, ``queries``.
+        users; ``n`` users, those of them who have a margin, ``queries``.
     """
     study, task = tour.study, tour.study.task
     test, _ = study.prepare(without_gold(tour.data.test))
@@ -54,10 +54,9 @@ def held_out(tour: Tour) -> pd.DataFrame:
                 score: float(scores.mean()),
                 **_columns(f"{score}_change", paired_bootstrap(scores, base[0])),
                 "margin": float(margins[known].mean()) if known.any() else float("nan"),
-                **(
-                    _columns("margin_change", paired_bootstrap(margins[known], base[1][known]))
-                    if known.any()
-                    else {}
+                **part_columns(
+                    paired_bootstrap(margins[known], base[1][known]) if known.any() else None,
+                    "margin_change",
                 ),
                 "queries": len(golds),
                 "n": len(test),

@@ -36,7 +36,11 @@ def user_sums(run: Run, cells: Sequence[Cell], method: str, metric: str) -> np.n
 def contrast(run: Run, terms: Sequence[Term], metric: str) -> Estimate:
     """The weighted sum of some arms, paired user by user.
 
-    With weights 1 and -1 this is the difference that ``estimates.estimate`` gives.
+    With weights 1 and -1 this is the difference that ``estimates.estimate`` gives. Its ``n``
+    counts the users who have a value.
+
+    Raises:
+        NoUsersError: No user has a value of the metric.
     """
     parts = [user_sums(run, term.cells, term.method, metric) for term in terms]
     counts = parts[0][:, 1]

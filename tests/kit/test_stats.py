@@ -9,6 +9,7 @@ from chameleon_lib.kit.bootstrap import METRICS
 from chameleon_lib.kit.stats import (
     STATUSES,
     Estimate,
+    NoUsersError,
     bootstrap_metric,
     confusion_by_user,
     judge,
@@ -215,3 +216,31 @@ def test_equal_seeds_leave_no_noise_that_a_verdict_could_hang_on() -> None:
     tripled = sums * np.array([1.0, 2.0, 3.0])[:, None, None]
     unequal = bootstrap_metric("mean", tripled, seed_weights=(np.array([1, 0, 0]), None))
     assert unequal.value == pytest.approx(bootstrap_metric("mean", sums[:1]).value)
+
+
+def test_users_without_a_value_are_neither_counted_nor_resampled() -> None:
+    values = np.random.default_rng(0).random(8)
+    gaps = np.arange(8) < 3
+    sums = np.stack([np.where(gaps, 0.0, values), np.where(gaps, 0.0, 1.0)], axis=-1)
+    for metric in ("mean", "rmse"):
+        found = bootstrap_metric(metric, sums, n_boot=5_000)
+        assert found == bootstrap_metric(metric, sums[~gaps], n_boot=5_000)
+        assert found.n == 5
+    assert bootstrap_metric("mean", sums, sums).n == 5
+
+
+def test_a_user_with_a_value_in_one_seed_alone_is_counted() -> None:
+    both = np.stack([np.ones(3), np.ones(3)], axis=-1)
+    seeds = np.stack([both, both * np.array([0.0, 1.0, 1.0])[:, None]])
+    # Resamples of the first user alone have no value in the second seed and say nothing.
+    found = bootstrap_metric("mean", seeds)
+    assert (found.value, found.low, found.high, found.n) == (1.0, 1.0, 1.0, 3)
+
+
+def test_nothing_is_estimated_where_no_user_of_a_seed_has_a_value() -> None:
+    some = np.ones((2, 2))
+    for nobody in (np.zeros((2, 2)), np.stack([some, np.zeros((2, 2))])):
+        with pytest.raises(NoUsersError):
+            bootstrap_metric("mean", nobody)
+    with pytest.raises(NoUsersError):
+        bootstrap_metric("mean", some, np.zeros((2, 2)))

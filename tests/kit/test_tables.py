@@ -14,7 +14,13 @@ from chameleon_lib.kit import paths
 from chameleon_lib.kit.csvtext import format_cell
 from chameleon_lib.kit.page import page_problems
 from chameleon_lib.kit.stats import Estimate
-from chameleon_lib.kit.tables import estimate_columns, read_table, save_table, show_table
+from chameleon_lib.kit.tables import (
+    estimate_columns,
+    part_columns,
+    read_table,
+    save_table,
+    show_table,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +105,31 @@ def test_reading_a_table_that_was_never_saved_says_so() -> None:
 )  # fmt: skip
 def test_cells_are_written_in_one_way(value: object, text: str) -> None:
     assert format_cell(value) == text
+
+
+def parts(*found: Estimate | None) -> pd.DataFrame:
+    whole = estimate_columns(Estimate(0.5, 0.4, 0.6, 200, 3), "accuracy")
+    return pd.DataFrame([{**whole, **part_columns(one, "margin")} for one in found])
+
+
+def test_a_measure_that_some_users_lack_counts_those_who_have_it_beside_the_rows_n() -> None:
+    found = parts(Estimate(1.5, 1.0, 2.0, 140, 3), None)
+    assert found["n"].tolist() == [200, 200] and found["margin n"].tolist() == [140, 0]
+    path = save_table(found, "t", "demo", "c")
+    assert path.read_text().splitlines()[1:] == [
+        "demo,0.5,0.4,0.6,200,3,1.5,1,2,140",
+        "demo,0.5,0.4,0.6,200,3,,,,0",
+    ]
+    html = show_table(found, "c").data
+    assert "1.500 [1.000, 2.000]" in html and "<td>–</td>" in html.replace(' class="num"', "")
+
+
+def test_an_empty_cell_needs_a_count_of_nobody() -> None:
+    found = parts(Estimate(1.5, 1.0, 2.0, 140, 3), None)
+    with pytest.raises(UserError, match="row 1.*margin_low"):
+        save_table(found.drop(columns="margin n"), "t", "demo", "c")
+    with pytest.raises(UserError, match="row 1.*margin_low"):
+        save_table(found.assign(**{"margin n": [140, 3]}), "t", "demo", "c")
+    found.loc[1, "accuracy_low"] = np.nan
+    with pytest.raises(UserError, match="row 1.*accuracy_low"):
+        save_table(found, "t", "demo", "c")

@@ -136,3 +136,15 @@ def _exchange(a: Answers, b: Answers, turn: np.ndarray) -> tuple[Answers, Answer
         Answers([y if t else x for x, y, t in chosen], np.where(turn, b.margin, a.margin)),
         Answers([x if t else y for x, y, t in chosen], np.where(turn, a.margin, b.margin)),
     )
+
+
+def without_margins(run: Run) -> Run:
+    """The same run where every user's answer is the generic one, so that nobody has a margin."""
+    cells = []
+    for cell in run.cells:
+        scores = {
+            method: {**found, "margin": np.full_like(found["margin"], np.nan)}
+            for method, found in cell.scores.items()
+        }
+        cells.append(replace(cell, scores=scores))
+    return replace(run, cells=cells)

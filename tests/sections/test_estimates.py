@@ -16,10 +16,11 @@ from chameleon_lib.sections.estimates import (
     paper_numbers,
     paper_value,
     sums,
+    where_defined,
 )
 from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.results import agreeing, query_golds, stacked
-from tests.sections.planted import SEEDS, planted_run
+from tests.sections.planted import SEEDS, planted_run, without_margins
 
 TASKS = ("LaMP_2", "LaMP_3", "LaMP_7")
 
@@ -96,9 +97,19 @@ def test_queries_without_a_margin_are_left_out_of_its_mean() -> None:
     run = planted_run({"chameleon": 1.0})
     same = agreeing(run, "LaMP_3")
     assert 0 < same.sum() < len(same)
+    found = estimate(run, run.cells, "chameleon", "margin", "instruct")
+    assert (found.n, found.seeds) == ((~same).sum(), SEEDS)
     assert estimate(run, run.cells, "chameleon", "margin").value == 1.0
     counted = sums(run, run.cells, "chameleon", "margin")[0]
     assert counted[:, 1].tolist() == (~same).astype(float).tolist()
+
+
+def test_where_nobody_has_a_margin_there_is_no_estimate_of_it() -> None:
+    run = without_margins(planted_run())
+    assert where_defined(estimate, run, run.cells, "chameleon", "margin", "instruct") is None
+    assert where_defined(estimate, run, run.cells, "chameleon", "mae") == estimate(
+        run, run.cells, "chameleon", "mae"
+    )
 
 
 def test_a_part_of_the_queries_can_be_looked_at_alone() -> None:

@@ -129,6 +129,7 @@ def test_the_held_out_rows_of_all_scored_users_are_counted(users: list[User]) ->
     assert found["accuracy"].between(0, 1).all()
     assert found.loc[0, ["accuracy_change", "margin_change"]].tolist() == [0, 0]
     assert (found["accuracy_change_low"] <= found["accuracy_change_high"]).all()
+    assert found["margin_change n"].between(1, len(data.test)).all()
     said = own_scores.conclusion(found, TASK)
     assert len(said) == 4 and "a look and no verdict" in said[-1]
 

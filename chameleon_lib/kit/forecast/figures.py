@@ -17,7 +17,7 @@ ITEMS, PAPER_ITEMS = (5, 10, 15, 20, 25), 10
 CONTROL_RULES = ("pca raw", "random", "recent", "nearest")
 HISTORY_DEMO = (66, 102, 44)  # train users, test users, group
 HISTORY_ITEMS = 30  # in the demo's world with longer histories
-DOSES, DOSE_DEMO = 3, (80, 100, 50)  # train users, test users, group
+DOSES, DOSE_DEMO = 3, (80, 145, 50)  # train users, test users, group
 LEDGER_TASK = "LaMP_2"
 # Readings whose edit Table 1 does not have; those with pairs of their own, with other activations
 # of the same pairs, and with other prompts: embedded world, official files.
@@ -169,7 +169,7 @@ def controls(scope: Scope) -> list[Cell]:
 def _dose(scope: Scope, model: Model, dose: int) -> Cell:
     limits = DOSE_DEMO
     train = scope.part(scope.profile.n_train, limits[0])
-    test = scope.part(scope.profile.n_test, limits[1])
+    test = scope.part(limits[1])
     group = min(scope.group, train, limits[2])
     cell = scope.cell(model, LEDGER_TASK, f"dose {dose}")
     cell.insights("train", train)

@@ -20,9 +20,10 @@ from chameleon_lib.core.directions import fit_directions
 from chameleon_lib.core.preferences import PreferencePair, keep_different
 from chameleon_lib.kit.figures import FigureOutput, dot_ci, save_figure
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.kit.tables import estimate_columns
+from chameleon_lib.kit.tables import part_columns
 from chameleon_lib.sections.arms import draw_group
 from chameleon_lib.sections.data import without_gold
+from chameleon_lib.sections.estimates import where_defined
 from chameleon_lib.sections.group_size.agreement import chance
 from chameleon_lib.sections.paired import difference
 from chameleon_lib.sections.results import Cell, Run
@@ -55,8 +56,9 @@ def agreements(run: Run, store: ArtifactStore | None = None) -> pd.DataFrame:
             CHANCE: chance(int(halves["width"])),
         }
         for method, title in (("chameleon", "paper's edit"), ("fitted", "fitted edit")):
-            found = difference(run, [cell], method, "instruct", "margin")
-            row |= estimate_columns(found, f"{title}, margin change")
+            found = where_defined(difference, run, [cell], method, "instruct", "margin")
+            row |= part_columns(found, f"{title}, margin change")
+        row |= {"n": len(run.test_users[cell.task]), "seeds": len(cell.answers["chameleon"])}
         rows.append(row)
     frame = pd.DataFrame(rows).sort_values(AGREEMENTS["pairs"], ascending=False, kind="stable")
     return frame.reset_index(drop=True)
@@ -153,9 +155,8 @@ def figure(frame: pd.DataFrame, profile: str) -> FigureOutput:
     parts = []
     for title in ("paper's edit", "fitted edit"):
         column = f"{title}, margin change"
-        part = frame.rename(
-            columns={column: "value", f"{column}_low": "ci_low", f"{column}_high": "ci_high"}
-        )
+        names = {column: "value", f"{column}_low": "ci_low", f"{column}_high": "ci_high"}
+        part = frame.drop(columns="n").rename(columns={**names, f"{column} n": "n"})
         part["edit"] = title
         cosine = part[AGREEMENTS["pairs"]].map("{:+.2f}".format)
         model = part["backbone"].str.removeprefix("demo:")
@@ -172,14 +173,16 @@ def figure(frame: pd.DataFrame, profile: str) -> FigureOutput:
         reference_label="Instruct",
     )
     best, worst = frame.iloc[0], frame.iloc[-1]
+    top, bottom = (
+        f"{row[PAPER]:+.2f}" if pd.notna(row[PAPER]) else "undefined" for row in (best, worst)
+    )
     return save_figure(
         image,
         "06_agreement",
         alt=(
             f"Forest plot of {len(frame)} cells ordered by the mean cosine between pairs, from "
             f"{best[AGREEMENTS['pairs']]:+.2f} to {worst[AGREEMENTS['pairs']]:+.2f}; margin change "
-            f"of the paper's edit {best[PAPER]:+.2f} at the top and "
-            f"{worst[PAPER]:+.2f} at the bottom."
+            f"of the paper's edit {top} at the top and {bottom} at the bottom."
         ),
         caption=(
             "The number before each cell is the mean cosine between its users' differences P - N. "

@@ -10,11 +10,12 @@ import pandas as pd
 from chameleon_lib.kit.figures import FigureOutput, line_ci, save_figure
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.stats import NOT_RUN, Estimate, own_claim, verdict
-from chameleon_lib.kit.tables import estimate_columns
+from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.controls.views import line_names
+from chameleon_lib.sections.estimates import where_defined
 from chameleon_lib.sections.paired import Term, contrast, difference
 from chameleon_lib.sections.results import FAMILY_TITLES, Run
 
@@ -41,9 +42,10 @@ def responses(done: Run) -> pd.DataFrame:
                         "strength": float(condition.split()[1]),
                         "metric": metric,
                     }
-                    for name in (metric, "margin"):
-                        found = difference(done, cells, method, "instruct", name)
-                        row |= estimate_columns(found, f"{name} change")
+                    found = difference(done, cells, method, "instruct", metric)
+                    row |= estimate_columns(found, f"{metric} change")
+                    margin = where_defined(difference, done, cells, method, "instruct", "margin")
+                    row |= part_columns(margin, "margin change")
                     logs = [log for cell in cells for log in cell.draws]
                     row["pairs kept"] = float(np.mean([log["kept"] for log in logs]))
                     rows.append(row)
@@ -78,9 +80,10 @@ def slopes(done: Run) -> pd.DataFrame:
                     "family": FAMILY_TITLES[family],
                     "edit": title,
                 }
-                for name in (metric, "margin"):
-                    found = slope(done, task, family, method, name, "instruct")
-                    row |= estimate_columns(found, f"{name} slope")
+                found = slope(done, task, family, method, metric, "instruct")
+                row |= estimate_columns(found, f"{metric} slope")
+                margin = where_defined(slope, done, task, family, method, "margin", "instruct")
+                row |= part_columns(margin, "margin slope")
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -108,17 +111,19 @@ def verdicts(done: Run | None, profile: RunProfile, notebook: str) -> list[Verdi
     for task in done.data:
         for family in done.families:
             for method in ("chameleon", "fitted"):
-                effect = slope(done, task, family, method, "margin", "instruct")
-                beyond = slope(done, task, family, method, "margin", "random")
-                status = own_claim(verdict(effect, [beyond]))
+                effect, beyond = (
+                    where_defined(slope, done, task, family, method, "margin", other)
+                    for other in ("instruct", "random")
+                )
+                status = own_claim(verdict(effect, [beyond] if beyond else []))
                 found.append(
                     Verdict(
                         words=f"{METHODS[method]}: {claim}",
                         setting=f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}",
                         ours=effect,
                         status=status,
-                        n=effect.n,
-                        seeds=effect.seeds,
+                        n=effect.n if effect else 0,
+                        seeds=effect.seeds if effect else 0,
                         note="must also beat: the slope of random directions",
                         **shared,
                     )
@@ -131,9 +136,11 @@ def figure(frame: pd.DataFrame, task: str, metric: str, profile: str) -> FigureO
     title = task.replace("_", "-")
     part = frame[frame["task"] == title]
     column = f"{metric} change"
-    drawn = part.rename(
-        columns={column: "value", f"{column}_low": "ci_low", f"{column}_high": "ci_high"}
-    )
+    names = {column: "value", f"{column}_low": "ci_low", f"{column}_high": "ci_high"}
+    if f"{column} n" in part:  # a measure that some users lack counts those who have it
+        part = part.drop(columns="n")
+        names[f"{column} n"] = "n"
+    drawn = part.rename(columns=names)
     drawn = drawn.assign(line=line_names(drawn))
     drawn = drawn[["line", "strength", "value", "ci_low", "ci_high", "n", "seeds"]]
     image = line_ci(
@@ -151,11 +158,13 @@ def figure(frame: pd.DataFrame, task: str, metric: str, profile: str) -> FigureO
     ends = []
     for line, one in drawn.groupby("line", sort=False):
         values = one.sort_values("strength")["value"]
-        ends.append(f"{line} from {values.iloc[0]:+.3f} to {values.iloc[-1]:+.3f}")
+        if values.notna().all():
+            ends.append(f"{line} from {values.iloc[0]:+.3f} to {values.iloc[-1]:+.3f}")
     return save_figure(
         image,
         f"06_dose_{metric}_{task}",
-        alt=f"Lines over the planted strength, weakest to strongest: {'; '.join(ends)}.",
+        alt="Lines over the planted strength, weakest to strongest: "
+        f"{'; '.join(ends) or 'no user has a value'}.",
         caption=(
             f"Change of {metric} against Instruct in worlds of weaker and stronger tastes, 95 % "
             f"intervals over the same {int(drawn['n'].max())} test users ({profile} profile)."

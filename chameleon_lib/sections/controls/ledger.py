@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from chameleon_lib.kit.stats import Estimate
-from chameleon_lib.kit.tables import estimate_columns
+from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.controls.tables import counts_last
 from chameleon_lib.sections.controls.variants import DEFAULT, VARIANTS, Variant, ledger_rows
-from chameleon_lib.sections.estimates import having
+from chameleon_lib.sections.estimates import having, where_defined
 from chameleon_lib.sections.paired import Term, contrast, difference, widened
 from chameleon_lib.sections.results import FAMILY_TITLES, Cell, Run
 
@@ -75,8 +75,10 @@ def ledger_effects(run: Run) -> pd.DataFrame:
                 for other, column in (("instruct", "against Instruct"), (variant.prompt, "added")):
                     found = difference(run, cells, "chameleon", other, metric)
                     row |= estimate_columns(found, column)
-                margin = difference(run, cells, "chameleon", variant.prompt, "margin")
-                row |= estimate_columns(margin, "added margin")
+                margin = where_defined(
+                    difference, run, cells, "chameleon", variant.prompt, "margin"
+                )
+                row |= part_columns(margin, "added margin")
                 row["answers changed"] = _answers_changed(run, task, family, variant)
                 row["layers"] = _layers(cells)
                 rows.append(row)

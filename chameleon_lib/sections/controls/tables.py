@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from chameleon_lib.kit.stats import Estimate
-from chameleon_lib.kit.tables import estimate_columns
+from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.lamp.tasks import get_task
-from chameleon_lib.sections.estimates import having
+from chameleon_lib.sections.estimates import having, where_defined
 from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.paired import Term, contrast, difference
 from chameleon_lib.sections.results import FAMILY_TITLES, Cell, Run
@@ -66,17 +66,19 @@ def two_by_two(run: Run) -> pd.DataFrame:
     for task, family, cells in _parts(run):
         for edit, title in EDITS.items():
             for effect in factorial(edit):
+                metric = get_task(task).metrics[0]
                 row: dict[str, Any] = {
                     "task": task.replace("_", "-"),
                     "family": FAMILY_TITLES[family],
                     "edit": title,
                     "effect": effect,
-                    "metric": get_task(task).metrics[0],
+                    "metric": metric,
                 }
-                for name in ("change", "margin change"):
-                    metric = row["metric"] if name == "change" else "margin"
-                    found = factorial_effect(run, cells, edit, effect, metric)
-                    row |= estimate_columns(found, name)
+                row |= estimate_columns(
+                    factorial_effect(run, cells, edit, effect, metric), "change"
+                )
+                margin = where_defined(factorial_effect, run, cells, edit, effect, "margin")
+                row |= part_columns(margin, "margin change")
                 rows.append(row)
     return counts_last(pd.DataFrame(rows))
 
@@ -87,17 +89,18 @@ def against_controls(run: Run) -> pd.DataFrame:
     for task, family, cells in _parts(run):
         for edit, controls in CONTROLS.items():
             for control in (name for name in controls if having(cells, name)):
+                metric = get_task(task).metrics[0]
                 row: dict[str, Any] = {
                     "task": task.replace("_", "-"),
                     "family": FAMILY_TITLES[family],
                     "edit": EDITS[edit],
                     "control": TITLES[control].removeprefix("control: "),
-                    "metric": get_task(task).metrics[0],
+                    "metric": metric,
                 }
                 held = having(cells, control)
-                for name in ("change", "margin change"):
-                    metric = row["metric"] if name == "change" else "margin"
-                    row |= estimate_columns(difference(run, held, edit, control, metric), name)
+                row |= estimate_columns(difference(run, held, edit, control, metric), "change")
+                margin = where_defined(difference, run, held, edit, control, "margin")
+                row |= part_columns(margin, "margin change")
                 rows.append(row)
     return counts_last(pd.DataFrame(rows))
 

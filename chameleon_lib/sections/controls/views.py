@@ -8,12 +8,13 @@ import pandas as pd
 
 from chameleon_lib.kit.figures import FigureOutput, dot_ci, line_ci, save_figure
 from chameleon_lib.kit.plots import Better
-from chameleon_lib.kit.tables import estimate_columns
+from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.controls.ledger import ledger_tests
 from chameleon_lib.sections.controls.tables import EDITS
 from chameleon_lib.sections.controls.variants import DEFAULT, STRENGTHS
+from chameleon_lib.sections.estimates import where_defined
 from chameleon_lib.sections.paired import difference
 from chameleon_lib.sections.results import FAMILY_TITLES, Run
 
@@ -155,9 +156,10 @@ def strengths(run: Run) -> pd.DataFrame:
                         "strength": strength,
                         "metric": metric,
                     }
-                    for measured, column in ((metric, "change"), ("margin", "margin change")):
-                        found = difference(run, cells, edit, "instruct", measured)
-                        row |= estimate_columns(found, column)
+                    found = difference(run, cells, edit, "instruct", metric)
+                    row |= estimate_columns(found, "change")
+                    margin = where_defined(difference, run, cells, edit, "instruct", "margin")
+                    row |= part_columns(margin, "margin change")
                     rows.append(row)
     return pd.DataFrame(rows)
 

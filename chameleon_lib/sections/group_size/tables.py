@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from chameleon_lib.kit.tables import estimate_columns
+from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.lamp.tasks import get_task
-from chameleon_lib.sections.estimates import STATISTICS, estimate, methods_in
+from chameleon_lib.sections.estimates import STATISTICS, estimate, methods_in, where_defined
 from chameleon_lib.sections.group_size.agreement import FITTED, PAPER, chance
 from chameleon_lib.sections.group_size.ladder import OTHER, OWN
 from chameleon_lib.sections.methods import METHODS
@@ -68,9 +68,11 @@ def curve(run: Run, task: str) -> pd.DataFrame:
                     "kind": method.kind,
                 }
                 row |= estimate_columns(estimate(run, cells, method.id, metrics[0]), metrics[0])
-                for metric in (*metrics, "margin"):
+                for metric in metrics:
                     change = estimate(run, cells, method.id, metric, "instruct")
                     row |= estimate_columns(change, f"{metric} change")
+                margin = where_defined(estimate, run, cells, method.id, "margin", "instruct")
+                row |= part_columns(margin, "margin change")
                 row[f"{metrics[0]} sd over sets"] = _spread(cells, method.id, metrics[0])
                 for score in ("changed", "valid"):
                     values = [cell.scores[method.id][score] for cell in cells]

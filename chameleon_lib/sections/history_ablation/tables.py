@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from chameleon_lib.kit.stats import Estimate, bootstrap_metric, sums_by_user
-from chameleon_lib.kit.tables import estimate_columns
+from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.lamp.tasks import get_task
-from chameleon_lib.sections.estimates import estimate, having, methods_in
+from chameleon_lib.sections.estimates import estimate, having, methods_in, where_defined
 from chameleon_lib.sections.history_ablation.conditions import (
     EDITS,
     PAPER,
@@ -70,8 +70,10 @@ def levels(run: Run, task: str) -> pd.DataFrame:
     for family, rule, k, cells in _parts(run, task):
         for method in methods_in(cells):
             row = _place(family, rule, k, cells) | {"method": method.title}
-            for metric in (*get_task(task).metrics, "margin", "valid"):
+            for metric in (*get_task(task).metrics, "valid"):
                 row |= estimate_columns(estimate(run, cells, method.id, metric), metric)
+            margin = where_defined(estimate, run, cells, method.id, "margin")
+            row |= part_columns(margin, "margin")
             for metric in get_task(task).metrics:
                 shown = (family, rule, method.id) == ("decoder", PAPER, "chameleon")
                 value = PLOT.get((task, metric), {}).get(k) if shown else None
@@ -88,9 +90,11 @@ def effects(run: Run, task: str) -> pd.DataFrame:
             if method.id == "instruct":
                 continue
             row = _place(family, rule, k, cells) | {"method": method.title}
-            for metric in (get_task(task).metrics[0], "margin"):
-                found = estimate(run, cells, method.id, metric, "instruct")
-                row |= estimate_columns(found, f"{metric} change")
+            metric = get_task(task).metrics[0]
+            found = estimate(run, cells, method.id, metric, "instruct")
+            row |= estimate_columns(found, f"{metric} change")
+            margin = where_defined(estimate, run, cells, method.id, "margin", "instruct")
+            row |= part_columns(margin, "margin change")
             rows.append(row)
     return _counts_last(rows)
 
@@ -113,8 +117,9 @@ def against_controls(run: Run, task: str) -> pd.DataFrame:
                     "items": k,
                     "method": method.title,
                 }
-                for metric in (get_task(task).metrics[0], "margin"):
-                    row |= estimate_columns(contrast(run, terms, metric), metric)
+                metric = get_task(task).metrics[0]
+                row |= estimate_columns(contrast(run, terms, metric), metric)
+                row |= part_columns(where_defined(contrast, run, terms, "margin"), "margin")
                 rows.append(row)
     return _counts_last(rows)
 

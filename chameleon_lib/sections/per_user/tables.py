@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from chameleon_lib.kit.stats import mcnemar
-from chameleon_lib.kit.tables import estimate_columns
+from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.claims import NOT_IN_PAPER, judged_claim
@@ -21,6 +21,7 @@ from chameleon_lib.sections.estimates import (
     methods_in,
     metrics_of,
     paper_value,
+    where_defined,
 )
 from chameleon_lib.sections.results import (
     FAMILY_TITLES,
@@ -58,8 +59,11 @@ def results(run: Run, task: str) -> pd.DataFrame:
                 "gold labels": method.labels,
             }
             for metric in metrics_of(run, task):
-                found = estimate_columns(estimate(run, cells, method.id, metric), metric)
-                row |= found
+                if metric == "margin":
+                    found = where_defined(estimate, run, cells, method.id, metric)
+                    row |= part_columns(found, metric)
+                else:
+                    row |= estimate_columns(estimate(run, cells, method.id, metric), metric)
             row = {k: v for k, v in row.items() if k not in ("n", "seeds")} | {
                 "n": row["n"],
                 "seeds": row["seeds"],
@@ -80,8 +84,9 @@ def by_model(run: Run, task: str) -> pd.DataFrame:
                 continue
             primary = get_task(task).metrics[0]
             row: dict[str, Any] = {"backbone": cell.backbone, "method": method.title}
-            for metric in (primary, "margin"):
-                row |= estimate_columns(estimate(run, [cell], method.id, metric), metric)
+            row |= estimate_columns(estimate(run, [cell], method.id, primary), primary)
+            margin = where_defined(estimate, run, [cell], method.id, "margin")
+            row |= part_columns(margin, "margin")
             rows.append(row)
     frame = pd.DataFrame(rows)
     return frame[[c for c in frame.columns if c not in ("n", "seeds")] + ["n", "seeds"]]
@@ -109,17 +114,13 @@ def effects(run: Run, task: str) -> pd.DataFrame:
                 "method": method.title,
                 "kind": method.kind,
             }
-            for metric in (primary, "margin"):
-                row |= estimate_columns(
-                    estimate(run, cells, method.id, metric, "instruct"), f"{metric} change"
-                )
-            where_agree = f"{primary} change where users agree"
+            change = estimate(run, cells, method.id, primary, "instruct")
+            row |= estimate_columns(change, f"{primary} change")
+            margin = where_defined(estimate, run, cells, method.id, "margin", "instruct")
+            row |= part_columns(margin, "margin change")
             if same.any():
-                found = estimate_columns(
-                    difference_on(run, cells, method.id, primary, same), where_agree
-                )
-                # n of the row are all users, not those of the agreeing queries.
-                row |= {k: v for k, v in found.items() if k not in ("n", "seeds")}
+                damage = difference_on(run, cells, method.id, primary, same)
+                row |= part_columns(damage, f"{primary} change where users agree")
             if task == "LaMP_2":
                 # One seed: pooled over seeds a user would count several times.
                 first = having(cells, method.id)[0].scores

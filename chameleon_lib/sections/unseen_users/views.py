@@ -9,7 +9,7 @@ import pandas as pd
 from chameleon_lib.kit.figures import FigureOutput, dot_ci, save_figure
 from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
-from chameleon_lib.sections.estimates import estimate
+from chameleon_lib.sections.estimates import estimate, where_defined
 from chameleon_lib.sections.per_user import views as table1_views
 from chameleon_lib.sections.results import FAMILY_TITLES, Run
 from chameleon_lib.sections.unseen_users.tables import conditions
@@ -80,9 +80,15 @@ def _certainty(runs: Sequence[Run], task: str, condition: str) -> list[str]:
         if name != condition:
             continue
         for family in run.families:
-            margin = estimate(run, run.of(task, family), "instruct", "margin")
+            cells = run.of(task, family)
+            margin = where_defined(estimate, run, cells, "instruct", "margin")
             found.append(
-                f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}: unedited, the user's answer "
-                f"stands {margin.value:+.1f} nats from the generic one."
+                f"{task.replace('_', '-')}, {FAMILY_TITLES[family]}: "
+                + (
+                    f"unedited, the user's answer stands {margin.value:+.1f} nats from the "
+                    "generic one."
+                    if margin
+                    else "no user's answer differs from the generic one."
+                )
             )
     return found

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -36,6 +37,8 @@ def test_every_cell_of_table_1_has_its_agreements_and_effects(
     row = frame[(frame["backbone"] == cell.backbone) & (frame["task"] == "LaMP-3")].iloc[0]
     [log] = cell.draws
     expected = [r["pair_cosine"] for r in log["rows"] if r["layer"] in log["layers"]]
+    assert row["n"] == len(finished.run.test_users["LaMP_3"]) and row["seeds"] == 1
+    assert row[f"{PAPER} n"] == np.isfinite(cell.scores["chameleon"]["margin"][0]).sum()
     assert row[AGREEMENTS["pairs"]] == pytest.approx(sum(expected) / len(expected))
 
 
@@ -67,6 +70,7 @@ def planted(changes: list[float]) -> pd.DataFrame:
             **{f"{title}, margin change{end}": value + shift
                for title in ("paper's edit", "fitted edit")
                for end, shift in (("", 0), ("_low", -0.1), ("_high", 0.1))},
+            **{f"{title}, margin change n": 85 for title in ("paper's edit", "fitted edit")},
             "n": 120,
             "seeds": 3,
         }
@@ -93,4 +97,15 @@ def test_the_figure_orders_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path))
     shown = agreement.figure(planted([3, 2, 1]), "demo")
     assert "from +0.90 to +0.70" in shown.metadata["alt"] and "n = 3" in shown.metadata["caption"]
+    assert "over 85 test users" in shown.metadata["caption"]
     assert (paths.figures_dir("demo") / "06_agreement.png").is_file()
+
+
+def test_a_cell_without_a_margin_is_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path))
+    shown = agreement.figure(planted([3, 2, float("nan")]), "demo")
+    assert "+3.00 at the top and undefined at the bottom" in shown.metadata["alt"]
+    shown = agreement.figure(planted([float("nan")]), "demo")
+    assert "undefined at the top" in shown.metadata["alt"]

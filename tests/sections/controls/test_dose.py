@@ -6,12 +6,20 @@ import numpy as np
 import pytest
 
 from chameleon_lib.kit.profiles import PROFILES
-from chameleon_lib.kit.stats import DIRECTION_ONLY, DOES_NOT_HOLD, HOLDS, NOT_RUN, OPPOSITE
+from chameleon_lib.kit.stats import (
+    DIRECTION_ONLY,
+    DOES_NOT_HOLD,
+    HOLDS,
+    MIN_USERS,
+    NOT_RUN,
+    OPPOSITE,
+)
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import check_table
 from chameleon_lib.sections.controls import dose, dose_tables
-from chameleon_lib.sections.results import Run
+from chameleon_lib.sections.results import Run, agreeing
 from tests.sections.finished import units
+from tests.sections.planted import without_margins
 from tests.sections.planted_conditions import conditions_run
 from tests.sections.small import SETTINGS, small_profile, use_small_models
 
@@ -25,12 +33,14 @@ def planted(**rates: tuple[float, ...]) -> Run:
         dose.name_of(value): {name: own[place] for name, own in rates.items()}
         for place, value in enumerate(DOSES)
     }
-    return conditions_run(by_dose, backbones=("demo:decoder:0",))
+    return conditions_run(by_dose, backbones=("demo:decoder:0",), n_users=dose.USERS[1])
 
 
 def statuses(run: Run) -> list[str]:
     found = dose_tables.verdicts(run, PROFILES["demo"], "06_controls")
-    assert [v.ours is not None and v.n == 120 for v in found] == [True, True]
+    different = int((~agreeing(run, "LaMP_2")).sum())
+    assert MIN_USERS <= different < len(run.test_users["LaMP_2"])
+    assert [v.ours is not None and v.n == different for v in found] == [True, True]
     assert {v.measure for v in found} == {"margin slope, nats per unit of strength"}
     return [v.status for v in found]
 
@@ -58,7 +68,7 @@ def test_the_slope_is_that_of_a_straight_line_through_the_differences() -> None:
     ]
     found = dose_tables.slope(run, "LaMP_2", "decoder", "chameleon", "accuracy", "instruct")
     assert found.value == pytest.approx(np.polyfit(DOSES, gains, 1)[0])
-    assert found.low > 0 and (found.n, found.seeds) == (120, 2)
+    assert found.low > 0 and (found.n, found.seeds) == (145, 2)
 
 
 def test_responses_and_slopes_may_be_saved() -> None:
@@ -70,6 +80,18 @@ def test_responses_and_slopes_may_be_saved() -> None:
     assert paper["strength"].tolist() == list(DOSES)
     assert paper["accuracy change"].is_monotonic_increasing
     assert set(responses["pairs kept"]) == {8.5}
+    different = int((~agreeing(run, "LaMP_2")).sum())
+    assert set(responses["n"]) == set(slopes["n"]) == {145}
+    assert set(responses["margin change n"]) == set(slopes["margin slope n"]) == {different}
+
+
+def test_where_nobody_has_a_margin_the_claims_are_not_run_and_the_tables_stay_empty() -> None:
+    run = without_margins(planted(chameleon=RISING))
+    found = dose_tables.verdicts(run, PROFILES["demo"], "06_controls")
+    assert [(v.status, v.n, v.ours) for v in found] == [(NOT_RUN, 0, None)] * 2
+    for frame, name in ((dose_tables.responses(run), "change"), (dose_tables.slopes(run), "slope")):
+        check_table(frame, "doses", "demo")
+        assert frame[f"margin {name}"].isna().all() and set(frame[f"margin {name} n"]) == {0}
 
 
 @pytest.mark.parametrize(("profile", "folder"), [("laptop", ""), ("demo", "somewhere")])

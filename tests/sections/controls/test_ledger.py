@@ -11,6 +11,7 @@ from chameleon_lib.sections.controls.ledger import (
 from chameleon_lib.sections.controls.ledger import ledger_effects, ledger_tests, refused_readings
 from chameleon_lib.sections.controls.variants import DEFAULT
 from chameleon_lib.sections.results import FAMILY_TITLES, Run
+from tests.sections.planted import without_margins
 from tests.sections.planted_conditions import conditions_run
 
 DECODER = FAMILY_TITLES["decoder"]
@@ -106,3 +107,10 @@ def test_a_better_prompt_moves_the_answers_and_not_what_the_edit_adds() -> None:
         assert row["matters"] == "answers"
     assert frame.loc["B3", "against Instruct"] == pytest.approx(0.1, abs=0.01)
     assert frame.loc["A13", "against Instruct"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_margin_is_counted_on_those_who_have_one(ledger: Run) -> None:
+    frame = ledger_effects(ledger)
+    assert set(frame["n"]) == {120} and frame["added margin n"].between(1, 119).all()
+    empty = check_table(ledger_effects(without_margins(ledger)), "ledger", "demo")
+    assert empty["added margin"].isna().all() and set(empty["added margin n"]) == {0}

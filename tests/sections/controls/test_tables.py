@@ -4,7 +4,7 @@ import pytest
 
 from chameleon_lib.kit.tables import check_table
 from chameleon_lib.sections.controls import tables
-from tests.sections.planted import planted_run
+from tests.sections.planted import planted_run, without_margins
 
 BOTH = ("demo:decoder:0", "demo:encdec:0")
 
@@ -42,7 +42,15 @@ def test_every_table_may_be_saved() -> None:
     for frame in (tables.two_by_two(table1), tables.against_controls(table1)):
         assert len(check_table(frame, "controls", "demo")) == len(frame)
         assert not frame.isna().any(axis=None) and list(frame.columns[-2:]) == ["n", "seeds"]
-        assert set(frame["task"]) == {"LaMP-2", "LaMP-3"}
+        assert set(frame["task"]) == {"LaMP-2", "LaMP-3"} and set(frame["n"]) == {120}
+        assert frame["margin change n"].between(1, 119).all()
+
+
+def test_where_nobody_has_a_margin_its_cells_are_empty() -> None:
+    run = without_margins(planted_run(tasks=("LaMP_2",)))
+    for frame in (tables.two_by_two(run), tables.against_controls(run)):
+        check_table(frame, "controls", "demo")
+        assert frame["margin change"].isna().all() and set(frame["n"]) == {120}
 
 
 def test_every_control_direction_stands_against_its_edit() -> None:

@@ -11,7 +11,7 @@ from chameleon_lib.sections.controls.ledger import ledger_effects
 from chameleon_lib.sections.controls.tables import against_controls, two_by_two
 from chameleon_lib.sections.controls.variants import DEFAULT
 from chameleon_lib.sections.results import Run
-from tests.sections.planted import planted_run
+from tests.sections.planted import planted_run, without_margins
 from tests.sections.planted_conditions import conditions_run
 
 ONE = ("demo:decoder:0",)
@@ -76,6 +76,7 @@ def test_strengths_are_drawn_with_the_papers_in_its_place(ledger: Run) -> None:
     assert paper["strength"].tolist() == [0.5, 1, 2, 4]
     assert paper["change"].tolist() == pytest.approx([0.05, 0.1, 0.2, 0.4], abs=0.01)
     shown = views.strength_figure(frame, "LaMP_2", "demo")
+    assert set(frame["n"]) == {120} and frame["margin change n"].between(1, 119).all()
     assert "+0.100 at 1 and +0.400 at 4" in shown.metadata["alt"]
     assert len(drawn("06_strength_LaMP_2")) == 2 * 4
 
@@ -87,3 +88,14 @@ def test_doses_are_drawn_from_weak_to_strong(metric: str) -> None:
     shown = dose_tables.figure(frame, "LaMP_2", metric, "demo")
     assert len(drawn(f"06_dose_{metric}_LaMP_2")) == 3 * 2
     assert "paper's, decoder from -0." in shown.metadata["alt"]
+    [users] = {*drawn(f"06_dose_{metric}_LaMP_2")["n"]}
+    assert (users == 120) is (metric == "accuracy")
+    assert f"over the same {users} test users" in shown.metadata["caption"]
+
+
+def test_doses_without_a_margin_are_an_empty_picture() -> None:
+    rates = {dose.name_of(s): {"chameleon": s} for s in (0.25, 0.75)}
+    run = without_margins(conditions_run(rates, backbones=ONE))
+    shown = dose_tables.figure(dose_tables.responses(run), "LaMP_2", "margin", "demo")
+    assert "no user has a value" in shown.metadata["alt"]
+    assert "over the same 0 test users" in shown.metadata["caption"]

@@ -17,8 +17,9 @@ from chameleon_lib.sections.group_size.tables import (
     size_of,
     title_of,
 )
-from chameleon_lib.sections.results import FAMILY_TITLES, Run
+from chameleon_lib.sections.results import FAMILY_TITLES, Run, agreeing
 from tests.sections.group_size.planted_sizes import CONDITIONS, planted_sizes
+from tests.sections.planted import without_margins
 
 BOTH = ("demo:decoder:0", "demo:encdec:0")
 RATES = {OWN: {"chameleon": 0.5}, "20 users": {"chameleon": 0.7}, "100 users": {"fitted": 0.9}}
@@ -45,6 +46,10 @@ def test_the_curve_has_every_method_at_every_size_with_level_and_change(
     run: Run, task: str, metric: str
 ) -> None:
     frame = check_table(curve(run, task), "x", "demo")
+    different = int((~agreeing(run, task)).sum())
+    assert set(frame["margin change n"]) == {different} and different < 120
+    empty = check_table(curve(without_margins(run), task), "x", "demo")
+    assert set(empty["margin change n"]) == {0} and set(empty["n"]) == {120}
     one = frame[frame["family"] == FAMILY_TITLES["decoder"]]
     assert len(frame) == 2 * len(one) and set(frame["n"]) == {120}
     assert one.groupby("users").size().to_dict() == {0: 1, 1: 4, 20: 6, 100: 6}

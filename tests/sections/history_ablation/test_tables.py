@@ -17,6 +17,7 @@ from tests.sections.history_ablation.planted_history import (
     planted_choices,
     planted_history,
 )
+from tests.sections.planted import without_margins
 
 BOTH = ("demo:decoder:0", "demo:encdec:0")
 CHAMELEON, INSTRUCT = "CHAMELEON (paper)", "Instruct (A.3, no insight)"
@@ -39,6 +40,16 @@ def test_every_table_has_its_counts_and_intervals(run: Run) -> None:
         assert len(check_table(frame, name, "demo")) == len(frame) > 0
         assert list(frame.columns[-2:]) == ["n", "seeds"] and set(frame["n"]) == {120}
     check_table(history_tables.prompts(run, "LaMP_2"), "prompts", "demo", "diagnostic")
+
+
+def test_a_margin_is_counted_on_those_who_have_one(run: Run) -> None:
+    for name in ("levels", "effects", "against_controls"):
+        measure = "margin change" if name == "effects" else "margin"
+        frame = getattr(history_tables, name)(run, "LaMP_2")
+        assert frame[f"{measure} n"].between(1, 119).all()
+        empty = getattr(history_tables, name)(without_margins(run), "LaMP_2")
+        check_table(empty, name, "demo")
+        assert empty[measure].isna().all() and set(empty["n"]) == {120}
 
 
 def test_levels_have_a_row_per_family_condition_and_method(run: Run) -> None:

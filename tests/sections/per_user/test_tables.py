@@ -22,8 +22,8 @@ from chameleon_lib.sections.estimates import paper_numbers
 from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.per_user import details as table1_details
 from chameleon_lib.sections.per_user import tables as table1
-from chameleon_lib.sections.results import FAMILY_TITLES, Run, query_golds
-from tests.sections.planted import planted_run, swapped
+from chameleon_lib.sections.results import FAMILY_TITLES, Run, agreeing, query_golds
+from tests.sections.planted import planted_run, swapped, without_margins
 
 BOTH = ("demo:decoder:0", "demo:encdec:0")
 TASKS = ("LaMP_2", "LaMP_3", "LaMP_7")
@@ -157,6 +157,21 @@ def test_every_table_may_be_saved_as_a_result(run: Run, task: str) -> None:
         measured = frame.drop(columns=[c for c in frame if c.startswith("paper ")])
         assert list(measured.columns[-2:]) == ["n", "seeds"]
         assert not measured.isna().any(axis=None)
+
+
+@pytest.mark.parametrize("name", ["results", "effects", "by_model"])
+def test_a_rows_n_is_that_of_its_primary_metric_and_a_part_has_its_own(
+    run: Run, name: str
+) -> None:
+    frame = getattr(table1, name)(run, "LaMP_2")
+    same = int(agreeing(run, "LaMP_2").sum())
+    margin = "margin change" if name == "effects" else "margin"
+    assert 0 < same < 120 and set(frame["n"]) == {120} and set(frame[f"{margin} n"]) == {120 - same}
+    if name == "effects":
+        assert set(frame["accuracy change where users agree n"]) == {same}
+    empty = check_table(getattr(table1, name)(without_margins(run), "LaMP_2"), name, "demo")
+    assert empty[margin].isna().all() and set(empty[f"{margin} n"]) == {0}
+    assert set(empty["n"]) == {120}
 
 
 def test_results_show_every_method_with_the_papers_number_beside_it(run: Run) -> None:

@@ -28,7 +28,7 @@ from chameleon_lib.sections.unseen_users import tables as table2
 from chameleon_lib.sections.unseen_users import views as table2_views
 from chameleon_lib.sections.unseen_users.common import COMMON_TASTE, FITTED_BARE
 from chameleon_lib.sections.unseen_users.study import NO_HISTORY, SHOWN, WITH_HISTORY
-from tests.sections.planted import planted_run, swapped
+from tests.sections.planted import planted_run, swapped, without_margins
 
 READ = {"instruct", *SHOWN, "aloe", "dpo"}
 DECODER = FAMILY_TITLES["decoder"]
@@ -305,3 +305,11 @@ def test_the_summary_says_what_came_out_under_every_condition(
     assert "the fitted edit helps" in history and "LaMP-3" in history
     assert "helps" in bare and "LaMP-3" not in bare
     assert f"LaMP-2, {DECODER}: unedited, the user's answer stands" in none
+
+
+def test_the_summary_has_no_nats_where_no_user_has_a_margin(
+    runs: list[Run], effects: dict[str, pd.DataFrame]
+) -> None:
+    assert "nats from the generic one" in table2_views.summary(runs, effects)
+    said = table2_views.summary([without_margins(run) for run in runs], effects)
+    assert "no user's answer differs from the generic one" in said and "nats" not in said
