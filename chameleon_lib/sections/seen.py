@@ -5,9 +5,12 @@ A comparison with a rival that learned nothing would be void.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.kit.stats import Estimate, bootstrap_metric, sums_by_user
@@ -68,8 +71,10 @@ def change_on_seen(logs: Sequence[Mapping[str, Any]]) -> Estimate:
     Users of all groups are pooled; a user in several groups counts once, with the mean of them.
     """
     users = [user for log in logs for user in log["seen"]["users"]]
+    held = Counter(user for log in logs for user in set(log["seen"]["users"]))
+    trainings = np.array([[held[user]] for user in dict.fromkeys(users)])  # (users, 1)
     after, before = (
-        sums_by_user([value for log in logs for value in log["seen"][arm]], users)
+        sums_by_user([value for log in logs for value in log["seen"][arm]], users) / trainings
         for arm in ("after", "before")
     )
     return replace(bootstrap_metric("mean", after, before), seeds=len(logs))

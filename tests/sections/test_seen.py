@@ -68,6 +68,14 @@ def test_learning_needs_a_gain_on_the_better_side(
     assert has_learned(task, logs, gain) is learned
 
 
+def test_a_user_of_several_groups_counts_once_with_the_mean_of_them() -> None:
+    first = _log([1.0, 0.0, 0.0, 0.0], [0.0] * 4)
+    second = {"seen": {"users": ["a", "e", "e"], "after": [0.0, 1.0, 1.0], "before": [0.0] * 3}}
+    gain = change_on_seen([first, second, second])
+    # a has the mean 1 / 3 of one query in three trainings; e has two queries in two of them.
+    assert gain.value == pytest.approx((1 / 3 + 2) / (4 + 2)) and (gain.n, gain.seeds) == (5, 3)
+
+
 def test_one_loss_that_does_not_fall_is_no_learning() -> None:
     good = _log([1.0] * 4, [0.0] * 4)
     gain = change_on_seen([good])
