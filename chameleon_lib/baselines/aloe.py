@@ -67,7 +67,8 @@ def train_aloe(
     random.Random(f"order/{seed}").shuffle(together)
     steps = settings.max_steps if max_steps is None else max_steps
     lora = settings.params == "lora"
-    model = copy_to_adapt(backbone.model) if lora else copy.deepcopy(backbone.model)
+    # Weights in 16 bits would round most updates away at such rates: a whole model is a copy in 32.
+    model = copy_to_adapt(backbone.model) if lora else copy.deepcopy(backbone.model).float()
     with undisturbed(backbone.device) as folder:
         torch.manual_seed(seed)
         adapter = None
@@ -76,6 +77,9 @@ def train_aloe(
             notes += more
         else:
             model.requires_grad_(True)
+            if backbone.model.dtype != torch.float32:
+                loaded = str(backbone.model.dtype).removeprefix("torch.")
+                notes += (f"trained as a float32 copy, rounded to {loaded} afterwards",)
         common = trainers.arguments(settings, steps, seed, folder, backbone.device)
         trainer = (
             decoder_trainer(backbone, model, together, settings, limit, common, adapter)

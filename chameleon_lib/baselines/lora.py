@@ -69,13 +69,17 @@ def adapter_of(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def changed_weights(model: nn.Module, before: nn.Module) -> dict[str, Tensor]:
-    """Parameters of ``model`` that are not bit for bit those of ``before``, on the CPU."""
+    """Parameters of ``model`` that are not bit for bit those of ``before``, on the CPU.
+
+    They are compared and returned in the types that ``before`` has them in.
+    """
     old = dict(before.named_parameters())
-    return {
-        name: value.detach().cpu().clone()
-        for name, value in sorted(model.named_parameters())
-        if not torch.equal(value, old[name])
-    }
+    found = {}
+    for name, value in sorted(model.named_parameters()):
+        rounded = value.detach().to(old[name].dtype)
+        if not torch.equal(rounded, old[name]):
+            found[name] = rounded.cpu().clone()
+    return found
 
 
 def silence_dropout(model: nn.Module) -> None:

@@ -178,6 +178,30 @@ def test_bfloat16_and_float32_start_at_the_same_loss(family: str) -> None:
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], abs=0.1)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_updates_too_small_for_bfloat16_weights_add_up(family: str) -> None:
+    """At this rate a single step is lost in most weights of 16 bits; all steps together are not."""
+    exact, rounded = make_backbone(family), make_backbone(family)
+    rounded.model.to(torch.bfloat16)
+    exact.model.to(torch.bfloat16).float()  # the same weights
+    settings = aloe(lr=2e-5, epochs=40, schedule="constant")
+    expected = train_aloe(exact, examples(), settings, seed=0)
+    tuned = train_aloe(rounded, examples(), settings, seed=0)
+    assert tuned.log.loss == expected.log.loss
+    assert set(tuned.tensors) <= set(expected.tensors)
+    for name, value in tuned.tensors.items():
+        assert torch.equal(value, expected.tensors[name].to(torch.bfloat16))
+    before = dict(rounded.model.named_parameters())
+    moved = sum(int((value != before[name]).sum()) for name, value in tuned.tensors.items())
+    assert moved > 0.2 * sum(value.numel() for value in before.values())
+    note = "trained as a float32 copy, rounded to bfloat16 afterwards"
+    assert note in tuned.log.notes and note not in expected.log.notes
+    assert {value.dtype for value in before.values()} == {torch.bfloat16}
+    after = dict(tuned_backbone(rounded, tuned).model.named_parameters())
+    assert {value.dtype for value in after.values()} == {torch.bfloat16}
+    assert all(torch.equal(after[name], value) for name, value in tuned.tensors.items())
+
+
 def test_the_progress_line_knows_the_steps() -> None:
     from types import SimpleNamespace
 

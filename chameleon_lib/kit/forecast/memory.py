@@ -6,21 +6,22 @@ number, t the tokens of the rows in memory at once, h heads):
     asking    weights + kept prompts + T·(state + 2·inner + 4·width)·B
     rivals    the same with two sets of weights and of prompts: an answer of a trained model
     DPO       weights + 18·a + way back + kept prompts
-    ALOE      the same as DPO for an adapter; 5·weights + way back + kept prompts for all weights
+    ALOE      the same as DPO for an adapter; weights + 18·n + way back + kept prompts for all n
 
 The states of prompts that are asked again are kept up to the profile's limit; T are the tokens of
 the largest batch that is asked at once, at most 32,768. An adapter is trained beside the backbone's
-own weights and costs its values, gradients and two moments in float32 and a copy in 16 bits; a
-model that is trained whole is a copy, with gradients and two moments in its own precision. The way
-back, in 16 bits (twice that in 32):
+own weights and costs its values, gradients and two moments in float32 and a copy in 16 bits; so
+does each weight of a model that is trained whole, which is a float32 copy whatever it was loaded
+in. The way back, in 16 bits (twice that in 32):
 
     whole           L·layer
-    checkpointing   L·t·2·width + layer          (T5 keeps a position bias, 2·h·t², per layer too)
+    checkpointing   L·t·2·width + layer          (T5 keeps a position bias, 2·h·t², per layer too;
+                    both twice for all weights, between whose layers numbers are in float32)
     layer           t·c·width                    (T5: + 12·h·t², its attention is not fused)
     head            10·vocabulary per token with a loss of ALOE's; DPO never holds its logits
 
-c = 112 bytes for an adapter of a decoder and 49 for all weights,
-163 and 90 for T5's two stacks: measured as what autograd keeps of models of the same proportions,
+c = 112 bytes for an adapter of a decoder and 57 for all weights,
+163 and 99 for T5's two stacks: measured as what autograd keeps of models of the same proportions,
 their own dropout on (DPO switches it off and keeps less).
 With 4-bit weights 0.29 of the weights. Fragmentation comes on top.
 
@@ -38,9 +39,9 @@ from chameleon_lib.kit.forecast.scope import Scope
 
 BATCH_TOKENS = 32_768
 # Bytes per token, width and layer on the way back: family is T5's, an adapter is trained.
-WAY_BACK = {(False, True): 112, (False, False): 49, (True, True): 163, (True, False): 90}
+WAY_BACK = {(False, True): 112, (False, False): 57, (True, True): 163, (True, False): 99}
 PER_PAIR = 12  # bytes per head and pair of tokens of T5's attention
-ADAPTER = 18  # bytes per weight of an adapter
+TRAINED = 18  # bytes per weight that is trained
 PER_LOGIT = 10
 PACKED = 0.29  # of bfloat16 weights, when all but embeddings and head have 4 bits
 BYTES_PER_ANSWER = 120  # JSON and margin
@@ -58,7 +59,7 @@ def device_bytes(scope: Scope, model: Model) -> dict[str, float]:
     kept = min(profile.prefix_bytes, prompts * model.state * size)
     asked = min(BATCH_TOKENS, prompts) * room * size
     pairs, rows, packed_row = scope.batches(model)
-    adapter = ADAPTER * model.adapter
+    adapter = TRAINED * model.adapter
     aloe_lora = scope.aloe_lora(model)
     row = packed_row or longest
     logits = 0 if model.encoder else rows * row * model.vocabulary * PER_LOGIT
@@ -67,7 +68,7 @@ def device_bytes(scope: Scope, model: Model) -> dict[str, float]:
         "rivals": 2 * (weights + kept) + asked,
         "DPO": weights + adapter + kept
         + way_back(scope, model, pairs * (1 if model.encoder else 2), longest, True),
-        "ALOE": (weights + adapter if aloe_lora else 5 * weights) + kept + logits
+        "ALOE": weights + (adapter if aloe_lora else TRAINED * model.weights.total) + kept + logits
         + way_back(scope, model, rows, row, aloe_lora),
     }  # fmt: skip
 
@@ -79,7 +80,8 @@ def way_back(scope: Scope, model: Model, rows: float, tokens: float, adapter: bo
     layer = rows * tokens * WAY_BACK[model.encoder, adapter] * model.width + PER_PAIR * pairs
     if not scope.checkpointing(model):
         return wide * model.layers * layer
-    return wide * (model.layers * (rows * tokens * 2 * model.width + 2 * pairs) + layer)
+    inputs = (2 if adapter else 4) * (rows * tokens * model.width + pairs)
+    return wide * (model.layers * inputs + layer)
 
 
 def store_bytes(scope: Scope, pieces: Mapping[Key, Piece]) -> dict[str, float]:
