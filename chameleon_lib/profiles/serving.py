@@ -19,11 +19,15 @@ from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.edit_profile import EditProfile
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
+from chameleon_lib.kit.progress import tell
 from chameleon_lib.profiles.adapter_rules import check_adapter
-from chameleon_lib.profiles.export import edit_digest, edit_of, export_edit, served_name
+from chameleon_lib.profiles.export import RECORD, edit_digest, edit_of, export_edit, served_name
 from chameleon_lib.profiles.factors import RANK
 from chameleon_lib.profiles.forms import server_refusal
+from chameleon_lib.profiles.gguf_adapter import FILE
 from chameleon_lib.profiles.served import INDEX, VERSION, read_index, versions, write_index
+
+WEIGHTS = {"merged": "*.safetensors", "gguf": FILE}  # of the forms that are no PEFT adapter
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,15 @@ class ServingFolder:
         return current
 
     def add(self, name: str, source: EditProfile | Edit) -> Served:
-        """Exports a profile as a new version, unless its current version is this very edit.
+        """Exports a profile as a new version, unless its current version is this very edit, whole.
 
         Args:
             name: Letters, digits, ``-`` and ``_``: part of a path and of a request.
             source: A profile or an edit.
+
+        Raises:
+            UserError: A name that is no path part, an edit that the form cannot carry, or a new
+                version that breaks the rules of its readers.
         """
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
             raise UserError(
@@ -117,18 +125,32 @@ class ServingFolder:
             rank=self.rank,
             base_model=self.base_model,
         )
-        if not self._stands(model):
-            raise UserError(f"{self.folder / model} vanished while it was served; export it again.")
+        self._check(model)
         self.current[name] = {"model": model, "content": content}
         self._write_index()
         return Served(name, model, new=True)
 
     def _stands(self, model: str) -> bool:
-        """Whether a version is there and keeps the rules of the readers."""
+        """Whether a version is there and whole; a damaged one is told, since it gets a successor.
+        """
+        if not (self.folder / model).is_dir():
+            return False
+        try:
+            self._check(model)
+        except UserError as error:
+            tell(f"{model} is damaged and gets a new version: {error}")
+            return False
+        return True
+
+    def _check(self, model: str) -> None:
+        """Raises a UserError unless a version keeps the rules of its readers."""
         path = self.folder / model
-        if path.is_dir() and self.form in ("peft", "alora"):
+        if self.form in ("peft", "alora"):
             check_adapter(path, server=self.server, base_model=self.base_model)
-        return path.is_dir()
+            return
+        for needed in (RECORD, WEIGHTS[self.form]):
+            if not any(path.glob(needed)):
+                raise UserError(f"{path} has no {needed}; export it again.")
 
     def _versions(self, name: str) -> list[int]:
         matches = (VERSION.fullmatch(path.name) for path in versions(self.folder, name))

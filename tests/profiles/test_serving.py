@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
@@ -87,6 +88,48 @@ def test_an_unchanged_edit_is_kept_and_a_changed_one_gets_a_new_path(
     assert [path.name for path in folder.stale(["ann"])] == ["ann-v0001"]
     assert [path.name for path in folder.prune([])] == ["ann-v0001", "ann-v0002"]
     assert folder.current == {} and not list(tmp_path.glob("ann*"))
+
+
+@pytest.mark.parametrize(
+    ("form", "damaged"),
+    [
+        ("peft", "adapter_model.safetensors"),
+        ("peft", "adapter_config.json"),
+        ("merged", "model.safetensors"),
+        ("merged", "chameleon.json"),
+        ("gguf", "adapter.gguf"),
+    ],
+)
+def test_a_damaged_version_is_told_and_exported_again(
+    form: str, damaged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = ServingFolder(tmp_path, backbone_of("llama"), form=form)
+    path = tmp_path / folder.add("ann", edit_of()).model / damaged
+    if form == "peft":
+        path.write_bytes(path.read_bytes()[:20])
+    else:
+        path.unlink()
+    again = folder.add("ann", edit_of())
+    assert (again.model, again.new) == ("ann-v0002", True)
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "ann-v0001 is damaged and gets a new version"
+    ]
+    assert folder.add("ann", edit_of()).model == "ann-v0002" and len(caplog.records) == 1
+
+
+def test_a_new_version_that_breaks_the_rules_is_no_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ServingFolder(tmp_path, backbone_of("llama"), form="peft")
+    export = serving.export_edit
+
+    def torn(*args: Any, **named: Any) -> None:
+        (export(*args, **named).folder / "adapter_model.safetensors").write_bytes(b"")
+
+    monkeypatch.setattr(serving, "export_edit", torn)
+    with pytest.raises(UserError, match="adapter_model.safetensors cannot be read"):
+        folder.add("ann", edit_of())
+    assert folder.current == {}
 
 
 def test_a_killed_run_resumes_where_it_stopped(
