@@ -66,7 +66,12 @@ class TaskData:
 def available_tasks(
     profile: RunProfile, data_dir: str, eval_split: str = "dev", tasks: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """Tasks that can run, of ``tasks`` or all, and a sentence for each whose files are missing."""
+    """Tasks that can run, of ``tasks`` or all, and a sentence for each whose files are missing.
+
+    Raises:
+        UserError: None of the tasks, no such folder, or the demo profile with a folder.
+    """
+    _refuse_demo(profile, data_dir)
     scored = _file_of(eval_split)
     wanted = [task for task in profile.tasks if not tasks or task in tasks]
     if not wanted:
@@ -113,8 +118,10 @@ def load_task_data(
         world: Knobs of the embedded world that differ from its own; no meaning for files.
 
     Raises:
-        UserError: A profile that needs official files got no folder, or a file is not valid.
+        UserError: A profile that needs official files got no folder, the demo profile got one, or
+            a file is not valid.
     """
+    _refuse_demo(profile, data_dir)
     limits = (profile.n_train, profile.n_dev, profile.n_test)
     cap = dict(
         zip(PARTS, (min(n, max_users) if max_users else n for n in limits), strict=True)
@@ -139,6 +146,15 @@ def load_task_data(
     check_disjoint(train, test, min_overlap=overlap)
     hashed = digest([train, dev, test])
     return TaskData(task, train, dev, test, everyone, truth, source, hashed, imported)
+
+
+def _refuse_demo(profile: RunProfile, data_dir: str) -> None:
+    """The demo's banner and results are those of the embedded world; files may not take them."""
+    if profile.name == "demo" and data_dir:
+        raise UserError(
+            f"Profile demo is the embedded world alone, so it does not take {data_dir}: choose "
+            "profile demo-data, whose results stand in a folder of their own."
+        )
 
 
 @lru_cache(maxsize=8)

@@ -24,7 +24,7 @@ def lint_source(path: Path) -> list[str]:
     if not NAME.match(path.name):
         return [f"{path.name}: its name is not NN_words.ipynb"]
     book = read_notebook(path)
-    found = [*_file(book), *_parameters(book), *_cells(book), *_code(book)]
+    found = [*_file(book), *_parameters(book), *_cells(book), *_code(book), *_profile(book)]
     return [f"{path.name}: {problem}" for problem in found]
 
 
@@ -126,6 +126,21 @@ def _code(book: Notebook) -> Iterator[str]:
                 missing = {"alt", "caption"} - {word.arg for word in node.keywords}
                 if missing:
                     yield f"cell {cell.get('id')} saves a figure without {sorted(missing)}"
+
+
+def _profile(book: Notebook) -> Iterator[str]:
+    """Who takes files asks ``for_data`` which profile that makes, and saves under no other."""
+    if not any("data_dir: " in text_of(cell) for cell in book.cells):
+        return
+    for cell in book.cells:
+        if cell["cell_type"] != "code" or "parameters" in tags_of(cell):
+            continue
+        nodes = list(ast.walk(ast.parse(text_of(cell))))
+        calls = [node for node in nodes if isinstance(node, ast.Call)]
+        allowed = {id(c.args[0]) for c in calls if _name(c.func) == "for_data" and c.args}
+        names = [node for node in nodes if isinstance(node, ast.Name) and node.id == "profile"]
+        if any(id(name) not in allowed for name in names):
+            yield f"cell {cell.get('id')} reads profile, which is not that of a run on files"
 
 
 def _name(function: ast.expr) -> str:

@@ -66,6 +66,17 @@ def test_each_broken_rule_is_named(tmp_path: Path, change: Change, problem: str)
     assert any(problem in text for text in lint_source(path))
 
 
+def test_a_notebook_that_takes_files_may_not_save_under_the_name_that_was_asked(
+    tmp_path: Path,
+) -> None:
+    declared = 'profile: str = "demo"  # run profile\ndata_dir: str = ""  # folder of files'
+    good = ["run_profile = get_profile(for_data(profile, bool(data_dir)))", "f(run_profile.name)"]
+    assert lint_source(notebook(tmp_path, "01_table", good, parameters=declared)) == []
+    for bad in ("get_profile(profile)", 'print(f"({profile} profile)")', "save(x, profile)"):
+        [problem] = lint_source(notebook(tmp_path, "01_table", [bad], parameters=declared))
+        assert "reads profile" in problem
+
+
 def test_an_unnumbered_notebook_is_named(tmp_path: Path) -> None:
     assert "NN_words" in lint_source(notebook(tmp_path, "Table", []))[0]
 

@@ -156,6 +156,18 @@ def test_an_unknown_or_empty_folder_is_answered_with_one_sentence(tmp_path: Path
         load_task_data(LAPTOP, "LaMP_3", absent)
 
 
+def test_the_demo_takes_no_files_so_that_none_can_pass_for_its_world(tmp_path: Path) -> None:
+    official(tmp_path, "LaMP_3", "dev")
+    for load in (
+        lambda profile: available_tasks(profile, str(tmp_path))[0],
+        lambda profile: [load_task_data(profile, "LaMP_3", str(tmp_path)).task],
+    ):
+        with pytest.raises(UserError, match="choose profile demo-data") as caught:
+            load(small_profile())
+        assert str(caught.value).count(". ") == 0 and str(tmp_path) in str(caught.value)
+        assert load(PROFILES["demo-data"]) == ["LaMP_3"]
+
+
 def test_users_without_gold_are_the_same_users_otherwise() -> None:
     data = load_task_data(small_profile(), "LaMP_2")
     blind = without_gold(data.train)

@@ -94,7 +94,7 @@ def test_where_nobody_has_a_margin_the_claims_are_not_run_and_the_tables_stay_em
         assert frame[f"margin {name}"].isna().all() and set(frame[f"margin {name} n"]) == {0}
 
 
-@pytest.mark.parametrize(("profile", "folder"), [("laptop", ""), ("demo", "somewhere")])
+@pytest.mark.parametrize(("profile", "folder"), [("laptop", ""), ("demo-data", "somewhere")])
 def test_tastes_cannot_be_planted_in_real_users(profile: str, folder: str) -> None:
     done = dose.run(PROFILES[profile], SETTINGS, data_dir=folder)
     assert done is None

@@ -237,7 +237,7 @@ def test_official_files_run_without_planted_truth(
     users = load_task_data(small_profile(n_dev=16), "LaMP_3").dev
     write_lamp(users, tmp_path / "data" / "LaMP_3", "dev")
     run = history_ablation.run(
-        small_profile(),
+        small_profile(name="demo-data", data="lamp"),
         SETTINGS,
         items="3",
         data_dir=str(tmp_path / "data"),

@@ -104,7 +104,9 @@ def test_official_files_run_without_planted_truth(
     use_small_models(monkeypatch)
     users = load_task_data(small_profile(n_dev=30), "LaMP_3").dev
     write_lamp(users, tmp_path / "data" / "LaMP_3", "dev")
-    profile = small_profile(tasks=TASKS, backbones=BACKBONES[:1])
+    profile = small_profile(
+        name="demo-data", data="lamp", tasks=TASKS, backbones=BACKBONES[:1]
+    )
     store = ArtifactStore(tmp_path / "units")
     strict = SETTINGS.with_(pairs_on_too_few="error")
     done = run(profile, strict, data_dir=str(tmp_path / "data"), max_users=6, store=store)

@@ -174,7 +174,7 @@ def test_real_users_are_read_both_ways_and_share_no_planted_taste(
     use_small_models(monkeypatch)
     users = load_task_data(small_profile(n_dev=30), "LaMP_3").dev
     write_lamp(users, tmp_path / "data" / "LaMP_3", "dev")
-    profile = small_profile(tasks=("LaMP_3",))
+    profile = small_profile(name="demo-data", data="lamp", tasks=("LaMP_3",))
     store = ArtifactStore(tmp_path / "units")
     [done] = unseen_users.run(
         profile, SETTINGS, data_dir=str(tmp_path / "data"), max_users=6, store=store
