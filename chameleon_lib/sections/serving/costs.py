@@ -76,8 +76,8 @@ def known_shape(name: str) -> Shape:
     return Shape(model.layers, model.width, model.inner, weights.total, weights.written)
 
 
-def measured_sizes(shipped: Shipped, users: int) -> pd.DataFrame:
-    """Bytes per user as the files have them, beside the formula, and for a million users.
+def measured_sizes(shipped: Shipped) -> pd.DataFrame:
+    """Bytes of the first user's files, beside the formula, and for a million users.
 
     A file also holds names and shapes of its tensors, which is all that lies between the two.
     """
@@ -103,7 +103,7 @@ def measured_sizes(shipped: Shipped, users: int) -> pd.DataFrame:
             "bytes of the file": found,
             "bytes by the formula": formula,
             "GB for 1 M users": found * MILLION / 1e9,
-            "n": users,
+            "n": 1,
             "seeds": 1,
         }
         for what, found, formula in rows

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from chameleon_lib.kit.figures import FigureOutput, dot_ci, save_figure
+from chameleon_lib.sections.serving.answers import UNEDITED
 from chameleon_lib.sections.serving.solvers import EDITED, EQUAL, ORDERS
 
 _FORM = "form"
@@ -31,14 +32,23 @@ def forms_sentence(agreement: pd.DataFrame) -> str:
 def batch_sentence(batches: pd.DataFrame) -> str:
     """What one batch for all users shows."""
     equal, count = int(batches["equal answers"].sum()), int(batches["answers"].sum())
+    opening = (
+        "Users of one batch get what they get alone"
+        if equal == count
+        else "Not every user of one batch gets what the other ways to serve give"
+    )
     return (
-        f"Users of one batch get what they get alone: {equal} of {count} compared answers are the "
-        "same, across rows that edit different layers and rows that are not edited."
+        f"{opening}: {equal} of {count} compared answers are the same, across rows that edit "
+        "different layers and rows that are not edited."
     )
 
 
 def whose_sentences(found: pd.DataFrame) -> list[str]:
-    """Does it matter whose edit answers?"""
+    """Does it matter whose edit answers?
+
+    Only an edit of one user's own queries that changes answers can show whose it is: one that
+    changes none says the same as any other, and in official files an edit is a small group's.
+    """
     sentences = []
     for row in found.to_dict("records"):
         same = row["another user's edit says the same"]
@@ -48,11 +58,15 @@ def whose_sentences(found: pd.DataFrame) -> list[str]:
             "user's edit says the same on the same prompt."
         )
         sentences.append(sentence)
-    if float(found["another user's edit says the same"].min()) >= 0.9:
+    personal = f"right: {UNEDITED}" in found  # counted where each user's taste is planted
+    if (
+        personal
+        and float(found["changed by the own edit"].min()) > 0
+        and float(found["another user's edit says the same"].min()) >= 0.9
+    ):
         sentences.append(
-            "So these edits hold no user's taste: what tells users apart is the history in the "
-            "prompt, and the edit makes the model follow it. One edit for a group would serve "
-            f"these users as well as {int(found['n'].max())} do."
+            "So these edits hold next to nothing of one user's taste: what tells the users apart "
+            "is the history in the prompt."
         )
     sentences.append(
         f"With {int(found['n'].max())} users per family this is a look and no verdict."

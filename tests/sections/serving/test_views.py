@@ -36,21 +36,36 @@ def test_the_batch_is_counted() -> None:
     assert "29 of 30 compared answers are the same" in views.batch_sentence(frame)
 
 
-@pytest.mark.parametrize(("same", "switch"), [(1.0, True), (0.4, False)])
-def test_edits_are_called_a_switch_only_where_anothers_does_the_same(
-    same: float, switch: bool
+def test_one_answer_that_differs_takes_the_claim_back() -> None:
+    frame = pd.DataFrame({"equal answers": [15, 14], "answers": [15, 15]})
+    assert views.batch_sentence(frame).startswith("Not every user of one batch")
+    equal = views.batch_sentence(frame.assign(answers=[15, 14]))
+    assert equal.startswith("Users of one batch get what they get alone: 29 of 29")
+
+
+@pytest.mark.parametrize(
+    ("same", "changed", "planted", "taste"),
+    [
+        (1.0, 0.3, True, True),
+        (0.4, 0.3, True, False),
+        (1.0, 0.0, True, False),  # an edit that changes nothing says what any other says
+        (1.0, 0.3, False, False),  # official files: the edit is a small group's
+    ],
+)
+def test_edits_are_called_nobodys_only_where_anothers_does_the_same(
+    same: float, changed: float, planted: bool, taste: bool
 ) -> None:
     row = {
         "family": "decoder",
         "held-out queries": 10,
-        "changed by the own edit": 0.3,
+        "changed by the own edit": changed,
         "another user's edit says the same": same,
-        f"right: {UNEDITED}": 0.7,
+        **({f"right: {UNEDITED}": 0.7} if planted else {}),
         "n": 5,
     }
     said = views.whose_sentences(pd.DataFrame([row]))
     assert f"in {same:.0%} of the cases" in said[0] and "a look and no verdict" in said[-1]
-    assert any("hold no user's taste" in sentence for sentence in said) is switch
+    assert any("of one user's taste" in sentence for sentence in said) is taste
 
 
 def test_the_solvers_are_counted_over_groups() -> None:
