@@ -31,7 +31,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m chameleon_lib answer",
         description="Answer a query of one of your own users, without and with the edit.",
-        epilog="The edit is fitted on all other users of the table, without any label of theirs.",
+        epilog="The edit is fitted on a group of the other users of the table; no held-out label "
+        "of theirs is read.",
         allow_abbrev=False,
     )
     parser.add_argument("--data", metavar="DIR", help="folder that 'data import' wrote")
@@ -102,8 +103,8 @@ def _lines(asked: Asked, backbone: str) -> list[str]:
     lines += [
         f"insight: {user.insight_p}",
         f"neutral insight: {user.insight_n}",
-        f"pairs: {len(tour.pairs)} of {len(tour.data.train)} other users, {len(tour.kept)} with "
-        "different answers fit the edit",
+        f"pairs: {len(tour.pairs)} of {asked.group()}, {len(tour.kept)} with different answers "
+        "fit the edit",
         f"edited layers: {', '.join(map(str, tour.layers))} of {tour.study.backbone.n_layers} "
         "(paper), all of them (fitted)",
         f"margin: log-probability of {asked.compared}, in nats",

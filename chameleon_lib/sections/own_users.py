@@ -46,6 +46,11 @@ class Asked:
     reference: Reference
     compared: str
 
+    def group(self) -> str:
+        """Whose pairs the fit saw, with their number, for a sentence."""
+        members = {pair.user_id for pair in self.tour.pairs}
+        return f"a group of {len(members)} of the {len(self.tour.data.everyone) - 1} other users"
+
     def table(self) -> pd.DataFrame:
         """The query with and without edit, with and without the insight in the prompt."""
         return before_and_after(self.tour, self.reference)
@@ -86,13 +91,16 @@ def find_user(users: list[User], user_id: str) -> User:
 
 
 def everyone_else(profile: RunProfile, users: list[User], user: User) -> TaskData:
-    """All other users fit for one: the most that a table gives."""
+    """One user asks, and the fit draws its group from all others, up to the profile's number."""
     others = [other for other in users if other.id != user.id]
     return _data(profile, users, others, [user])
 
 
 def halves(profile: RunProfile, users: list[User], user: User) -> TaskData:
-    """Half of the users fit and the others are scored, the given one among these."""
+    """The fit draws its group from one half; the other is scored, the given user among it.
+
+    Both halves are cut to the profile's numbers.
+    """
     parts = split_users_by_hash(users, HALVES, SALT)
     train = [other for other in parts["train"] if other.id != user.id]
     test = [user, *(other for other in parts["test"] if other.id != user.id)]
@@ -116,7 +124,8 @@ def _data(
         tuple(scored),
         tuple(users),
         None,
-        f"{len(fit)} users of the table fit, {len(scored)} others are asked",
+        f"of {len(users)} users of the table the fit may draw on {len(fit)}; scored: {len(scored)} "
+        "others",
         digest([fit, scored]),
         imported=True,
     )

@@ -18,10 +18,10 @@ from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.lamp.import_report import REPORT
 from chameleon_lib.lamp.importing import ImportOptions
 from chameleon_lib.lamp.records import User
-from chameleon_lib.sections import own_scores, own_users, quickstart
+from chameleon_lib.sections import answer_cli, own_scores, own_users, quickstart
 from chameleon_lib.sections.data import load_task_data
 from chameleon_lib.sections.example_users import QUERIES, TABLE, TASK, example_csv
-from tests.sections.small import small_kit
+from tests.sections.small import SETTINGS, small_kit
 
 PROFILE = replace(PROFILES["demo-data"], backbones=("demo:decoder:0",), studied=("demo:decoder:0",))
 OPTIONS = ImportOptions(queries=QUERIES)
@@ -110,6 +110,17 @@ def test_a_query_is_answered_with_and_without_the_edit(users: list[User], text: 
         assert "under the user's insight" in asked.compared
     else:
         assert "held-out" in asked.compared and personal == user.queries[0].gold
+
+
+def test_the_sentences_count_the_group_that_was_drawn(users: list[User]) -> None:
+    size = SETTINGS.group_size
+    data = own_users.everyone_else(replace(PROFILE, n_train=9), users, users[3])
+    assert data.source == "of 24 users of the table the fit may draw on 9; scored: 1 others"
+    asked = own_users.ask(PROFILE, BACKBONE, data, users[3])
+    assert asked.group() == f"a group of {size} of the 23 other users" and size < 9
+    assert f"pairs: {size * QUERIES} of a group of {size} of the 23 other users, " in "\n".join(
+        answer_cli._lines(asked, BACKBONE)
+    )
 
 
 def test_the_query_of_ones_own_reaches_neither_fit_nor_history(users: list[User]) -> None:
