@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from chameleon_lib.kit.notebooks import read_notebook, text_of
+from chameleon_lib.kit.paths import notebooks_dir
 from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.kit.stats import (
     DIRECTION_ONLY,
@@ -17,6 +20,7 @@ from chameleon_lib.kit.stats import (
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import check_table
 from chameleon_lib.sections.controls import dose, dose_tables
+from chameleon_lib.sections.loading import settings_for
 from chameleon_lib.sections.results import Run, agreeing
 from tests.sections.finished import units
 from tests.sections.planted import without_margins
@@ -100,6 +104,25 @@ def test_tastes_cannot_be_planted_in_real_users(profile: str, folder: str) -> No
     assert done is None
     [verdict] = dose_tables.verdicts(done, PROFILES[profile], "06_controls")
     assert (verdict.status, verdict.n, verdict.ours) == (NOT_RUN, 0, None)
+
+
+def test_the_notebook_names_what_differs_from_table_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def noted(_compute: Any, profile: Any, settings: Any, **_: Any) -> Run:
+        asked.append((profile, settings))
+        return Run(profile, settings, {}, {}, [])
+
+    monkeypatch.setattr(dose, "run_grid", noted)
+    whole = PROFILES["demo"]
+    dose.run(whole, settings_for(whole))
+    [(profile, settings)] = asked
+    book = read_notebook(notebooks_dir() / "06_controls.ipynb")
+    text = " ".join(next(t for t in map(text_of, book.cells) if "Dose and" in t).split())
+    assert f"(rule *{settings.selection_rule}*)" in text
+    assert f"at most {settings.group_size} users of at most {profile.n_train}" in text
+    assert f"at most {profile.n_test} test users" in text
+    assert profile.backbones == whole.studied and "only the first training seed" in text
 
 
 def test_doses_differ_in_golds_and_histories_and_in_nothing_else(
