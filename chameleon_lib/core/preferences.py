@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from chameleon_lib.core.protocols import Backbone, DecodeSettings
 from chameleon_lib.core.settings import EditSettings
@@ -211,19 +212,27 @@ def keep_different(
 
 
 def check_pair_count(n_pairs: int, settings: EditSettings) -> None:
-    """Refuse (or warn about) a fit on too few pairs (A20).
+    """Refuse (or warn about) a fit on too few pairs (A20); each warning is given once.
 
     Raises:
         UserError: ``n_pairs`` is 0, or below ``pairs_k_min`` with ``pairs_on_too_few`` "error".
     """
     sentence = (
         f"{n_pairs} pairs with different outputs are left, fewer than pairs_k_min = "
-        f"{settings.pairs_k_min}: pool more users, or set pairs_on_too_few to 'warn'."
+        f"{settings.pairs_k_min}: pool more users"
     )
-    if n_pairs == 0 or (n_pairs < settings.pairs_k_min and settings.pairs_on_too_few == "error"):
-        raise UserError(sentence)
+    if n_pairs == 0:
+        raise UserError(f"{sentence}.")
     if n_pairs < settings.pairs_k_min:
-        log.warning(sentence)
+        if settings.pairs_on_too_few == "error":
+            raise UserError(f"{sentence}, or set pairs_on_too_few to 'warn'.")
+        _warn_once(f"{sentence}.")
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    """A study makes many fits, and the same words over and over would bury the others."""
+    log.warning(sentence)
 
 
 def pair_texts(task: str, pair: PreferencePair, settings: EditSettings) -> list[tuple[str, str]]:

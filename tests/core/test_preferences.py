@@ -173,10 +173,21 @@ def test_the_insights_of_a_query_stand_in_its_own_prompts() -> None:
 
 def test_the_pair_limit_has_a_sharp_edge_and_none_is_never_enough() -> None:
     check_pair_count(32, SETTINGS.with_(pairs_k_min=32))
-    with pytest.raises(UserError, match="31 pairs"):
+    with pytest.raises(UserError, match="31 pairs .* or set pairs_on_too_few to 'warn'"):
         check_pair_count(31, SETTINGS.with_(pairs_k_min=32))
-    with pytest.raises(UserError, match="0 pairs"):
+    with pytest.raises(UserError, match="0 pairs .*: pool more users[.]$"):
         check_pair_count(0, SETTINGS.with_(pairs_on_too_few="warn"))
+
+
+def test_few_pairs_are_warned_about_once_in_the_same_words(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = SETTINGS.with_(pairs_on_too_few="warn", pairs_k_min=4321)  # no other test's words
+    for n_pairs in (7, 8, 7, 8, 7):
+        check_pair_count(n_pairs, settings)
+    said = [record.getMessage() for record in caplog.records]
+    assert [sentence.split()[0] for sentence in said] == ["7", "8"]
+    assert all(sentence.endswith("pairs_k_min = 4321: pool more users.") for sentence in said)
 
 
 def words_needed(user: User, n_items: int, query: str) -> int:
