@@ -270,8 +270,9 @@ def _weights(n: int, n_boot: int, seed: int) -> Floats:
 
 
 def seed_sd(per_user: ArrayLike) -> float:
-    """Standard deviation over seeds of the mean over users, (seeds, users) -> float."""
+    """Standard deviation over seeds of the mean, (seeds, users or queries) -> float.
+
+    NaN for one seed, which has no spread.
+    """
     array = _stack(per_user, 1, "per_user")
-    if len(array) < 2:
-        raise ValueError("a spread over seeds needs at least two seeds")
-    return float(array.mean(axis=1).std(ddof=1))
+    return float(array.mean(axis=1).std(ddof=1)) if len(array) > 1 else math.nan

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from chameleon_lib.kit.stats import seed_sd
 from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.estimates import STATISTICS, estimate, methods_in, where_defined
@@ -84,8 +85,7 @@ def curve(run: Run, task: str) -> pd.DataFrame:
 def _spread(cells: Sequence[Cell], method: str, metric: str) -> float:
     """Standard deviation over the sets of train users, mean over models; NaN for one set."""
     score, _ = STATISTICS[metric]
-    levels = [np.mean(cell.scores[method][score], axis=1) for cell in cells]
-    return float(np.mean([np.std(each, ddof=1) if len(each) > 1 else np.nan for each in levels]))
+    return float(np.mean([seed_sd(cell.scores[method][score]) for cell in cells]))
 
 
 def _counts_last(frame: pd.DataFrame) -> pd.DataFrame:

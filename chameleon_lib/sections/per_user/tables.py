@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from chameleon_lib.kit.stats import mcnemar
+from chameleon_lib.kit.stats import mcnemar, seed_sd
 from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.lamp.tasks import get_task
@@ -76,15 +77,28 @@ def results(run: Run, task: str) -> pd.DataFrame:
 
 
 def by_model(run: Run, task: str) -> pd.DataFrame:
-    """The primary metric and the margin per training seed: one model proves nothing."""
+    """The primary metric and the margin per training seed: one model proves nothing.
+
+    The intervals cover the choice of test users. Beside them stand the standard deviation of the
+    primary metric over the random groups, and the range of the random directions, of which a group
+    has several.
+    """
     rows = []
+    primary = get_task(task).metrics[0]
     for cell in (c for c in run.cells if c.task == task):
         for method in methods_in([cell]):
             if method.kind == "control" and method.id not in CLAIM_CONTROLS + FITTED_CONTROLS:
                 continue
-            primary = get_task(task).metrics[0]
             row: dict[str, Any] = {"backbone": cell.backbone, "method": method.title}
             row |= estimate_columns(estimate(run, [cell], method.id, primary), primary)
+            draws = cell.scores[method.id][STATISTICS[primary][0]]  # (seeds, queries)
+            random = method.id == "random"
+            levels = draws.mean(axis=1) if random else np.array([np.nan])
+            row |= {
+                f"{primary} sd over groups": np.nan if random else seed_sd(draws),
+                f"{primary} lowest draw": levels.min(),
+                f"{primary} highest draw": levels.max(),
+            }
             margin = where_defined(estimate, run, [cell], method.id, "margin")
             row |= part_columns(margin, "margin")
             rows.append(row)

@@ -154,7 +154,8 @@ def test_every_table_may_be_saved_as_a_result(run: Run, task: str) -> None:
     for name in ("results", "effects", "by_model", "floors"):
         frame = (getattr(table1, name, None) or getattr(table1_details, name))(run, task)
         assert len(check_table(frame, f"{name}_{task}", "demo")) == len(frame) > 0
-        measured = frame.drop(columns=[c for c in frame if c.startswith("paper ")])
+        sparse = [c for c in frame if c.startswith("paper ") or c.endswith(("groups", " draw"))]
+        measured = frame.drop(columns=sparse)
         assert list(measured.columns[-2:]) == ["n", "seeds"]
         assert not measured.isna().any(axis=None)
 
@@ -223,6 +224,20 @@ def test_every_training_seed_has_rows_of_its_own(run: Run) -> None:
     assert "control: P only" not in shown and "control: mean difference" not in shown
     mine = frame.set_index(["backbone", "method"]).loc[(BOTH[0], "CHAMELEON (paper)")]
     assert mine["mae"] == pytest.approx(run.cells[2].scores["chameleon"]["abs_error"].mean())
+
+
+def test_the_spread_over_groups_and_the_range_of_random_directions_stand_beside_a_model() -> None:
+    run = planted_run(tasks=("LaMP_2",))
+    for method, levels in (("chameleon", (0.25, 0.75)), ("random", (0.6, 0.1))):
+        run.cells[0].scores[method]["accuracy"] = np.stack([np.full(120, x) for x in levels])
+    frame = table1.by_model(run, "LaMP_2").set_index("method")
+    spread = frame["accuracy sd over groups"]
+    assert spread["CHAMELEON (paper)"] == pytest.approx(np.sqrt(0.125))
+    assert np.isnan(spread["Instruct (A.3, no insight)"])  # one group has no spread
+    assert np.isnan(spread["control: random directions"])  # its draws are no groups
+    ends = frame[["accuracy lowest draw", "accuracy highest draw"]]
+    assert ends.loc["control: random directions"].tolist() == pytest.approx([0.1, 0.6])
+    assert ends.drop(index="control: random directions").isna().all(axis=None)
 
 
 def test_floors_need_no_model(run: Run) -> None:
