@@ -142,3 +142,23 @@ def test_without_a_planted_tag_nothing_is_said_of_the_taste(run: Run) -> None:
     ]  # fmt: skip
     frame = history_tables.prompts(replace(run, cells=unnamed), "LaMP_2")
     assert not [column for column in frame if "taste" in column]
+
+
+def test_rules_are_not_compared_by_margins_to_different_generic_answers() -> None:
+    run = planted_history(tasks=("LaMP_2",))
+    assert "margin" in history_tables.against_controls(run, "LaMP_2")
+    data = {task: replace(data, truth=None) for task, data in run.data.items()}
+    cells = [
+        replace(cell, scores={name: without_some(rows, at) for name, rows in cell.scores.items()})
+        for at, cell in enumerate(run.cells)
+    ]
+    real = replace(run, data=data, cells=cells)
+    frame = history_tables.against_controls(real, "LaMP_2")
+    assert "margin" not in frame and frame["accuracy"].notna().all()
+
+
+def without_some(scores: dict[str, np.ndarray], at: int) -> dict[str, np.ndarray]:
+    """Scores in which every condition leaves another query without a margin."""
+    margin = scores["margin"].copy()
+    margin[:, at % margin.shape[1]] = np.nan
+    return {**scores, "margin": margin}
