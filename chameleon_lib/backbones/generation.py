@@ -6,6 +6,8 @@ so one rambling answer does not keep the others computing.
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +38,8 @@ def generate(
         raise UserError(f"max_new_tokens is {max_new_tokens}; give 1 or more.")
     prepared.check_edit(edit)
     answers = [""] * len(prepared)
+    # Greedy decoding draws nothing.
+    keys = noise_keys(prepared) if decode.do_sample else [0] * len(prepared)
     with torch.inference_mode():
         for batch in prepared.batches:
             for row, ids in zip(batch.rows, batch.prompts, strict=True):
@@ -46,8 +50,8 @@ def generate(
             if decode.num_beams > 1:
                 tokens = _beams(backbone, prefix, max_new_tokens, own, decode)
             else:
-                rows = torch.tensor(batch.rows, device=backbone.device)
-                tokens = _Loop(backbone, prefix, rows, max_new_tokens, decode).run(own)
+                own_keys = torch.tensor([keys[row] for row in batch.rows], device=backbone.device)
+                tokens = _Loop(backbone, prefix, own_keys, max_new_tokens, decode).run(own)
             texts = backbone.codec.decode(tokens)
             for row, text in zip(batch.rows, texts, strict=True):
                 answers[row] = text
@@ -61,13 +65,13 @@ class _Loop:
         self,
         backbone: HFBackbone,
         prefix: Prefix,
-        rows: Tensor,
+        keys: Tensor,
         max_new_tokens: int,
         decode: DecodeSettings,
     ) -> None:
-        n, device = len(rows), backbone.device
+        n, device = len(keys), backbone.device
         self.backbone, self.decode, self.limit = backbone, decode, max_new_tokens
-        self.prefix, self.rows = prefix, rows
+        self.prefix, self.keys = prefix, keys
         self.cache: Cache = prefix.cache()
         self.ids = prefix.last  # (B, 1)
         self.positions = prefix.lengths[:, None]  # (B, 1)
@@ -109,7 +113,7 @@ class _Loop:
 
     def _drop_finished(self) -> None:
         keep = (~self.done).nonzero()[:, 0]
-        self.at, self.rows = self.at[keep], self.rows[keep]
+        self.at, self.keys = self.at[keep], self.keys[keep]
         if len(keep) == 0 or self.t >= self.limit:
             return
         self.cache.batch_select_indices(keep)
@@ -127,18 +131,37 @@ class _Loop:
         if not self.decode.do_sample:
             return logits.argmax(dim=-1)
         scaled = logits.float() / (self.decode.temperature or 1.0)
-        noise = gumbel(self.rows, self.t, scaled.shape[-1], self.decode.seed)
+        noise = gumbel(self.keys, self.t, scaled.shape[-1], self.decode.seed)
         return (scaled + noise).argmax(dim=-1)
 
 
-def gumbel(rows: Tensor, step: int, width: int, seed: int) -> Tensor:
-    """Gumbel noise ``(B, width)`` float32 that depends on (seed, row, step, column) alone.
+def noise_keys(prepared: PreparedBatches) -> list[int]:
+    """What tells the noise of each prompt from that of others: 63 bits, in the caller's order.
+
+    A hash of the prompt's tokens, so that its sample depends neither on its place in the call nor
+    on how texts are divided into calls. Equal prompts of a call are counted, and so differ.
+    """
+    prompts = {
+        row: ids for batch in prepared.batches
+        for row, ids in zip(batch.rows, batch.prompts, strict=True)
+    }  # fmt: skip
+    keys, seen = [], Counter[str]()
+    for row in range(len(prepared)):
+        words = " ".join(map(str, prompts[row]))
+        found = hashlib.sha256(f"{seen[words]}: {words}".encode()).digest()
+        keys.append(int.from_bytes(found[:8], "big") >> 1)
+        seen[words] += 1
+    return keys
+
+
+def gumbel(keys: Tensor, step: int, width: int, seed: int) -> Tensor:
+    """Gumbel noise ``(B, width)`` float32 that depends on (seed, key, step, column) alone.
 
     Adding it to logits and taking the maximum samples from their softmax. A counter-based hash
     (the finalizer of SplitMix64) keeps a row's sample independent of how rows are batched.
     """
-    columns = torch.arange(width, device=rows.device)
-    state = _mix(_mix(rows.long() + (seed << 20)) + step)  # (B,)
+    columns = torch.arange(width, device=keys.device)
+    state = _mix(_mix(keys.long() + (seed << 20)) + step)  # (B,)
     bits = _mix(state[:, None] + columns) & ((1 << 24) - 1)
     uniform = (bits.double() + 0.5) / (1 << 24)
     return (-(-uniform.log()).log()).float()

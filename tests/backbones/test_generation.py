@@ -5,7 +5,7 @@ import ast
 import pytest
 import torch
 
-from chameleon_lib.backbones.generation import gumbel
+from chameleon_lib.backbones.generation import gumbel, noise_keys
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.protocols import DecodeSettings
 from chameleon_lib.errors import UserError
@@ -166,7 +166,7 @@ def test_an_edit_leaves_the_model_bit_identical(family: str) -> None:
     assert torch.equal(before, backbone.activations(PROMPTS, [""] * len(PROMPTS)))
 
 
-def test_samples_depend_on_seed_and_row_but_not_on_batching() -> None:
+def test_samples_depend_on_seed_and_prompt_but_not_on_batching() -> None:
     backbone, decode = make_backbone("gpt2"), DecodeSettings(do_sample=True, temperature=2.0)
     together = backbone.generate(PROMPTS, max_new_tokens=N, decode=decode)
     assert together == backbone.generate(PROMPTS, max_new_tokens=N, decode=decode, groups=GROUPS)
@@ -175,12 +175,40 @@ def test_samples_depend_on_seed_and_row_but_not_on_batching() -> None:
     assert together != backbone.generate(PROMPTS, max_new_tokens=N, decode=other)
 
 
+@pytest.mark.parametrize("family", MAIN)
+def test_neither_order_nor_parts_change_a_sample(family: str) -> None:
+    backbone, decode = make_backbone(family), DecodeSettings(do_sample=True, temperature=2.0)
+    together = backbone.generate(PROMPTS, max_new_tokens=N, decode=decode)
+    backwards = backbone.generate(PROMPTS[::-1], max_new_tokens=N, decode=decode)
+    assert backwards[::-1] == together
+    parts = [
+        text
+        for start in range(0, len(PROMPTS), 2)
+        for text in backbone.generate(PROMPTS[start : start + 2], max_new_tokens=N, decode=decode)
+    ]
+    assert parts == together
+    prepared = backbone.prepare(PROMPTS)
+    some = backbone.rows(prepared, [4, 1])
+    taken = backbone.generate_prepared(some, max_new_tokens=N, decode=decode)
+    assert taken == [together[4], together[1]]
+
+
+def test_equal_prompts_of_a_call_are_sampled_apart() -> None:
+    backbone, decode = make_backbone("gpt2"), DecodeSettings(do_sample=True, temperature=2.0)
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
+    found = backbone.generate(prompts, max_new_tokens=N, decode=decode)
+    assert len(set(found)) == 4
+    assert found[:2] == backbone.generate(PROMPTS[:2], max_new_tokens=N, decode=decode)
+    keys = noise_keys(backbone.prepare(prompts))
+    assert len(set(keys)) == 4 and all(0 <= key < 1 << 63 for key in keys)
+
+
 def test_the_sampling_noise_draws_from_the_softmax() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    rows = torch.arange(20_000)
+    keys = torch.arange(20_000)
     for step in (0, 5):
-        drawn = (logits + gumbel(rows, step, 4, seed=3)).argmax(dim=1)
-        share = torch.bincount(drawn, minlength=4) / len(rows)
+        drawn = (logits + gumbel(keys, step, 4, seed=3)).argmax(dim=1)
+        share = torch.bincount(drawn, minlength=4) / len(keys)
         assert torch.allclose(share, logits.softmax(dim=0), atol=0.015)
 
 
