@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from chameleon_lib.backbones.backbone import HFBackbone
-from chameleon_lib.backbones.batching import TruncationLog
 from chameleon_lib.backbones.embedder import SentenceEmbedder, load_embedder
 from chameleon_lib.backbones.models import backbone_from, load_backbone
 from chameleon_lib.backbones.prepared import EditUsage, PreparedBatches
@@ -20,7 +19,6 @@ __all__ = [
     "Prepared",
     "PreparedBatches",
     "SentenceEmbedder",
-    "TruncationLog",
     "backbone_from",
     "load_backbone",
     "load_embedder",

@@ -41,7 +41,7 @@ class FrozenModel(ABC):
         fingerprint: SHA-256 of what was loaded.
 
     Attributes:
-        usage: Hook counts of the latest edited call.
+        usage: Hook counts of the latest call; empty if nothing was edited in it.
         diagnostics: Set to True to collect edit ratios in ``usage``; costs time.
         prefix_bytes: Memory ``prepare`` may spend on prefixes; batches beyond it are recomputed
             at each use, with the same results.
@@ -115,10 +115,6 @@ class FrozenModel(ABC):
     def sites(self, site: str = "mlp_out") -> list[nn.Module]:
         """The modules of a site, one per decoder layer (A1)."""
         return site_modules(self.model, self.model.config.model_type, site, self.n_layers)
-
-    def wrap(self, prompt: str) -> str:
-        """The prompt as the model sees it (B8)."""
-        return self.codec.wrap(prompt)
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a prompt, chat template and special tokens included."""

@@ -1,9 +1,8 @@
-"""Token batches: length buckets, padding, shared prefixes, and the log of dropped history."""
+"""Token batches: length buckets, padding and shared prefixes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -84,36 +83,3 @@ def pad(
         torch.tensor(ids, dtype=torch.long, device=device).view(shape),
         torch.tensor(mask, dtype=torch.long, device=device).view(shape),
     )
-
-
-@dataclass(slots=True)
-class TruncationLog:
-    """Counts what was dropped to make prompts fit (B9, R7); queries are never cut.
-
-    Attributes:
-        prompts: Prompts seen.
-        overflows: Prompts that lost at least one history item.
-        dropped_items: History items dropped in all.
-        longest: Tokens of the longest prompt sent to the model.
-    """
-
-    prompts: int = 0
-    overflows: int = 0
-    dropped_items: int = 0
-    longest: int = 0
-
-    def record(self, *, tokens: int, dropped: int) -> None:
-        """Adds one prompt as it was sent, with the number of items dropped from it."""
-        self.prompts += 1
-        self.overflows += dropped > 0
-        self.dropped_items += dropped
-        self.longest = max(self.longest, tokens)
-
-    def as_dict(self) -> dict[str, int]:
-        """The counts, for tables and JSON."""
-        return {
-            "prompts": self.prompts,
-            "overflows": self.overflows,
-            "dropped_items": self.dropped_items,
-            "longest": self.longest,
-        }

@@ -96,7 +96,7 @@ class PreparedBatches:
 
 @dataclass
 class EditUsage:
-    """How often the edit ran in the latest edited call, per edited layer (section 12).
+    """How often the edit ran in the latest call, per edited layer (section 12); empty without one.
 
     Attributes:
         calls: Hooked calls.

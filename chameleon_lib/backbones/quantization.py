@@ -80,18 +80,3 @@ def make_portable(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def quantized_share(model: Any) -> float:
-    """Share of the decoder's and encoder's linear weights that are held in 4 bits."""
-    packed = plain = 0
-    output = model.get_output_embeddings()
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if module is output or not isinstance(weight, torch.Tensor) or weight.dim() != 2:
-            continue
-        if hasattr(weight, "quant_state"):
-            packed += module.in_features * module.out_features
-        elif not isinstance(module, torch.nn.Embedding):
-            plain += weight.numel()
-    return packed / max(packed + plain, 1)

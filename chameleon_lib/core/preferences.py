@@ -8,7 +8,6 @@ its text is read.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -260,8 +259,3 @@ def pair_texts(task: str, pair: PreferencePair, settings: EditSettings) -> list[
     tail = f"\n{history}" if settings.pairs_text == "answer_history" else ""
     context = contexts[settings.pairs_text]
     return [(context, f"{answer}{tail}") for answer in (pair.answer_p, pair.answer_n)]
-
-
-def answer_histogram(answers: Sequence[str]) -> dict[str, int]:
-    """How often each answer occurs, most frequent first (section 12: label histogram)."""
-    return dict(Counter(answers).most_common())

@@ -153,10 +153,6 @@ class Ledger:
         """The entry of a notebook, if it ever ran well."""
         return self._entries.get(profile, {}).get(name)
 
-    def is_current(self, profile: str, notebook: Notebook, inputs: Inputs) -> bool:
-        """Whether a run would change nothing."""
-        return not self.state(profile, notebook, inputs).why
-
     def state(self, profile: str, notebook: Notebook, inputs: Inputs) -> State:
         """Whether a notebook must run, and the reason."""
         entry = self.entry(profile, notebook.name)

@@ -118,7 +118,6 @@ def save_verdicts(verdicts: Sequence[Verdict], notebook_id: str, profile: str) -
             )
     record = {
         "profile": profile,
-        "demo": profile == "demo",
         "verdicts": [_rounded(asdict(verdict)) for verdict in verdicts],
     }
     path = paths.verdicts_dir(profile) / f"{notebook_id}.json"

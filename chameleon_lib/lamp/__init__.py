@@ -5,9 +5,7 @@ from __future__ import annotations
 from chameleon_lib.lamp.baselines import BASELINES, baselines_for
 from chameleon_lib.lamp.data import find_split, load_users, write_lamp
 from chameleon_lib.lamp.metrics import (
-    align,
     class_ids,
-    count_unparsable,
     evaluate,
     higher_is_better,
     label_histogram,
@@ -52,12 +50,10 @@ __all__ = [
     "Sample",
     "Task",
     "User",
-    "align",
     "answer_prompt",
     "baselines_for",
     "check_disjoint",
     "class_ids",
-    "count_unparsable",
     "evaluate",
     "find_split",
     "get_task",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,22 +43,6 @@ def higher_is_better(metric: str) -> bool:
     return _HIGHER_IS_BETTER[metric]
 
 
-def align(golds: Mapping[str, str], preds: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Join golds and predictions by sample id, in the order of `golds`.
-
-    Raises:
-        UserError: The two id sets differ; the sentence counts and names the odd ids.
-    """
-    missing = [key for key in golds if key not in preds]
-    extra = [key for key in preds if key not in golds]
-    if missing or extra:
-        raise UserError(
-            f"Predictions and golds must have the same ids: {len(missing)} golds have no "
-            f"prediction {missing[:3]}, {len(extra)} predictions have no gold {extra[:3]}."
-        )
-    return list(golds.values()), [preds[key] for key in golds]
-
-
 def class_ids(texts: Sequence[str]) -> np.ndarray:
     """Map LaMP-2 texts to class ids (n,): index in the 15 tags after stripping, else -1."""
     index = {tag: i for i, tag in enumerate(TAGS)}
@@ -88,11 +72,6 @@ def score_value(pred: str, gold: float) -> float:
     if value is not None:
         return value
     return 1.0 if abs(1 - gold) > abs(5 - gold) else 5.0
-
-
-def count_unparsable(preds: Sequence[str]) -> int:
-    """Count LaMP-3 predictions that are no finite number."""
-    return sum(parse_score(pred) is None for pred in preds)
 
 
 @functools.cache
@@ -141,16 +120,14 @@ def _check_texts(golds: Sequence[str], preds: Sequence[str]) -> None:
 
 
 def per_sample_scores(
-    task: str | Task, golds: Sequence[str], preds: Sequence[str], *, on_list: bool = True
+    task: str | Task, golds: Sequence[str], preds: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Score every sample; all arrays are (n,) float64.
 
     Args:
         task: Task or its name.
         golds: Gold outputs.
-        preds: Predicted outputs in the same order (see `align`).
-        on_list: Assert that golds are on the label list. False is the official evaluator's
-            manner, where an off-list gold equals any off-list prediction.
+        preds: Predicted outputs in the same order.
 
     Returns:
         LaMP-2: "accuracy". LaMP-3: "abs_error", "squared_error" (score units, and their square).
@@ -161,8 +138,7 @@ def per_sample_scores(
     """
     chosen = get_task(task)
     _check_texts(golds, preds)
-    if on_list:
-        check_golds(chosen, golds)
+    check_golds(chosen, golds)
     if chosen.name == "LaMP_2":
         return {"accuracy": (class_ids(golds) == class_ids(preds)).astype(np.float64)}
     if chosen.name == "LaMP_3":
@@ -174,7 +150,7 @@ def per_sample_scores(
 
 
 def evaluate(
-    task: str | Task, golds: Sequence[str], preds: Sequence[str], *, on_list: bool = True
+    task: str | Task, golds: Sequence[str], preds: Sequence[str]
 ) -> dict[str, float]:
     """Return the official metrics of the task and `valid_rate`.
 
@@ -185,7 +161,7 @@ def evaluate(
         share of predictions of the form the task asks for.
     """
     chosen = get_task(task)
-    scores = per_sample_scores(chosen, golds, preds, on_list=on_list)
+    scores = per_sample_scores(chosen, golds, preds)
     if chosen.name == "LaMP_3":
         result = {
             "mae": float(scores["abs_error"].mean()),

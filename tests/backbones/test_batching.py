@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import torch
 
-from chameleon_lib.backbones import TruncationLog
 from chameleon_lib.backbones.batching import common_prefix, pad, plan_batches
 
 
@@ -42,11 +41,3 @@ def test_padding_goes_to_the_named_side() -> None:
     ids, mask = pad([[1], [2, 3]], value=0, side="right", device=torch.device("cpu"))
     assert ids.tolist() == [[1, 0], [2, 3]] and mask.tolist() == [[1, 0], [1, 1]]
     assert pad([[], []], value=0, side="left", device=torch.device("cpu"))[0].shape == (2, 0)
-
-
-def test_the_truncation_log_counts_prompts_and_items() -> None:
-    log = TruncationLog()
-    log.record(tokens=90, dropped=0)
-    log.record(tokens=100, dropped=3)
-    expected = {"prompts": 2, "overflows": 1, "dropped_items": 3, "longest": 100}
-    assert log.as_dict() == expected

@@ -11,7 +11,7 @@ from torch import nn
 
 from chameleon_lib.backbones import SITES, HFBackbone, load_backbone
 from chameleon_lib.backbones import quantization as module
-from chameleon_lib.backbones.quantization import check_quantization, quantized_share
+from chameleon_lib.backbones.quantization import check_quantization
 from chameleon_lib.errors import UserError
 from tests.backbones.tiny import ANSWERS, PROMPTS, make_edit, make_model, make_tokenizer
 
@@ -38,6 +38,21 @@ def unpacked(backbone: HFBackbone) -> dict[str, torch.Tensor]:
         for name, weight in backbone.model.named_parameters()
         if hasattr(weight, "quant_state")
     }
+
+
+def quantized_share(model: Any) -> float:
+    """Share of the decoder's and encoder's linear weights that are held in 4 bits."""
+    packed = plain = 0
+    output = model.get_output_embeddings()
+    for part in model.modules():
+        weight = getattr(part, "weight", None)
+        if part is output or not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+            continue
+        if hasattr(weight, "quant_state"):
+            packed += part.in_features * part.out_features
+        elif not isinstance(part, nn.Embedding):
+            plain += weight.numel()
+    return packed / max(packed + plain, 1)
 
 
 @needs_bitsandbytes

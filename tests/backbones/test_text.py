@@ -96,7 +96,7 @@ def test_generation_scores_and_activations_all_use_the_template() -> None:
     chat = backbone_from(make_model("mistral"), tokenizer, name="chat")
     plain = make_backbone("mistral")
     assert chat.fingerprint != plain.fingerprint
-    wrapped = [chat.wrap(prompt).removeprefix("<bos>") for prompt in PROMPTS]
+    wrapped = [chat.codec.wrap(prompt).removeprefix("<bos>") for prompt in PROMPTS]
     answers = ["comedy"] * len(PROMPTS)
     assert chat.generate(PROMPTS, max_new_tokens=6) == plain.generate(wrapped, max_new_tokens=6)
     one = chat.score(chat.prepare(PROMPTS), answers)

@@ -10,7 +10,6 @@ from chameleon_lib.backbones.demo.world import WorldSettings, build_world
 from chameleon_lib.core.preferences import (
     PreferencePair,
     PreparedUser,
-    answer_histogram,
     answer_pairs,
     check_pair_count,
     decode_settings,
@@ -251,8 +250,3 @@ def test_one_decoding_object_comes_from_the_settings(changes: dict[str, Any], to
     backbone = scripted(by_role("a", "b"))
     answer_pairs(backbone, prepared_users("LaMP_2"), settings)
     assert backbone.decodes == [(tokens, decode)]
-
-
-def test_the_answer_histogram_starts_with_the_most_frequent() -> None:
-    histogram = answer_histogram(["b", "a", "b", "c", "b", "a"])
-    assert list(histogram.items()) == [("b", 3), ("a", 2), ("c", 1)]

@@ -41,8 +41,8 @@ def test_a_recorded_notebook_is_current_also_for_a_later_process(
 ) -> None:
     _, book = recorded(tmp_path, outputs)
     later = Ledger(tmp_path / "ledger.json")
-    assert later.is_current("demo", book, {"code": {"cells": "c1"}})
-    assert not later.is_current("laptop", book, {"code": {"cells": "c1"}})
+    assert later.state("demo", book, {"code": {"cells": "c1"}}).why == ""
+    assert later.state("laptop", book, {"code": {"cells": "c1"}}).why == "never run here"
 
 
 def test_a_changed_cause_is_named(tmp_path: Path, outputs: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_file_that_two_notebooks_write_belongs_to_the_last_writer(
     second = source(tmp_path, "02_other")
     (outputs / "notebooks" / "02_other.ipynb").write_text("{}", encoding="utf-8")
     ledger.record("demo", second, {}, ["tables/t.csv"])
-    assert ledger.is_current("demo", first, {"code": {"cells": "c1"}})
+    assert ledger.state("demo", first, {"code": {"cells": "c1"}}).why == ""
     assert list(ledger.upstream("demo", [second])) == ["tables/t.csv"]
     assert ledger.upstream("demo", [first]) == {}
 

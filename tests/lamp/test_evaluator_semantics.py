@@ -15,7 +15,7 @@ from functools import cache
 
 import pytest
 
-from chameleon_lib.lamp import TAGS, class_ids, count_unparsable, evaluate, per_sample_scores
+from chameleon_lib.lamp import TAGS, class_ids, evaluate, per_sample_scores
 
 # --- LaMP-2: what is done to the right tag, and whether the evaluator still sees that tag ---------
 
@@ -106,14 +106,6 @@ def test_accuracy_and_f1_follow_from_the_tags_seen(part: slice) -> None:
     assert got["valid_rate"] == pytest.approx(sum(seen >= 0 for *_, seen in facts) / len(facts))
 
 
-def test_a_gold_off_the_list_equals_every_prediction_off_the_list() -> None:
-    facts = [("politics", change("comedy"), -1) for change in OFF_THE_LIST.values()]
-    facts += [("politics", "comedy", TAGS.index("comedy")), ("comedy", "politics", -1)]
-    got = evaluate("LaMP_2", [f[0] for f in facts], [f[1] for f in facts], on_list=False)
-    assert got["accuracy"] == len(OFF_THE_LIST) / len(facts)
-    assert got["f1"] == 0.0
-
-
 # --- LaMP-3: the number that Python's float reads, or None where it reads none --------------------
 
 READ_AS: dict[str, str | None] = {
@@ -160,8 +152,6 @@ def test_every_prediction_is_as_far_from_the_gold_as_the_table_says() -> None:
     for i, (gold, pred, error) in enumerate(SCORE_FACTS):
         assert got["abs_error"][i] == pytest.approx(float(abs(error)), rel=1e-12), (gold, pred)
         assert got["squared_error"][i] == pytest.approx(float(error**2), rel=1e-12), (gold, pred)
-    unreadable = sum(value is None for value in READ_AS.values()) + len(ABORTS)
-    assert count_unparsable([*READ_AS, *ABORTS]) == unreadable
 
 
 @pytest.mark.parametrize("part", [slice(None), slice(0, 190), slice(190, None), slice(3, None, 7)])
