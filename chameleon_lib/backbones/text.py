@@ -80,6 +80,21 @@ class TextCodec:
             )
         )
 
+    def dialogue(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of a dialogue in the chat template, up to where the model's next turn begins.
+
+        Args:
+            turns: (role, text) each.
+
+        Raises:
+            TemplateError: If the template refuses the dialogue.
+            ValueError: If no chat template is in use.
+        """
+        if not self.chat:
+            raise ValueError("There is no chat template in use that could render a dialogue.")
+        messages = [{"role": role, "content": text} for role, text in turns]
+        return self._ids(self._render(messages, opens=True))
+
     def _turn(self) -> tuple[str, str, int | None]:
         """What the template puts before an answer, between that and its first word, and after it.
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.text import TextCodec
 from chameleon_lib.baselines.mix import Dialogue
@@ -138,13 +140,9 @@ def _context(codec: TextCodec, dialogue: Dialogue) -> list[int]:
         lines = [f"{_NAMES[role]}: {text}" for role, text in before]
         # The answer continues after a colon, as it does after "Your answer:".
         return codec.prompts(["\n".join([*lines, f"{_NAMES['assistant']}:"])])[0]
-    turns = [{"role": role, "content": text} for role, text in before]
     try:
-        text = codec.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # templates raise errors of the template engine's own kind
+        return codec.dialogue(before)
+    except TemplateError as error:
         raise UserError(
             f"The model's chat template refuses dialogue {dialogue.id}: {error}"
         ) from error
-    return list(codec.tokenizer(text, add_special_tokens=False)["input_ids"])

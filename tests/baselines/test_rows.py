@@ -123,6 +123,34 @@ def test_a_dialogue_is_named_turns_or_the_models_own_chat_format() -> None:
     assert row.prompt.count(BOS) == 1
 
 
+def test_a_dialogue_keeps_a_model_from_thinking_aloud_as_every_other_prompt_does() -> None:
+    backbone = chat_backbone()
+    backbone.codec.tokenizer.chat_template = (
+        CHAT + "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    )
+    row = dialogue_rows(backbone.codec, [TALK])[0]
+    text = backbone.codec.tokenizer.decode(row.prompt)
+    assert text == "<bos><user>Hi<assistant>Yes?<user>Bye<reply>"
+
+
+def test_a_failure_that_is_not_the_templates_own_is_not_taken_for_a_refusal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = chat_backbone()
+
+    def broken(*_: object, **__: object) -> str:
+        raise MemoryError("gone")
+
+    monkeypatch.setattr(backbone.codec.tokenizer, "apply_chat_template", broken)
+    with pytest.raises(MemoryError, match="gone"):
+        dialogue_rows(backbone.codec, [TALK])
+
+
+def test_without_a_chat_template_the_codec_renders_no_dialogue() -> None:
+    with pytest.raises(ValueError, match="no chat template in use"):
+        make_backbone("mistral").codec.dialogue(TALK.turns)
+
+
 def test_a_dialogue_that_the_chat_template_refuses_is_named() -> None:
     backbone = chat_backbone()
     backbone.codec.tokenizer.chat_template = "{{ raise_exception('no system turn') }}"
