@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ from typing import Any
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.environment import environment_hash
+from chameleon_lib.kit.hashing import file_digest
 from chameleon_lib.kit.profiles import get_profile
 
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn", "safetensors",
@@ -23,12 +23,6 @@ PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn", "safeten
 # Instruction sets that decide which matrix kernels run, hence the last bits of every sum.
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "fma", "asimd", "sve")
 FILE = "run_facts.json"
-
-
-def sha256(path: Path) -> str:
-    """Hash a file."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def run_facts(profile: str, data: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -40,7 +34,7 @@ def run_facts(profile: str, data: Mapping[str, str] | None = None) -> dict[str, 
     """
     chosen = get_profile(profile)
     models = {
-        path.relative_to(paths.package_dir()).as_posix(): sha256(path)
+        path.relative_to(paths.package_dir()).as_posix(): file_digest(path)
         for path in sorted((paths.package_dir() / "backbones").rglob("*.safetensors"))
     }
     environment = paths.environment_file()
