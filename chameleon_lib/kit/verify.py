@@ -33,7 +33,9 @@ def likely_reason(committed: Path, fresh: Path) -> str:
     for label, keys in (("thread count", ("threads",)), ("Python", ("python",)),
                         ("CPU flags", ("cpu", "flags")), ("machine type", ("cpu", "machine")),
                         ("model files", ("models",)), ("data", ("data",)),
-                        ("number of seeds", ("seeds",)), ("users", ("users",))):  # fmt: skip
+                        ("number of seeds", ("seeds",)), ("users", ("users",)),
+                        ("backbones", ("backbones",)), ("profile", ("profile",)),
+                        ("environment.yml", ("environment_sha256",))):  # fmt: skip
         a, b = _dig(old, keys), _dig(new, keys)
         if a != b:
             short = not isinstance(a, dict) and not isinstance(b, dict)
@@ -53,7 +55,9 @@ def _dig(facts: dict[str, object], keys: tuple[str, ...]) -> object:
 
 
 def _text(value: object) -> str:
-    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return str(value)[:12]  # all of anything but a hash
 
 
 def report(differences: Sequence[Difference], reason: str) -> str:

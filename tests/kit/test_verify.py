@@ -12,6 +12,7 @@ import pytest
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import verify
 from chameleon_lib.kit.compare import compare_verdicts
+from chameleon_lib.kit.facts import run_facts
 from chameleon_lib.kit.verify import Tolerances, compare, likely_reason, main, report
 
 TABLE = (
@@ -116,6 +117,8 @@ def test_a_folder_without_tables_cannot_pass(tmp_path: Path) -> None:
         ({"threads": 4}, "thread count (2 → 4)"),
         ({"versions": {"torch": "2.14.0"}}, "torch version (2.13.0 → 2.14.0)"),
         ({"cpu": {"flags": ["avx512f"]}}, "CPU flags (none → avx512f)"),
+        ({"environment_sha256": "a" * 64}, f"environment.yml (None → {'a' * 12})"),
+        ({"backbones": ["demo:decoder:0"]}, "backbones (None → demo:decoder:0)"),
         ({}, "the code changed"),
     ],
 )
@@ -124,6 +127,18 @@ def test_the_likely_reason_is_what_the_facts_say(
 ) -> None:
     fresh = outputs(tmp_path / "fresh", facts={**FACTS, **change})
     assert words in likely_reason(committed, fresh)
+
+
+def test_every_fact_of_a_run_is_compared(tmp_path: Path) -> None:
+    facts = run_facts("demo", {"users": "abc"})
+    committed = outputs(tmp_path / "committed", facts=facts)
+    for name, value in facts.items():
+        other = {"changed": "x"} if isinstance(value, dict) else ["x"]
+        if name == "cpu":
+            other = {**value, "machine": "x"}
+        fresh = outputs(tmp_path / "fresh", facts={**facts, name: other})
+        reason = likely_reason(committed, fresh)
+        assert "code changed" not in reason and "unknown" not in reason, name
 
 
 def test_missing_facts_are_not_blamed_on_the_code(committed: Path, tmp_path: Path) -> None:
