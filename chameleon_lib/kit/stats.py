@@ -6,7 +6,7 @@ The estimates themselves come from `chameleon_lib.kit.bootstrap` and are re-expo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,6 @@ __all__ = [
     "HOLDS",
     "LEVEL",
     "METRICS",
-    "MIN_QUERIES_FOR_SIGNIFICANCE",
     "MIN_USERS",
     "NOT_REPRODUCED",
     "NOT_RUN",
@@ -41,12 +40,11 @@ __all__ = [
     "STATUSES",
     "TOO_FEW_USERS",
     "Estimate",
-    "Judgement",
     "McNemar",
     "NoUsersError",
     "bootstrap_metric",
     "confusion_by_user",
-    "judge",
+    "effect_word",
     "mcnemar",
     "own_claim",
     "paired_bootstrap",
@@ -57,8 +55,6 @@ __all__ = [
 
 #: Below this many users a verdict is withheld and only counts are shown.
 MIN_USERS = 100
-#: Rule R18: below this many queries no prose may call a difference significant.
-MIN_QUERIES_FOR_SIGNIFICANCE = 300
 
 REPRODUCED = "reproduced"
 DIRECTION_ONLY = "direction only"
@@ -128,8 +124,7 @@ def verdict(
     ``higher_is_better=False`` for errors, ``paper_sign=-1`` when the paper claims a loss.
 
     1. "not run at this scale": there is no effect, because the claim was not run here.
-    2. "too few users": fewer than `min_users` users; show counts, judge nothing (rule R18; words
-       of significance need 300 queries on top and are never written by this function).
+    2. "too few users": fewer than `min_users` users; show counts, judge nothing (rule R18).
     3. "opposite": the whole interval lies below 0.
     4. "not reproduced": the interval includes 0.
     5. "reproduced": the interval lies above 0 **and** so does the interval of ours minus every
@@ -156,33 +151,16 @@ def verdict(
     return REPRODUCED if beaten else DIRECTION_ONLY
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """A verdict with the estimates it rests on: the effect and ours minus every control."""
+def effect_word(low: float, high: float, n: int, *, higher_is_better: bool = True) -> str:
+    """The word for an interval of ``n`` users in prose; none where they are too few to judge by.
 
-    status: str
-    effect: Estimate
-    margins: dict[str, Estimate]
+    A verdict asks for the controls as well; this says only on which side of zero the interval is.
 
-
-def judge(
-    ours: ArrayLike,
-    baseline: ArrayLike,
-    controls: Mapping[str, ArrayLike],
-    *,
-    higher_is_better: bool = True,
-    paper_sign: int = 1,
-    n_boot: int = N_BOOT,
-    seed: int = 0,
-) -> Judgement:
-    """Apply `verdict` to per-user scores, (users,) or (seeds, users) each, in the metric's units.
-
-    A control with several draws is passed as (draws, users) and counts by its mean over draws.
+    Returns:
+        "helps", "hurts" or "no effect shown"; empty below :data:`MIN_USERS` users.
     """
-    effect = paired_bootstrap(ours, baseline, n_boot=n_boot, seed=seed)
-    margins = {
-        name: paired_bootstrap(ours, scores, n_boot=n_boot, seed=seed)
-        for name, scores in controls.items()
-    }
-    status = verdict(effect, list(margins.values()), higher_is_better, paper_sign=paper_sign)
-    return Judgement(status, effect, margins)
+    if n < MIN_USERS:
+        return ""
+    if not higher_is_better:
+        low, high = -high, -low
+    return "helps" if low > 0 else "hurts" if high < 0 else "no effect shown"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from chameleon_lib.kit.bootstrap import Estimate, paired_bootstrap
-from chameleon_lib.kit.stats import MIN_USERS
+from chameleon_lib.kit.stats import MIN_USERS, effect_word
 from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.lamp.metrics import higher_is_better, per_sample_scores
 from chameleon_lib.lamp.tasks import get_task
@@ -88,12 +88,10 @@ def conclusion(found: pd.DataFrame, task: str) -> list[str]:
     for name in list(table.index)[1:]:
         row = table.loc[name]
         low, high = row[f"{score}_change_low"], row[f"{score}_change_high"]
-        better = low > 0 if higher_is_better(score) else high < 0
-        worse = high < 0 if higher_is_better(score) else low > 0
-        word = "better" if better else "worse" if worse else "no clear change"
+        word = effect_word(low, high, n, higher_is_better=higher_is_better(score))
         sentences.append(
             f"{name}: {score} {row[score]:.3f}, {row[f'{score}_change']:+.3f} "
-            f"[{low:+.3f}, {high:+.3f}] against Instruct: {word}."
+            f"[{low:+.3f}, {high:+.3f}] against Instruct{f': {word}' if word else ''}."
         )
     sentences.append(
         f"These are {n} users"

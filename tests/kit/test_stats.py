@@ -12,7 +12,7 @@ from chameleon_lib.kit.stats import (
     NoUsersError,
     bootstrap_metric,
     confusion_by_user,
-    judge,
+    effect_word,
     mcnemar,
     own_claim,
     paired_bootstrap,
@@ -171,24 +171,34 @@ def test_effect_and_controls_must_share_their_users() -> None:
 
 def test_judging_real_arrays_gives_the_positive_word_only_to_a_real_effect() -> None:
     baseline, real = normal(0.0, seed=1), normal(0.5, seed=2)
-    control = {"random": normal(0.0, seeds=5, seed=3)}
-    assert judge(real, baseline, control).status == "reproduced"
-    assert judge(real, baseline, {"neutral": normal(0.5, seed=4)}).status == "direction only"
-    assert judge(-real, baseline, control).status == "opposite"
+    random, neutral = normal(0.0, seeds=5, seed=3), normal(0.5, seed=4)
+    gain = paired_bootstrap(real, baseline)
+    assert verdict(gain, [paired_bootstrap(real, random)]) == "reproduced"
+    assert verdict(gain, [paired_bootstrap(real, neutral)]) == "direction only"
+    loss = paired_bootstrap(-real, baseline)
+    assert verdict(loss, [paired_bootstrap(-real, random)]) == "opposite"
 
 
 def test_a_null_effect_is_rarely_called_reproduced() -> None:
     words = [
-        judge(
-            normal(0.0, 120, seed=3 * i),
-            normal(0.0, 120, seed=3 * i + 1),
-            {"random": normal(0.0, 120, seed=3 * i + 2)},
-            n_boot=500,
-        ).status
+        verdict(
+            paired_bootstrap(ours, normal(0.0, 120, seed=3 * i + 1), n_boot=500),
+            [paired_bootstrap(ours, normal(0.0, 120, seed=3 * i + 2), n_boot=500)],
+        )
         for i in range(40)
+        for ours in (normal(0.0, 120, seed=3 * i),)
     ]
     assert words.count("not reproduced") >= 34
     assert words.count("reproduced") <= 2
+
+
+def test_an_interval_gets_a_word_only_from_enough_users() -> None:
+    assert effect_word(0.1, 0.2, 100) == effect_word(-0.2, -0.1, 100, higher_is_better=False)
+    assert effect_word(0.1, 0.2, 100) == "helps"
+    assert effect_word(-0.2, -0.1, 100) == effect_word(0.1, 0.2, 100, higher_is_better=False)
+    assert effect_word(-0.2, -0.1, 100) == "hurts"
+    assert effect_word(0.0, 0.1, 100) == "no effect shown"
+    assert effect_word(0.1, 0.2, 99) == effect_word(0.0, 0.1, 99) == ""
 
 
 def test_an_estimate_that_is_no_number_is_refused() -> None:

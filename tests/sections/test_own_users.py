@@ -154,12 +154,12 @@ def test_the_margin_of_a_user_is_the_mean_of_those_that_are_defined() -> None:
 @pytest.mark.parametrize(
     ("task", "score", "low", "high", "word"),
     [
-        ("LaMP_2", "accuracy", 0.1, 0.2, "better"),
-        ("LaMP_2", "accuracy", -0.2, -0.1, "worse"),
-        ("LaMP_2", "accuracy", -0.1, 0.1, "no clear change"),
-        ("LaMP_3", "abs_error", 0.1, 0.2, "worse"),
-        ("LaMP_3", "abs_error", -0.2, -0.1, "better"),
-        ("LaMP_7", "rouge1", 0.0, 0.1, "no clear change"),
+        ("LaMP_2", "accuracy", 0.1, 0.2, "helps"),
+        ("LaMP_2", "accuracy", -0.2, -0.1, "hurts"),
+        ("LaMP_2", "accuracy", -0.1, 0.1, "no effect shown"),
+        ("LaMP_3", "abs_error", 0.1, 0.2, "hurts"),
+        ("LaMP_3", "abs_error", -0.2, -0.1, "helps"),
+        ("LaMP_7", "rouge1", 0.0, 0.1, "no effect shown"),
     ],
 )
 def test_the_words_follow_from_the_intervals(
@@ -170,6 +170,8 @@ def test_the_words_follow_from_the_intervals(
     arms = [{"prompt and edit": name, "n": 200, **row} for name in ("Instruct", "edit")]
     first, last = own_scores.conclusion(pd.DataFrame(arms), task)
     assert first.endswith(f"against Instruct: {word}.") and "200 users; notebook 01" in last
+    few, _ = own_scores.conclusion(pd.DataFrame(arms).assign(n=99), task)
+    assert few.endswith("] against Instruct.")  # too few users for a word
 
 
 def answer(*words: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from chameleon_lib.kit.figures import FigureOutput, line_ci, save_figure
+from chameleon_lib.kit.stats import effect_word
 from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.group_size.ladder import OWN
@@ -165,7 +166,7 @@ def summary(run: Run, curves: Mapping[str, pd.DataFrame],
                 part = lines[lines["line"] == _DRAWN[name]]
                 ends = part.iloc[[0, -1]]
                 words.append(
-                    f"{title_of(name)} {_change(ends.iloc[0], metric)}, "
+                    f"{title_of(name)}: {_change(ends.iloc[0], metric)}, "
                     f"{_change(ends.iloc[1], metric)}"
                     + (_share(ends, metric) if name == "chameleon" else "")
                 )
@@ -189,16 +190,18 @@ def summary(run: Run, curves: Mapping[str, pd.DataFrame],
 
 
 def _change(point: pd.Series, metric: str) -> str:
-    sign = 1 if higher_is_better(metric) else -1
-    low, high = sorted((sign * point["ci_low"], sign * point["ci_high"]))
-    outcome = "helps" if low > 0 else "hurts" if high < 0 else "shows no effect"
-    return f"{outcome} at {point['users']} ({point['value']:+.3f})"
+    """One point of the curve in words; on few test users value and interval alone."""
+    low, high, value = point["ci_low"], point["ci_high"], point["value"]
+    word = effect_word(low, high, point["n"], higher_is_better=higher_is_better(metric))
+    if not word:
+        return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] at {point['users']}"
+    return f"{word} at {point['users']} ({value:+.3f})"
 
 
 def _share(ends: pd.DataFrame, metric: str) -> str:
     """How much of the largest group's gain the smallest has; nothing where there is no gain."""
     first, last = ends.iloc[0], ends.iloc[1]
-    sign = 1 if higher_is_better(metric) else -1
-    if min(sign * last["ci_low"], sign * last["ci_high"]) <= 0:
+    better = higher_is_better(metric)
+    if effect_word(last["ci_low"], last["ci_high"], last["n"], higher_is_better=better) != "helps":
         return ""
     return f" ({first['value'] / last['value']:.0%} of the gain at {first['users']})"

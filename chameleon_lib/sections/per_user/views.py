@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from chameleon_lib.kit.figures import FigureOutput, dot_ci, save_figure
+from chameleon_lib.kit.stats import effect_word
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
@@ -78,19 +79,23 @@ def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def summary(run: Run, effects: Mapping[str, pd.DataFrame]) -> str:
-    """What came out, in sentences made from the numbers."""
+    """What came out, in sentences made from the numbers: on few users without a word for them."""
     sentences = [f"{run.profile.name} profile. What came out:"]
     for task, frame in effects.items():
         metric = get_task(task).metrics[0]
         change = f"{metric} change"
-        sign = 1 if higher_is_better(metric) else -1
         for family, part in frame.groupby("family", sort=False):
             by = part.set_index("method")
             paper, fitted = by.loc["CHAMELEON (paper)"], by.loc["CHAMELEON fitted (ours)"]
             words = []
             for name, row in (("paper's edit", paper), ("fitted edit", fitted)):
-                low, high = sorted((sign * row[f"{change}_low"], sign * row[f"{change}_high"]))
-                outcome = "helps" if low > 0 else "hurts" if high < 0 else "shows no effect"
-                words.append(f"the {name} {outcome} ({row[change]:+.3f})")
+                low, high = row[f"{change}_low"], row[f"{change}_high"]
+                better = higher_is_better(metric)
+                word = effect_word(low, high, row["n"], higher_is_better=better)
+                if word:
+                    gap = " " if word in ("helps", "hurts") else ": "
+                    words.append(f"the {name}{gap}{word} ({row[change]:+.3f})")
+                else:
+                    words.append(f"the {name} {row[change]:+.3f} [{low:+.3f}, {high:+.3f}]")
             sentences.append(f"{task.replace('_', '-')}, {family}: {' and '.join(words)}.")
     return "\n".join(sentences)

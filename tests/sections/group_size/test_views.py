@@ -80,7 +80,7 @@ def test_the_summary_says_what_helps_and_what_share_one_user_has(task: str, gain
     run = planted_sizes(GAIN, tasks=(task,))
     said = summary(run, {task: curve(run, task)}, {task: agreement(run, task)})
     assert families_of(run) == [DECODER]
-    assert f"{title_of('chameleon')} helps at 1 ({gain}" in said and "helps at 100" in said
+    assert f"{title_of('chameleon')}: helps at 1 ({gain}" in said and "helps at 100" in said
     assert "of the gain at 1)" in said and "θP of own user has cosine 0.01" in said
     assert "between two draws of 100 users θP has 0.55 and θN 0.55" in said
 
@@ -89,8 +89,15 @@ def test_the_summary_of_nothing_or_of_harm_names_no_share() -> None:
     null = planted_sizes(tasks=("LaMP_2",))
     said = summary(null, {"LaMP_2": curve(null, "LaMP_2")},
                    {"LaMP_2": agreement(null, "LaMP_2")})  # fmt: skip
-    assert "shows no effect at 1" in said and "of the gain" not in said
+    assert ": no effect shown at 1" in said and "of the gain" not in said
     harm = planted_sizes({name: {"instruct": 0.9} for name in CONDITIONS}, tasks=("LaMP_2",))
     said = summary(harm, {"LaMP_2": curve(harm, "LaMP_2")},
                    {"LaMP_2": agreement(harm, "LaMP_2")})  # fmt: skip
     assert "hurts at 100" in said and "of the gain" not in said
+
+
+def test_few_test_users_get_numbers_and_no_word() -> None:
+    run = planted_sizes(GAIN, tasks=("LaMP_2",), n_users=60)
+    said = summary(run, {"LaMP_2": curve(run, "LaMP_2")}, {"LaMP_2": agreement(run, "LaMP_2")})
+    assert f"{title_of('chameleon')}: +0.200 [+0." in said and "] at 1, " in said
+    assert not any(word in said for word in ("helps", "hurts", "effect", "of the gain"))

@@ -22,6 +22,7 @@ from chameleon_lib.sections.estimates import paper_numbers
 from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.per_user import details as table1_details
 from chameleon_lib.sections.per_user import tables as table1
+from chameleon_lib.sections.per_user import views as table1_views
 from chameleon_lib.sections.results import FAMILY_TITLES, Run, agreeing, query_golds
 from tests.sections.planted import planted_run, swapped, without_margins
 
@@ -115,6 +116,21 @@ def test_a_claim_about_a_rival_that_was_not_run_is_not_made() -> None:
 def test_few_users_are_counted_and_not_judged() -> None:
     found = verdicts_of(planted_run({"chameleon": 0.9, "fitted": 0.9}, n_users=60))
     assert [v.status for v in found] == [TOO_FEW_USERS] * 2 and found[0].n == 60
+
+
+@pytest.mark.parametrize(("task", "sign"), [("LaMP_2", "+"), ("LaMP_3", "-")])
+def test_the_summary_has_a_word_for_an_interval_of_enough_users_alone(task: str, sign: str) -> None:
+    rates = {"chameleon": 0.9}
+    for n_users in (120, 60):
+        run = planted_run(rates, tasks=(task,), n_users=n_users)
+        said = table1_views.summary(run, {task: table1.effects(run, task)})
+        words = ("helps", "hurts", "no effect")
+        if n_users < 100:
+            assert not any(word in said for word in words)
+            assert f"the paper's edit {sign}" in said and "] and the fitted edit " in said
+        else:
+            assert f"the paper's edit helps ({sign}" in said
+            assert "the fitted edit: no effect shown (" in said
 
 
 def test_every_task_and_family_is_judged_on_every_claim_beside_the_papers_claim(run: Run) -> None:

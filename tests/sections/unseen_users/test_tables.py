@@ -301,7 +301,7 @@ def test_the_summary_says_what_came_out_under_every_condition(
     blocks = table2_views.summary(runs, effects).split("\n\n")
     assert len(blocks) == 4 and all("demo profile" in block for block in blocks)
     none, history, _, bare = blocks
-    assert "shows no effect" in none and "helps" not in none
+    assert "the paper's edit: no effect shown (" in none and "helps" not in none
     assert "the fitted edit helps" in history and "LaMP-3" in history
     assert "helps" in bare and "LaMP-3" not in bare
     assert f"LaMP-2, {DECODER}: unedited, the user's answer stands" in none
