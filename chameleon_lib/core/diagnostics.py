@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chameleon_lib.core.ccs import CCSResult, accuracy, fit_ccs, shuffle_pairs
+from chameleon_lib.core.ccs import CCSResult, accuracy, check_pairs, fit_ccs, shuffle_pairs
 from chameleon_lib.core.estimators import masked_mean, top_singular
 from chameleon_lib.core.settings import EditSettings
 
@@ -45,29 +45,38 @@ def geometry(
     }
 
 
-def ccs_diagnostics(
-    ccs: CCSResult,
-    p: Tensor,
-    n: Tensor,
-    mask: Tensor,
-    settings: EditSettings,
-    seed: int,
-    *,
-    extra: bool,
-) -> dict[str, Tensor]:
-    """How far the CCS loss may be believed; ``extra`` adds the fits on shuffled and split pairs."""
-    logged = {
+def ccs_diagnostics(ccs: CCSResult) -> dict[str, Tensor]:
+    """What a fit says of itself, one number per group."""
+    return {
         "ccs_loss": ccs.loss,
         "ccs_floor": torch.full_like(ccs.loss, ccs.floor),
         "ccs_loss_spread": ccs.losses.amax(1) - ccs.losses.amin(1),
         "ccs_accuracy": ccs.accuracy,
         "ccs_polarity": ccs.polarity,
     }
-    if extra:
-        swapped_n, swapped_p = shuffle_pairs(n, p, seed)
-        logged["ccs_loss_shuffled"] = fit_ccs(swapped_n, swapped_p, settings, seed, mask).loss
-        logged["ccs_accuracy_held_out"] = _held_out_accuracy(p, n, mask, settings, seed)
-    return logged
+
+
+def ccs_checks(
+    p: Tensor, n: Tensor, settings: EditSettings, seed: int, mask: Tensor | None = None
+) -> dict[str, Tensor]:
+    """How far the CCS loss may be believed: fits on shuffled and on split pairs.
+
+    Args:
+        p: Personalised activations ``(G, K, d)``.
+        n: Neutral ones, same shape and row order.
+        settings: The ``ccs_*`` fields.
+        seed: Seed of the restarts, and of what is shuffled and held out.
+        mask: Bool ``(G, K)``, True for real pairs.
+
+    Returns:
+        ``ccs_loss_shuffled`` and ``ccs_accuracy_held_out``, ``(G,)`` each.
+    """
+    mask = check_pairs(n, p, mask)
+    swapped_n, swapped_p = shuffle_pairs(n, p, seed)
+    return {
+        "ccs_loss_shuffled": fit_ccs(swapped_n, swapped_p, settings, seed, mask).loss,
+        "ccs_accuracy_held_out": _held_out_accuracy(p, n, mask, settings, seed),
+    }
 
 
 def _held_out_accuracy(

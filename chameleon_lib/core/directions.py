@@ -14,6 +14,7 @@ from torch import Tensor
 from chameleon_lib.core.ccs import check_pairs, fit_ccs, shuffle_pairs
 from chameleon_lib.core.diagnostics import (
     CCS_NUMBERS,
+    ccs_checks,
     ccs_diagnostics,
     geometry,
     mean_difference,
@@ -189,7 +190,8 @@ def _removal(
     if ccs is None:
         return theta_n, torch.full((len(p),), float("nan"), device=p.device), {}
     loss = ccs.loss if settings.layers_loss_stat == "best_try" else ccs.losses.mean(1)
-    return theta_n, loss, ccs_diagnostics(ccs, p, n, mask, settings, seed, extra=extra)
+    checks = ccs_checks(p, n, settings, seed, mask) if extra else {}
+    return theta_n, loss, ccs_diagnostics(ccs) | checks
 
 
 def control_directions(

@@ -25,7 +25,7 @@ from chameleon_lib.core.preferences import (
     keep_different,
 )
 from chameleon_lib.core.settings import EditSettings
-from chameleon_lib.sections.fits import stored_directions, stored_fit
+from chameleon_lib.sections.fits import checked_directions, stored_directions, stored_fit
 from chameleon_lib.sections.study import Study
 
 TOP_K = 5  # the fixed number of layers of AlignEZ's later code, reported beside the elbow (A5)
@@ -81,7 +81,7 @@ def build_draw(
     kept, identical = keep_different(pairs, settings)
     check_pair_count(len(kept), settings)
     h_p, h_n = study.activations(kept)
-    main = stored_directions(study, "paper", h_p, h_n, index, diagnostics=True)
+    main = checked_directions(study, h_p, h_n, index)
     layers = main.choose_layers(settings)
     edits = {"chameleon": main.to_edit(settings)}
     top = settings.with_(layers_rule="top_k", layers_k=min(TOP_K, study.backbone.n_layers))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 
+from chameleon_lib.core.diagnostics import ccs_checks
 from chameleon_lib.core.directions import Directions, control_directions, fit_directions
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import Contrast, fit_by_preference
@@ -29,15 +31,35 @@ def stored_directions(
     h_n: torch.Tensor,
     seed: int,
     main: Directions | None = None,
-    *,
-    diagnostics: bool = False,
 ) -> Directions:
-    """Directions of the paper or of a control, kept in the store.
+    """Directions of the paper or of a control, kept in the store."""
+    return timed_directions(study, name, h_p, h_n, seed, main)[0]
 
-    ``diagnostics`` adds to the paper's the CCS fits on shuffled and on split pairs, which take
-    twice the time of the directions themselves.
+
+def checked_directions(
+    study: Study, h_p: torch.Tensor, h_n: torch.Tensor, seed: int
+) -> Directions:
+    """The paper's directions with the CCS fits on shuffled and on split pairs.
+
+    These take twice the time of the directions themselves: a unit of their own, made where they
+    are shown.
     """
-    return timed_directions(study, name, h_p, h_n, seed, main, diagnostics=diagnostics)[0]
+    found = stored_directions(study, "paper", h_p, h_n, seed)
+    settings = study.settings
+    checks = study.store.get_or_compute(
+        "ccs_checks",
+        {
+            "seed": seed,
+            "h": [h_p, h_n],
+            "settings": {k: v for k, v in settings.canonical().items() if k.startswith("ccs_")},
+        },
+        lambda: dict(ccs_checks(h_p, h_n, settings, seed)),
+        modules=("chameleon_lib.core.diagnostics",),
+    )
+    return replace(
+        found,
+        diagnostics=found.diagnostics | {k: torch.as_tensor(v) for k, v in checks.items()},
+    )
 
 
 def timed_directions(
@@ -47,15 +69,13 @@ def timed_directions(
     h_n: torch.Tensor,
     seed: int,
     main: Directions | None = None,
-    *,
-    diagnostics: bool = False,
 ) -> tuple[Directions, float]:
     """:func:`stored_directions` with the seconds that finding them took."""
 
     def compute() -> dict[str, Any]:
         start = time.perf_counter()
         found = (
-            fit_directions(h_p, h_n, study.settings, seed, diagnostics=diagnostics)
+            fit_directions(h_p, h_n, study.settings, seed, diagnostics=False)
             if name == "paper"
             else control_directions(name, h_p, h_n, study.settings, seed, main=main)
         )
@@ -72,7 +92,6 @@ def timed_directions(
             "format": 2,
             "name": name,
             "seed": seed,
-            "diagnostics": diagnostics,
             "h": [h_p, h_n],
             "settings": {
                 k: v

@@ -26,7 +26,7 @@ from chameleon_lib.lamp.records import User
 from chameleon_lib.sections.answering import Exam, Reference
 from chameleon_lib.sections.arms import draw_group
 from chameleon_lib.sections.data import TaskData, load_task_data, without_gold
-from chameleon_lib.sections.fits import stored_directions, stored_fit
+from chameleon_lib.sections.fits import checked_directions, stored_fit
 from chameleon_lib.sections.loading import settings_for
 from chameleon_lib.sections.scoring import reference_answers
 from chameleon_lib.sections.study import Study
@@ -100,7 +100,7 @@ def tour_of(study: Study, data: TaskData, user: User) -> Tour:
     kept, identical = keep_different(pairs, study.settings)
     check_pair_count(len(kept), study.settings.with_(pairs_on_too_few="warn"))
     h_p, h_n = study.activations(kept)
-    directions = stored_directions(study, "paper", h_p, h_n, 0, diagnostics=True)
+    directions = checked_directions(study, h_p, h_n, 0)
     layers = directions.choose_layers(study.settings)
     contrasts = contrasts_from_pairs(study.task, kept, identical, study.settings)
     prompts = PlainPrompts(study.backbone, [contrast.prompt for contrast in contrasts])
