@@ -173,7 +173,7 @@ class Chameleon:
 
         ``infer_edit`` and ``infer_insight_in_prompt`` choose a cell of the 2 x 2 of insight and
         edit; ``eval_user_mode`` "unseen" with ``unseen_prompt`` "no_history" asks the plain
-        question without any history. Insights are written only if they stand in the prompts;
+        question without any history. Insights are written only where one stands in the prompts;
         ``counts`` and ``left_out`` stay those of the last fit.
 
         Args:
