@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +49,13 @@ def part_columns(estimate: Estimate | None, name: str) -> dict[str, float | int]
     count = columns.pop("n")
     del columns["seeds"]
     return {**columns, f"{name} n": count}
+
+
+def span(counts: Iterable[int]) -> str:
+    """The counts of several rows, for a sentence: one number, or from the least to the most."""
+    numbers = [int(count) for count in counts]
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def interval_stems(columns: list[str]) -> list[str]:

@@ -61,12 +61,22 @@ def claims(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def tally(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """How many claims of each notebook got which word, the paper's and ours apart."""
+    """How many claims of each notebook got which word, the paper's and ours apart.
+
+    Claims of a notebook rest on different numbers of users and seeds: the least and the most of
+    those that were run stand in the row.
+    """
     rows = []
     for row in count(verdicts):
         part = [v for v in verdicts if v.notebook == row["notebook"]]
         part = [v for v in part if v.own == (row["claims of"] == "ours")]
-        rows.append(row | {"n": max(v.n for v in part), "seeds": max(v.seeds for v in part)})
+        users = [v.n for v in part if v.ours is not None] or [0]
+        seeds = [v.seeds for v in part if v.ours is not None] or [0]
+        rows.append(
+            row
+            | {"n": min(users), "largest n": max(users)}
+            | {"seeds": min(seeds), "largest seeds": max(seeds)}
+        )
     return pd.DataFrame(rows)
 
 

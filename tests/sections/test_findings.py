@@ -54,6 +54,10 @@ def test_the_words_are_counted_per_notebook_the_papers_and_ours_apart() -> None:
     assert frame.loc[("02_name", "the paper"), [REPRODUCED, DIRECTION_ONLY]].tolist() == [1, 1]
     assert frame.loc[("02_name", "ours"), [HOLDS, DOES_NOT_HOLD]].tolist() == [1, 1]
     assert frame["claims"].sum() == len(ALL)
+    few = frame.loc[("04_name", "the paper")]  # one claim was not run, the other on 60 users
+    assert few[["n", "largest n", "seeds", "largest seeds"]].tolist() == [60, 60, 3, 3]
+    wide = findings.tally([ALL[0], made(REPRODUCED, replace(GAIN, n=100, seeds=1))]).iloc[0]
+    assert wide[["n", "largest n", "seeds", "largest seeds"]].tolist() == [100, 200, 1, 3]
     assert HOLDS not in findings.tally(ALL[:2]).columns  # a word that nobody got is no column
 
 

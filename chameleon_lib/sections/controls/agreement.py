@@ -20,7 +20,7 @@ from chameleon_lib.core.directions import fit_directions
 from chameleon_lib.core.preferences import PreferencePair, keep_different
 from chameleon_lib.kit.figures import FigureOutput, dot_ci, save_figure
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.kit.tables import part_columns
+from chameleon_lib.kit.tables import part_columns, span
 from chameleon_lib.sections.arms import draw_group
 from chameleon_lib.sections.data import without_gold
 from chameleon_lib.sections.estimates import where_defined
@@ -186,7 +186,7 @@ def figure(frame: pd.DataFrame, profile: str) -> FigureOutput:
         ),
         caption=(
             "The number before each cell is the mean cosine between its users' differences P - N. "
-            f"Margin change against Instruct with 95 % intervals over {int(drawn['n'].max())} test "
+            f"Margin change against Instruct with 95 % intervals over {span(drawn['n'])} test "
             f"users; n = {len(frame)} cells, so the order is a description ({profile} profile)."
         ),
         data=drawn,

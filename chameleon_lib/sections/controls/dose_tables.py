@@ -10,7 +10,7 @@ import pandas as pd
 from chameleon_lib.kit.figures import FigureOutput, line_ci, save_figure
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.stats import NOT_RUN, Estimate, own_claim, verdict
-from chameleon_lib.kit.tables import estimate_columns, part_columns
+from chameleon_lib.kit.tables import estimate_columns, part_columns, span
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
@@ -167,7 +167,7 @@ def figure(frame: pd.DataFrame, task: str, metric: str, profile: str) -> FigureO
         f"{'; '.join(ends) or 'no user has a value'}.",
         caption=(
             f"Change of {metric} against Instruct in worlds of weaker and stronger tastes, 95 % "
-            f"intervals over the same {int(drawn['n'].max())} test users ({profile} profile)."
+            f"intervals over the same {span(drawn['n'])} test users ({profile} profile)."
         ),
         data=drawn,
         profile=profile,

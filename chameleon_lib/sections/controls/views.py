@@ -8,7 +8,7 @@ import pandas as pd
 
 from chameleon_lib.kit.figures import FigureOutput, dot_ci, line_ci, save_figure
 from chameleon_lib.kit.plots import Better
-from chameleon_lib.kit.tables import estimate_columns, part_columns
+from chameleon_lib.kit.tables import estimate_columns, part_columns, span
 from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.controls.ledger import ledger_tests
@@ -227,8 +227,8 @@ def _better(metric: str) -> Better:
     return "higher" if higher_is_better(metric) else "lower"
 
 
-def _users(frame: pd.DataFrame) -> int:
-    return int(frame["n"].max())
+def _users(frame: pd.DataFrame) -> str:
+    return span(frame["n"])
 
 
 def _words(frame: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from chameleon_lib.kit.figures import FigureOutput, line_ci, save_figure
 from chameleon_lib.kit.stats import effect_word
+from chameleon_lib.kit.tables import span
 from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.group_size.ladder import OWN
@@ -66,7 +67,7 @@ def curve_figure(frame: pd.DataFrame, task: str, family: str, profile: str) -> F
         f"{'; '.join(words)}.",
         caption=(
             f"Change of {metric} against Instruct on the same users by group size; 95 % intervals "
-            f"over {int(drawn['n'].max())} test users, mean over {int(drawn['seeds'].max())} "
+            f"over {span(drawn['n'])} test users, mean over {span(drawn['seeds'])} "
             f"nested random sets of train users ({profile} profile); paper: CHAMELEON's edit.{one}"
         ),
         data=drawn,

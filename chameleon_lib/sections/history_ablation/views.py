@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from chameleon_lib.kit.figures import FigureOutput, dot_ci, line_ci, save_figure
+from chameleon_lib.kit.tables import span
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
@@ -58,7 +59,7 @@ def items_figure(frame: pd.DataFrame, task: str, family: str, profile: str) -> F
         alt=f"Line plot of {metric} by number of history items. {'; '.join(words)}.",
         caption=(
             f"{metric.capitalize()} by number of history items that PCA chose, the same users and "
-            f"{_groups(drawn)}; 95 % intervals over {int(drawn['n'].max())} test users, mean "
+            f"{_groups(drawn)}; 95 % intervals over {span(drawn['n'])} test users, mean "
             f"over {int(drawn['seeds'].max())} groups for the edits ({profile} profile)."
             f"{_untrained(drawn)}"
         ),
@@ -102,7 +103,7 @@ def rules_figure(frame: pd.DataFrame, task: str, profile: str) -> FigureOutput:
         caption=(
             f"Change of {metric} when PCA chooses the history items instead of another rule, for "
             f"the same users and the same number of items; 95 % intervals over "
-            f"{int(drawn['n'].max())} test users, {int(drawn['seeds'].max())} groups for the edits "
+            f"{span(drawn['n'])} test users, {int(drawn['seeds'].max())} groups for the edits "
             f"({profile} profile). 'pca raw' is the other reading of eq. 2."
         ),
         data=drawn,
@@ -141,7 +142,7 @@ def taste_figure(frame: pd.DataFrame, task: str, profile: str) -> FigureOutput:
         alt=f"Line plot of the {_TASTE}, by rule and number of items. At "
         f"{int(few['items'].iloc[0])} items: {', '.join(words)}; whole history {whole:.2f}.",
         caption=(
-            f"The {_TASTE}; 95 % intervals over {int(drawn['n'].max())} test users, one choice per "
+            f"The {_TASTE}; 95 % intervals over {span(drawn['n'])} test users, one choice per "
             f"user ({profile} profile). No model takes part: a rule far below the line hides the "
             "taste from everything that follows."
         ),

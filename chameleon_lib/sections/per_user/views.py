@@ -8,6 +8,7 @@ import pandas as pd
 
 from chameleon_lib.kit.figures import FigureOutput, dot_ci, save_figure
 from chameleon_lib.kit.stats import effect_word
+from chameleon_lib.kit.tables import span
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
@@ -55,7 +56,7 @@ def effect_figure(frame: pd.DataFrame, task: str, profile: str) -> FigureOutput:
         alt=f"Forest plot of {len(drawn)} differences to Instruct. {'; '.join(words)}.",
         caption=(
             f"Change of {primary} against Instruct on the same users, 95 % intervals over "
-            f"{int(drawn['n'].max())} test users; seeds are training seeds times groups "
+            f"{span(drawn['n'])} test users; seeds are training seeds times groups "
             f"({profile} profile)."
         ),
         data=drawn,

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from chameleon_lib.kit.figures import FigureOutput, save_figure
 from chameleon_lib.kit.style import COLOURS, INK, LINES, MARKERS, style
+from chameleon_lib.kit.tables import span
 from chameleon_lib.kit.verdicts import Verdict
 
 _CHANGE = "accuracy change"
@@ -75,9 +76,9 @@ def compute_figure(frame: pd.DataFrame, profile: str) -> FigureOutput:
         alt=f"Accuracy change over compute, four methods. At the largest budget, {'; '.join(words)}"
         " FLOPs.",
         caption=(
-            f"Change of LaMP-2 accuracy against Instruct on the same {int(frame['n'].max())} test "
+            f"Change of LaMP-2 accuracy against Instruct on the same {span(frame['n'])} test "
             f"users, over what the training costs by one formula; 95 % intervals over users, "
-            f"{int(frame['seeds'].max())} groups per point. Points of a line are shares of the "
+            f"{span(frame['seeds'])} groups per point. Points of a line are shares of the "
             f"training queries ({profile} profile)."
         ),
         data=frame,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from chameleon_lib.kit.figures import FigureOutput, dot_ci, save_figure
+from chameleon_lib.kit.tables import span
 from chameleon_lib.lamp.metrics import higher_is_better
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.estimates import estimate, where_defined
@@ -52,8 +53,8 @@ def effect_figure(frame: pd.DataFrame, task: str, profile: str) -> FigureOutput:
         alt=f"Forest plot of {len(drawn)} differences to Instruct. {'; '.join(words)}.",
         caption=(
             f"Change of {primary} against Instruct on the same prompt, for users in no group, with "
-            f"95 % intervals over {int(drawn['n'].max())} test users and "
-            f"{int(drawn['seeds'].max())} groups ({profile} profile)."
+            f"95 % intervals over {span(drawn['n'])} test users and "
+            f"{span(drawn['seeds'])} groups ({profile} profile)."
         ),
         data=drawn,
         profile=profile,
