@@ -57,8 +57,9 @@ def curve_figure(frame: pd.DataFrame, task: str, family: str, profile: str) -> F
     one = ""
     if 1 in set(drawn["users"]):
         one = (
-            " At 1 user the edit comes from the pair of the very query that is asked (no gold), or "
-            "from one other user's; no preference fit is made from one user."
+            " At 1 user the edit comes from the pair of the very query that is asked (no gold; who "
+            "has no pair stays unedited), or from one other user's; no preference fit is made from "
+            "one user."
         )
     return save_figure(
         figure,
