@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ def test_several_workers_fill_the_store_stage_by_stage_and_the_longest_task_firs
 ) -> None:
     warmed: list[tuple[str, list[tuple[str, str]], int, int]] = []
 
-    def warm(phases: Any, *, workers: int, threads: int) -> None:
+    def warm(phases: Any, *, workers: int, threads: int, preload: Sequence[str]) -> None:
+        assert preload and all(find_spec(module) for module in preload)
         for label, work, units in phases:
             pickle.dumps(work)  # a worker has to import it by name
             warmed.append((label, [(p.task, name) for p, name in units], workers, threads))
