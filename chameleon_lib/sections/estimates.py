@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec
@@ -114,6 +115,20 @@ def estimate(
         other,
         seed_weights=(_equal(held, method), None if against is None else _equal(held, against)),
     )
+
+
+def group_sums(parts: Sequence[tuple[Sequence[str], Sequence[float]]]) -> np.ndarray:
+    """(users, 2) sums and counts of values that several overlapping groups have given.
+
+    Users of all groups are pooled; a user in several groups counts once, with the mean of them.
+
+    Args:
+        parts: Per group the user of every value, and the values.
+    """
+    users = [user for own, _ in parts for user in own]
+    held = Counter(user for own, _ in parts for user in set(own))
+    groups = np.array([[held[user]] for user in dict.fromkeys(users)])  # (users, 1)
+    return sums_by_user([value for _, values in parts for value in values], users) / groups
 
 
 def where_defined(

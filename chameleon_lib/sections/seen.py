@@ -5,20 +5,17 @@ A comparison with a rival that learned nothing would be void.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from chameleon_lib.core.preferences import PreparedUser
-from chameleon_lib.kit.stats import Estimate, bootstrap_metric, sums_by_user
+from chameleon_lib.kit.stats import Estimate, bootstrap_metric
 from chameleon_lib.lamp.metrics import higher_is_better, per_sample_scores
 from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.answering import Exam, Reference
 from chameleon_lib.sections.data import without_gold
-from chameleon_lib.sections.estimates import STATISTICS
+from chameleon_lib.sections.estimates import STATISTICS, group_sums
 from chameleon_lib.sections.study import Study
 
 Log = dict[str, Any]
@@ -70,11 +67,8 @@ def change_on_seen(logs: Sequence[Mapping[str, Any]]) -> Estimate:
 
     Users of all groups are pooled; a user in several groups counts once, with the mean of them.
     """
-    users = [user for log in logs for user in log["seen"]["users"]]
-    held = Counter(user for log in logs for user in set(log["seen"]["users"]))
-    trainings = np.array([[held[user]] for user in dict.fromkeys(users)])  # (users, 1)
     after, before = (
-        sums_by_user([value for log in logs for value in log["seen"][arm]], users) / trainings
+        group_sums([(log["seen"]["users"], log["seen"][arm]) for log in logs])
         for arm in ("after", "before")
     )
     return replace(bootstrap_metric("mean", after, before), seeds=len(logs))

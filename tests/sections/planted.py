@@ -108,8 +108,11 @@ def log(index: int) -> dict[str, Any]:
         "layers": [1] if index else [0, 1],
         "rows": rows,
         "fits": {},
-        "personal_right": 0.5 + 0.25 * index,
-        "neutral_right": 1.0,
+        "right": {
+            "users": [f"train-{pair // 2}" for pair in range(20)],
+            "personal": [pair % 4 < 2 + index for pair in range(20)],
+            "neutral": [True] * 20,
+        },
     }
 
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.kit.progress import tell
 from chameleon_lib.lamp.records import User
@@ -60,8 +58,8 @@ def with_gold(group: Sequence[PreparedUser], users: Sequence[User]) -> list[Prep
     return [replace(user, user=golds[user.user.id]) for user in group]
 
 
-def _pair_quality(data: TaskData, pairs: Sequence[Any]) -> dict[str, float]:
-    """Share of synthetic answers that equal the planted ones; empty for real data."""
+def _pair_quality(data: TaskData, pairs: Sequence[Any]) -> dict[str, Any]:
+    """Which synthetic answers equal the planted ones, with their users; empty for real data."""
     if data.truth is None:
         return {}
     truth = {}
@@ -69,6 +67,10 @@ def _pair_quality(data: TaskData, pairs: Sequence[Any]) -> dict[str, float]:
         planted = data.truth[user.id]
         for query, p, n in zip(user.queries, planted.personal, planted.generic, strict=True):
             truth[query.id] = (p, n)
-    right_p = [pair.answer_p == truth[pair.query_id][0] for pair in pairs]
-    right_n = [pair.answer_n == truth[pair.query_id][1] for pair in pairs]
-    return {"personal_right": float(np.mean(right_p)), "neutral_right": float(np.mean(right_n))}
+    return {
+        "right": {
+            "users": [pair.user_id for pair in pairs],
+            "personal": [pair.answer_p == truth[pair.query_id][0] for pair in pairs],
+            "neutral": [pair.answer_n == truth[pair.query_id][1] for pair in pairs],
+        }
+    }

@@ -14,12 +14,12 @@ from chameleon_lib.kit.stats import (
     confusion_by_user,
     sums_by_user,
 )
-from chameleon_lib.kit.tables import estimate_columns
+from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.lamp.baselines import baselines_for
 from chameleon_lib.lamp.metrics import per_sample_scores
 from chameleon_lib.lamp.records import User
 from chameleon_lib.lamp.tasks import get_task, is_valid_answer
-from chameleon_lib.sections.estimates import STATISTICS
+from chameleon_lib.sections.estimates import STATISTICS, group_sums
 from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.results import Run
 from chameleon_lib.sections.seen import change_on_seen, has_learned, quarters
@@ -80,7 +80,10 @@ def directions(run: Run, task: str) -> pd.DataFrame:
 
 
 def pair_counts(run: Run) -> pd.DataFrame:
-    """Per backbone and task: pairs before and after the filter, and how many are right."""
+    """Per backbone and task: pairs before and after the filter, and how many are right.
+
+    The intervals are over the train users of all groups, who are counted beside them.
+    """
     rows = []
     for cell in run.cells:
         logs = cell.draws
@@ -91,9 +94,9 @@ def pair_counts(run: Run) -> pd.DataFrame:
             "pairs kept": float(np.mean([log["kept"] for log in logs])),
             "drop rate": float(np.mean([log["identical"] / log["pairs"] for log in logs])),
         }
-        if "personal_right" in logs[0]:
-            row["personal right"] = float(np.mean([log["personal_right"] for log in logs]))
-            row["neutral right"] = float(np.mean([log["neutral_right"] for log in logs]))
+        for role in ("personal", "neutral") if "right" in logs[0] else ():
+            right = group_sums([(log["right"]["users"], log["right"][role]) for log in logs])
+            row |= part_columns(bootstrap_metric("mean", right), f"{role} right")
         row |= {
             "edited layers": " | ".join(",".join(map(str, log["layers"])) for log in logs),
             "left out: too long": cell.counts["too_long"],

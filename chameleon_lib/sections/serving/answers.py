@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,8 @@ import pandas as pd
 
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.preferences import PreparedUser, max_new_tokens
+from chameleon_lib.kit.stats import bootstrap_metric, sums_by_user
+from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.sections.answering import prompt_texts
 from chameleon_lib.sections.results import FAMILY_TITLES
 from chameleon_lib.sections.serving.study import POOLED, Service
@@ -142,27 +144,34 @@ def whose_edit(service: Service) -> dict[str, Any]:
     base = _say(service, prompts, None)
     by_edit = {user.name: _say(service, prompts, user.profile.edit) for user in service.served}
     own_answers = [by_edit[owner][at] for at, owner in enumerate(owners)]
+    everyone = list(range(len(prompts)))
     others = [
         (at, answers[at])
         for name, answers in by_edit.items()
         for at, owner in enumerate(owners)
         if owner != name
     ]
+    of_others = [at for at, _ in others]
+
+    def share(at: Sequence[int], hits: Iterable[bool], name: str) -> dict[str, float | int]:
+        """A share of the answers to some prompts, with an interval over their users."""
+        sums = sums_by_user([float(hit) for hit in hits], [owners[place] for place in at])
+        return estimate_columns(bootstrap_metric("mean", sums), name)
+
+    changed = (a != b for a, b in zip(own_answers, base, strict=True))
+    same = (text == own_answers[at] for at, text in others)
     found: dict[str, Any] = {
         "family": FAMILY_TITLES[service.study.backbone.family],
         "held-out queries": len(prompts),
-        "changed by the own edit": _share(a != b for a, b in zip(own_answers, base, strict=True)),
-        "another user's edit says the same": _share(text == own_answers[at] for at, text in others),
+        **share(everyone, changed, "changed by the own edit"),
+        **share(of_others, same, "another user's edit says the same"),
     }
     if wanted:
-        found |= {
-            f"right: {UNEDITED}": _share(a == b for a, b in zip(base, wanted, strict=True)),
-            "right: own edit": _share(a == b for a, b in zip(own_answers, wanted, strict=True)),
-            "right: another user's edit": _share(text == wanted[at] for at, text in others),
-        }
-    return found | {"n": len(service.served), "seeds": 1}
-
-
-def _share(hits: Any) -> float:
-    counted = list(hits)
-    return sum(counted) / len(counted)
+        plain = (a == b for a, b in zip(base, wanted, strict=True))
+        edited = (a == b for a, b in zip(own_answers, wanted, strict=True))
+        foreign = (text == wanted[at] for at, text in others)
+        found |= share(everyone, plain, f"right: {UNEDITED}")
+        found |= share(everyone, edited, "right: own edit")
+        found |= share(of_others, foreign, "right: another user's edit")
+    counts = {"n": len(service.served), "seeds": 1}
+    return {name: value for name, value in found.items() if name not in counts} | counts

@@ -83,8 +83,10 @@ def test_every_draw_has_a_group_of_its_own_and_logs_how_right_its_pairs_are(made
     first, second = made.cell.draws
     assert first != second
     for log in made.cell.draws:
-        assert log["users"] == SMALL.group_size and 0 <= log["personal_right"] <= 1
-        assert 0 <= log["neutral_right"] <= 1 and set(log["fits"]) >= {"fitted", "fitted_gold"}
+        right = log["right"]
+        assert log["users"] == SMALL.group_size == len(set(right["users"]))
+        assert len(right["personal"]) == len(right["neutral"]) == log["pairs"]
+        assert set(log["fits"]) >= {"fitted", "fitted_gold"}
 
 
 def test_margins_compare_planted_answers_in_the_world_and_gold_with_neutral_elsewhere(

@@ -114,7 +114,7 @@ def test_official_files_run_without_planted_truth(
     assert done.settings.pairs_on_too_few == "warn"
     [cell] = done.cells
     assert list(cell.scores) == methods_of(cell.backbone, cell.task)
-    assert not agreeing(done, "LaMP_3").any() and "personal_right" not in cell.draws[0]
+    assert not agreeing(done, "LaMP_3").any() and "right" not in cell.draws[0]
     golds, neutral = query_golds(done, "LaMP_3"), cell.answers["neutral"][0].texts
     same = [gold == said for gold, said in zip(golds, neutral, strict=True)]
     assert np.isnan(cell.scores["instruct"]["margin"][0]).tolist() == same

@@ -287,6 +287,8 @@ def test_pairs_are_counted_before_and_after_the_filter(run: Run) -> None:
     assert (row["pairs asked"], row["pairs kept"], row["n"], row["seeds"]) == (20.0, 14.5, 10, 2)
     assert row["drop rate"] == pytest.approx(5.5 / 20)
     assert (row["personal right"], row["neutral right"]) == (0.625, 1.0)
+    assert row["personal right_low"] < 0.625 < row["personal right_high"]
+    assert row["neutral right_low"] == 1.0 and row["personal right n"] == 10
     assert row["edited layers"] == "0,1 | 1"
     assert row[["left out: too long", "left out: empty insight"]].tolist() == [1, 2]
     assert row["history items dropped"] == 3
