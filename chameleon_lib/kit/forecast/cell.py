@@ -21,7 +21,8 @@ STAGES = (
 
 # How fits and trainings run: the defaults of their settings, which a test compares.
 FIT_STEPS = {True: 20, False: 40}  # embedded models, others
-FIT_BATCH, HELD_OUT, CHECK_EVERY = 32, 0.2, 5
+FIT_BATCH = {True: 16, False: 32}  # embedded models, others
+HELD_OUT, CHECK_EVERY = 0.2, 5
 STEPS_TAKEN = {True: 18, False: 30}  # before the held-out users stop a fit; means of demo runs
 CCS_EPOCHS, CCS_TRIES = 1000, 10
 FULL_CCS = 2.8  # the probe, the one on shuffled pairs, the one on four fifths of the pairs
@@ -154,7 +155,8 @@ class Cell:
         stored, length = self.kept(kind, group), self.length(kind)
         self.add("fit", f"{draw} read", 0, group * length * stored)
         steps = min(self.fit_steps, STEPS_TAKEN[self.embedded])
-        rows = 2 * _chunk((1 - held) * n) + _chunk((1 - held) * agreed)
+        batch = FIT_BATCH[self.embedded]
+        rows = 2 * _chunk((1 - held) * n, batch) + _chunk((1 - held) * agreed, batch)
         learned = steps * rows
         looked = (steps // CHECK_EVERY) * held * (2 * n + agreed) + group
         trainable = 2 * self.model.layers * self.model.width
@@ -230,6 +232,6 @@ class Cell:
         )
 
 
-def _chunk(rows: float) -> float:
+def _chunk(rows: float, batch: int) -> float:
     """Mean rows of a fit's mini-batch; the last one is smaller."""
-    return rows / math.ceil(rows / FIT_BATCH) if rows else 0.0
+    return rows / math.ceil(rows / batch) if rows else 0.0

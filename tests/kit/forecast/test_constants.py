@@ -57,8 +57,9 @@ SETTINGS = EditSettings()
 
 def test_fits_and_trainings_have_the_defaults_of_their_settings() -> None:
     steps = {True: settings_for(PROFILES["demo"]).fit_steps, False: SETTINGS.fit_steps}
+    rows = {True: settings_for(PROFILES["demo"]).fit_batch, False: SETTINGS.fit_batch}
     assert (cell.FIT_STEPS, cell.FIT_BATCH, cell.HELD_OUT, cell.CHECK_EVERY) == (
-        steps, SETTINGS.fit_batch, SETTINGS.fit_holdout, CHECK_EVERY,
+        steps, rows, SETTINGS.fit_holdout, CHECK_EVERY,
     )  # fmt: skip
     assert (cell.CCS_EPOCHS, cell.CCS_TRIES) == (SETTINGS.ccs_epochs, SETTINGS.ccs_tries)
     assert memory.BATCH_TOKENS == TOKEN_BUDGET
