@@ -108,8 +108,12 @@ class Checkout:
 
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run the kit's command line and wait."""
+        return self.wait_for(self.command(*words))
+
+    def wait_for(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command in the checkout and wait."""
         return subprocess.run(
-            self.command(*words),
+            command,
             cwd=self.base,
             env=environment(),
             capture_output=True,

@@ -266,15 +266,7 @@ def check(*_):  # another run begins and ends while this one looks at its data
 
 driver.check = check
 sys.exit(cli.main(["run"]))"""
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=checkout.base,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    result = checkout.wait_for([sys.executable, "-c", code])
     assert result.returncode == 0, result.stderr
     ledger = json.loads((checkout.base / ".chameleon" / "ledger.json").read_text(encoding="utf-8"))
     assert set(ledger) == {"demo", "laptop"}
