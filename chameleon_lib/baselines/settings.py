@@ -63,8 +63,9 @@ class AloeSettings(TunerSettings):
     def demo(cls, family: Family) -> AloeSettings:
         """The recipe at the scale of the embedded models.
 
-        Rates and steps were chosen on train and dev users of the embedded world alone. The loss is
-        on answers: on every token, as ALOE's code has it, decoders do not reliably gain on LaMP-3.
+        Rates and steps were chosen on train and dev users of the embedded world alone
+        (``python -m chameleon_lib candidates``). The loss is on answers: on every token, as ALOE's
+        code has it, decoders do not reliably gain on LaMP-3.
         """
         return cls(
             mix="standin",
@@ -73,8 +74,8 @@ class AloeSettings(TunerSettings):
             precision="fp32",
             batch=8,
             accumulation=2,
-            epochs=2,
-            lr=_DEMO_ALOE_LR[family],
+            epochs=_DEMO_ALOE_EPOCHS[family],
+            lr=1e-3,
         )
 
 
@@ -104,7 +105,8 @@ class DpoSettings(TunerSettings):
     def demo(cls, family: Family) -> DpoSettings:
         """The recipe at the scale of the embedded models.
 
-        Rates and steps were chosen on train and dev users of the embedded world alone.
+        Rates and steps were chosen on train and dev users of the embedded world alone
+        (``python -m chameleon_lib candidates``).
         """
         return cls(
             precision="fp32",
@@ -116,5 +118,6 @@ class DpoSettings(TunerSettings):
         )
 
 
-_DEMO_ALOE_LR: dict[Family, float] = {"decoder": 1e-3, "encoder-decoder": 1e-3}
+# After two passes decoders have not reliably learned LaMP-3.
+_DEMO_ALOE_EPOCHS: dict[Family, int] = {"decoder": 3, "encoder-decoder": 2}
 _DEMO_DPO_LR: dict[Family, float] = {"decoder": 1e-3, "encoder-decoder": 2e-3}

@@ -37,6 +37,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "chameleon_lib.backbones.demo.acceptance:main",
         "check that the embedded models can show an effect",
     ),
+    "candidates": (
+        "chameleon_lib.sections.candidates:main",
+        "compare what the demo's rates and steps were chosen from",
+    ),
     "train": ("chameleon_lib.backbones.demo.train:main", "train the embedded models again"),
     "world": (
         "chameleon_lib.backbones.demo.world_cli:main",

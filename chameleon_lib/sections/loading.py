@@ -21,7 +21,7 @@ from chameleon_lib.kit.profiles import RunProfile
 
 # Answers of the embedded world are short; real tweets cost the embedded tokenizer more tokens. The
 # fits take half the steps at twice the rate in batches half as large: chosen on train and dev users
-# of the embedded world alone, for the time that they save.
+# of the embedded world alone (`candidates`), for the time that they save.
 _FITS = {"fit_steps": 20, "fit_lr": 0.1, "fit_batch": 16}
 SIZES: dict[str, dict[str, Any]] = {
     "demo": {"decode_insight_tokens": 48, "decode_max_new_tokens": 48, **_FITS},

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.preferences import PreparedUser
 from chameleon_lib.kit.stats import Estimate, bootstrap_metric
 from chameleon_lib.lamp.metrics import higher_is_better, per_sample_scores
@@ -21,7 +22,9 @@ from chameleon_lib.sections.study import Study
 Log = dict[str, Any]
 
 
-def said(study: Study, users: Sequence[PreparedUser], kind: str) -> dict[str, str]:
+def said(
+    study: Study, users: Sequence[PreparedUser], kind: str, edit: Edit | None = None
+) -> dict[str, str]:
     """Query id → what a model says to it; nothing about the golds reaches it."""
     blind = [
         replace(user, user=plain)
@@ -29,7 +32,7 @@ def said(study: Study, users: Sequence[PreparedUser], kind: str) -> dict[str, st
     ]
     queries = [query.id for user in users for query in user.user.queries]
     nothing = Reference([""] * len(queries), [""] * len(queries))  # no margin is asked for
-    texts = Exam(study, blind, nothing).answer({kind: (kind, None)})[kind].texts
+    texts = Exam(study, blind, nothing).answer({kind: (kind, edit)})[kind].texts
     return dict(zip(queries, texts, strict=True))
 
 

@@ -27,7 +27,9 @@ STEPS_TAKEN = {True: 18, False: 30}  # before the held-out users stop a fit; mea
 CCS_EPOCHS, CCS_TRIES = 1000, 10
 FULL_CCS = 2.8  # the probe, the one on shuffled pairs, the one on four fifths of the pairs
 MIX_ROWS, MIX_TOKENS, MIX_CHARS = 40, 96, 102  # the stand-in of ALOE's dialogues
-EPOCHS = {True: 2, False: 1}  # of ALOE and DPO: embedded models, the paper's recipe
+# Of ALOE and DPO: embedded models, the paper's recipe. Embedded decoders learn longer from gold.
+EPOCHS = {True: 2, False: 1}
+DECODER_ALOE_EPOCHS = {True: 3, False: 1}
 
 Key = tuple[str, ...]  # stage, backbone, task, then what
 
@@ -210,7 +212,8 @@ class Cell:
         queries, dialogues = share * n, share * MIX_ROWS
         rows = queries + dialogues
         mixed = dialogues * (MIX_TOKENS if self.embedded else MIX_CHARS / CHARS_PER_TOKEN)
-        passes = EPOCHS[self.embedded]
+        epochs = EPOCHS if self.model.encoder else DECODER_ALOE_EPOCHS
+        passes = epochs[self.embedded]
         read = passes * (queries * self.length("instruct") + mixed)
         written = passes * queries * self.shape.answer
         trained = self.model.adapter if self.aloe_lora else self.model.weights.total

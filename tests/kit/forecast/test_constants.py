@@ -65,9 +65,11 @@ def test_fits_and_trainings_have_the_defaults_of_their_settings() -> None:
     assert memory.BATCH_TOKENS == TOKEN_BUDGET
     assert PROFILES["demo"].prefix_bytes == PREFIX_BYTES  # embedded models keep the default
     assert cell.EPOCHS[False] == DpoSettings().epochs
+    assert cell.DECODER_ALOE_EPOCHS[False] == AloeSettings(mix="none").epochs == cell.EPOCHS[False]
+    assert cell.DECODER_ALOE_EPOCHS[True] == AloeSettings.demo("decoder").epochs
+    assert cell.EPOCHS[True] == AloeSettings.demo("encoder-decoder").epochs
     for family in ("decoder", "encoder-decoder"):
         assert cell.EPOCHS[True] == DpoSettings.demo(family).epochs  # type: ignore[arg-type]
-        assert cell.EPOCHS[True] == AloeSettings.demo(family).epochs  # type: ignore[arg-type]
         assert known.EMBEDDED_RANK == DpoSettings.demo(family).lora_r  # type: ignore[arg-type]
     assert known.RANK == DpoSettings().lora_r
     aloe = AloeSettings(mix="none")

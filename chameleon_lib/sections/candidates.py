@@ -1,0 +1,224 @@
+"""What the demo's rates and steps were chosen from: ``python -m chameleon_lib candidates``.
+
+Every candidate is trained on groups of train users of the embedded world. It is read on dev users,
+whom no table of the kit counts, and on the users it was trained on; no test user is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from chameleon_lib.command_line import Parser, positive
+from chameleon_lib.core.contrasts import contrasts_from_pairs
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.plain_prompts import PlainPrompts
+from chameleon_lib.core.preferences import PreferencePair, PreparedUser, keep_different
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.profiles import RunProfile, get_profile
+from chameleon_lib.kit.stats import Estimate
+from chameleon_lib.lamp.tasks import get_task
+from chameleon_lib.sections.arms import draw_group
+from chameleon_lib.sections.data import TaskData, load_task_data, without_gold
+from chameleon_lib.sections.fits import timed_fit
+from chameleon_lib.sections.loading import settings_for
+from chameleon_lib.sections.per_user.cell import with_gold
+from chameleon_lib.sections.seen import Log, change_on_seen, has_learned, said, seen_scores
+from chameleon_lib.sections.study import Study
+from chameleon_lib.sections.tunings import (
+    TunedStudy,
+    aloe_settings,
+    dpo_settings,
+    stored_aloe,
+    stored_dpo,
+)
+
+DEV_USERS = 150
+# Method → values of its settings that were tried; the rest are those of the demo.
+CANDIDATES: dict[str, tuple[Mapping[str, Any], ...]] = {
+    "aloe": (
+        {"epochs": 1, "accumulation": 1, "lr": 1e-3},
+        {"epochs": 2, "accumulation": 1, "lr": 1e-3},
+        {"epochs": 2, "accumulation": 2, "lr": 1e-3},
+        {"epochs": 2, "accumulation": 2, "lr": 2e-3},
+        {"epochs": 2, "accumulation": 2, "lr": 4e-3},
+        {"epochs": 3, "accumulation": 2, "lr": 1e-3},
+        {"epochs": 3, "accumulation": 2, "lr": 2e-3},
+    ),
+    "dpo": (
+        {"epochs": 1, "batch": 4, "lr": 1e-3},
+        {"epochs": 1, "batch": 4, "lr": 2e-3},
+        {"epochs": 1, "batch": 8, "lr": 4e-3},
+        {"epochs": 2, "batch": 8, "lr": 1e-3},
+        {"epochs": 2, "batch": 8, "lr": 2e-3},
+    ),
+    "fitted": (
+        {"fit_steps": 40, "fit_lr": 0.05, "fit_batch": 32},
+        {"fit_steps": 20, "fit_lr": 0.1, "fit_batch": 32},
+        {"fit_steps": 20, "fit_lr": 0.1, "fit_batch": 16},
+        {"fit_steps": 20, "fit_lr": 0.1, "fit_batch": 8},
+        {"fit_steps": 15, "fit_lr": 0.15, "fit_batch": 16},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """How one choice of settings came out.
+
+    Attributes:
+        settings: The values that were tried.
+        in_use: Whether they are the demo's own.
+        dev: Change of the task's first metric against Instruct on dev users.
+        seen: The same on the users it was trained on.
+        learned: Whether every loss fell and the users it was trained on gain beyond chance.
+        seconds: Mean seconds of a training.
+    """
+
+    settings: Mapping[str, Any]
+    in_use: bool
+    dev: Estimate
+    seen: Estimate
+    learned: bool
+    seconds: float
+
+
+def compare(study: Study, data: TaskData, method: str, draws: int) -> Iterator[Candidate]:
+    """Train and read every candidate of a method.
+
+    Args:
+        study: An embedded model on a task, with the demo's settings.
+        data: The users of the task.
+        method: Key of ``CANDIDATES``.
+        draws: Random groups of train users.
+
+    Yields:
+        The candidates in their order, each as soon as it is known.
+    """
+    train, _ = study.prepare(without_gold(data.train))
+    blind, _ = study.prepare(without_gold(data.dev))
+    dev, pairs = with_gold(blind, data.dev), study.pairs(train)
+    groups = [
+        with_gold(draw_group(train, study.settings.group_size, index), data.train)
+        for index in range(draws)
+    ]
+    before = said(study, [*train, *dev], "instruct")
+    for tried in CANDIDATES[method]:
+        seen: list[Log] = []
+        read: list[Log] = []
+        took = 0.0
+        for index, group in enumerate(groups):
+            ids = {user.user.id for user in group}
+            own = [pair for pair in pairs if pair.user_id in ids]
+            tuned, edit, loss, seconds = _train(study, group, own, method, tried, index)
+            took += seconds / draws
+            for logs, users in ((seen, group), (read, dev)):
+                after = said(tuned, users, "instruct", edit)
+                scores = seen_scores(study.task, users, after, before)
+                logs.append({"seen": scores, "loss": loss})
+        gain = change_on_seen(seen)
+        yield Candidate(
+            tried,
+            dict(tried) == {name: _present(study, method)[name] for name in tried},
+            change_on_seen(read),
+            gain,
+            has_learned(study.task, seen, gain),
+            took,
+        )
+
+
+def _train(
+    study: Study,
+    group: Sequence[PreparedUser],
+    pairs: Sequence[PreferencePair],
+    method: str,
+    tried: Mapping[str, Any],
+    seed: int,
+) -> tuple[Study, Edit | None, Sequence[float], float]:
+    """The study to ask, the edit to ask it under, the loss per step and the seconds."""
+    kept, identical = keep_different(pairs, study.settings)
+    contrasts = contrasts_from_pairs(study.task, kept, identical, study.settings)
+    if method == "fitted":
+        prompts = PlainPrompts(study.backbone, [contrast.prompt for contrast in contrasts])
+        settings = study.settings.with_(**tried)
+        other = Study(study.profile, study.backbone_id, study.task, settings, study.store)
+        edit, log, seconds = timed_fit(other, contrasts, prompts, seed, method)
+        return study, edit, log["loss"], seconds
+    if method == "aloe":
+        tuned = stored_aloe(study, group, aloe_settings(study, **tried), seed)
+    else:
+        tuned = stored_dpo(study, contrasts, dpo_settings(study, **tried), seed)
+    return TunedStudy(study, tuned), None, tuned.log.loss, tuned.log.seconds
+
+
+def _present(study: Study, method: str) -> dict[str, Any]:
+    """Every setting of a method as the demo has it."""
+    if method == "fitted":
+        return study.settings.canonical()
+    return (aloe_settings if method == "aloe" else dpo_settings)(study).canonical()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line; see ``--help``.
+
+    Raises:
+        UserError: An unknown method, task or backbone.
+    """
+    demo = get_profile("demo")
+    parser = Parser(
+        prog="python -m chameleon_lib candidates",
+        description="Compare what the demo's rates and steps were chosen from, on train and dev "
+        "users of the embedded world.",
+        epilog="A star marks what is in use. Finished trainings are kept: a killed run goes on.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--method", default="", help=f"one of {', '.join(CANDIDATES)}; all")
+    parser.add_argument("--task", default="", help=f"one of {', '.join(demo.tasks)}; all")
+    parser.add_argument("--backbone", default="", help=f"one of {', '.join(demo.studied)}; both")
+    parser.add_argument("--users", type=positive, default=DEV_USERS, metavar="N", help="dev users")
+    parser.add_argument("--draws", type=positive, default=4, metavar="N", help="random groups")
+    options = parser.parse_args(argv)
+    profile = replace(demo, n_dev=options.users)
+    methods, tasks, backbones = (
+        _chosen(name, value, known)
+        for name, value, known in (
+            ("method", options.method, tuple(CANDIDATES)),
+            ("task", options.task, demo.tasks),
+            ("backbone", options.backbone, demo.studied),
+        )
+    )
+    for task in tasks:
+        for backbone in backbones:
+            for method in methods:
+                _show(profile, backbone, task, method, options.draws)
+    return 0
+
+
+def _chosen(name: str, value: str, known: Sequence[str]) -> Sequence[str]:
+    if value and value not in known:
+        raise UserError(f"--{name} is '{value}'; choose one of {', '.join(known)}.")
+    return [value] if value else known
+
+
+def _show(profile: RunProfile, backbone: str, task: str, method: str, draws: int) -> None:
+    data = load_task_data(profile, task)
+    study = Study(profile, backbone, task, settings_for(profile))
+    metric = get_task(task).metrics[0]
+    where = f"{task.replace('_', '-')}, {backbone}"
+    print(f"{method} on {where}: change of {metric} against Instruct")
+    for found in compare(study, data, method, draws):
+        values = ", ".join(f"{name} {value}" for name, value in found.settings.items())
+        print(
+            f"{'*' if found.in_use else ' '} {values}: dev users {_interval(found.dev)}; seen "
+            f"users {_interval(found.seen)}; learned: {'yes' if found.learned else 'no'}; "
+            f"{found.seconds:.1f} s",
+            flush=True,
+        )
+
+
+def _interval(found: Estimate) -> str:
+    return (
+        f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] "
+        f"(n {found.n}, {found.seeds} groups)"
+    )
