@@ -156,14 +156,17 @@ install_packages() { # python
   if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then
     # Without a GPU the default wheel would bring gigabytes of CUDA along. The index is named for
     # this one call: as a permanent extra index pip would ask it for every package.
-    "$1" -m pip install --disable-pip-version-check "$torch" --retries 0 --timeout 5 \
+    "$1" -m pip install --no-compile --disable-pip-version-check "$torch" --retries 0 --timeout 5 \
       --index-url https://download.pytorch.org/whl/cpu 2>/dev/null || {
       note "the index of CPU wheels is out of reach; taking $torch from the usual index."
-      "$1" -m pip install --disable-pip-version-check "$torch" || return 1
+      "$1" -m pip install --no-compile --disable-pip-version-check "$torch" || return 1
     }
   fi
-  "$1" -m pip install --disable-pip-version-check -r "$pins" || return 1
+  "$1" -m pip install --no-compile --disable-pip-version-check -r "$pins" || return 1
   rm -f "$pins"
+  # pip compiles on one core, which takes as long as all the rest. What does not compile here, such
+  # as a module in another Python's syntax, is compiled where it is used.
+  "$1" -c 'import compileall, sysconfig; compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0)' || true
 }
 
 finish_environment() { # folder
