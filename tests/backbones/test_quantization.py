@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoTokenizer
 
 from chameleon_lib.backbones import SITES, HFBackbone, load_backbone
 from chameleon_lib.backbones import quantization as module
@@ -26,6 +27,10 @@ def save(folder: Path, family: str) -> Path:
     model = make_model(family)
     model.save_pretrained(folder)
     make_tokenizer(closes=model.config.is_encoder_decoder).save_pretrained(folder)
+    tokens = len(AutoTokenizer.from_pretrained(folder))
+    if tokens > model.config.vocab_size:  # Qwen2's tokenizer brings a token of its own along
+        model.resize_token_embeddings(tokens)
+        model.save_pretrained(folder)
     return folder
 
 
