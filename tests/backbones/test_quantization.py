@@ -13,8 +13,11 @@ from transformers import AutoTokenizer
 from chameleon_lib.backbones import SITES, HFBackbone, load_backbone
 from chameleon_lib.backbones import quantization as module
 from chameleon_lib.backbones.quantization import check_quantization
+from chameleon_lib.baselines.dpo import train_dpo
+from chameleon_lib.baselines.tuning import tuned_backbone
 from chameleon_lib.errors import UserError
 from tests.backbones.tiny import ANSWERS, PROMPTS, make_edit, make_model, make_tokenizer
+from tests.baselines.planted import contrasts, dpo, margin
 
 LINEAR = sorted(family for family, paths in SITES.items() if not paths.experts)
 ASKED, N = PROMPTS[:3], 4
@@ -171,3 +174,20 @@ def test_a_missing_package_stops_the_load_of_a_checkpoint(
     monkeypatch.setattr(module.util, "find_spec", lambda _name: None)
     with pytest.raises(UserError, match="needs the package bitsandbytes"):
         load_backbone(folder, quantization="nf4")
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("family", ["mistral", "t5"])
+def test_dpo_trains_an_adapter_beside_4_bit_weights_and_leaves_them_alone(
+    family: str, tmp_path: Path
+) -> None:
+    packed = load_backbone(save(tmp_path, family), dtype="float32", quantization="nf4")
+    before = unpacked(packed)
+    settings = dpo(quantisation="nf4", epochs=6)
+    tuned = train_dpo(packed, contrasts(8), settings, seed=0)
+    assert tuned.log.loss[-1] < 0.9 * tuned.log.loss[0] and tuned.log.params == "lora"
+    pairs = contrasts(12)[8:]
+    gain = margin(tuned_backbone(packed, tuned), pairs) - margin(packed, pairs)
+    assert float(gain.min()) > 0  # for users the training never saw
+    after = unpacked(packed)
+    assert all(torch.equal(after[name], before[name]) for name in before)
