@@ -112,9 +112,9 @@ class Study:
         """Selected history and both insights per user.
 
         Returns:
-            Users that can be used, and counts of those that cannot: ``too_long`` (not one history
-            item fits the context) and ``empty_insight`` (one of the user, or of a query where
-            ``insight_scope`` is "query"); beside them ``dropped_items``.
+            Users that can be used, and counts of those that cannot: ``no_history`` (of their own),
+            ``too_long`` (not one history item fits the context) and ``empty_insight`` (one of the
+            user, or of a query where ``insight_scope`` is "query"); beside them ``dropped_items``.
         """
         fitted: list[_Fitted] = []
         for user, indices in zip(users, self.select(users), strict=True):
@@ -141,9 +141,11 @@ class Study:
         kept = [user for user in written if user.complete]
         if self.settings.insight_scope == "query":
             kept = [user for user in self._per_query(kept) if user.complete]
+        bare = sum(not user.history for user in users)
         return kept, {
             "users": len(users),
-            "too_long": len(users) - len(fitted),
+            "no_history": bare,
+            "too_long": len(users) - bare - len(fitted),
             "empty_insight": len(written) - len(kept),
             "dropped_items": sum(user.dropped_items for user in written),
         }

@@ -63,7 +63,7 @@ def _cell(run: Run, task: str, backbone: str, rates: Mapping[str, float]) -> Cel
             for seed in range(seeds)
         ]
     scores = {name: scores_of(run, task, found) for name, found in answers.items()}
-    counts = {"users": 120, "too_long": 1, "empty_insight": 2, "dropped_items": 3}
+    counts = {"users": 120, "no_history": 4, "too_long": 1, "empty_insight": 2, "dropped_items": 3}
     return Cell(backbone, FAMILY[backbone], task, answers, scores, counts, [log(0), log(1)])
 
 

@@ -172,10 +172,15 @@ def test_users_are_counted_where_they_drop_out(
     monkeypatch.setattr(study_module, "write_insights", silent_once)
     kept, counts = study_in(tmp_path / "a").prepare(users)
     assert [user.user.id for user in kept] == [user.id for user in users[1:]]
-    assert counts == {"users": 4, "too_long": 0, "empty_insight": 1, "dropped_items": 0}
+    assert counts == {
+        "users": 4, "no_history": 0, "too_long": 0, "empty_insight": 1, "dropped_items": 0
+    }
     monkeypatch.setattr(study_module, "open_backbone", lambda *_: small_backbone(context=16))
     kept, counts = study_in(tmp_path / "b").prepare(users)
-    assert kept == [] and counts["too_long"] == 4
+    assert kept == [] and (counts["no_history"], counts["too_long"]) == (0, 4)
+    bare = [replace(users[0], history=()), *users[1:]]
+    _, counts = study_in(tmp_path / "c").prepare(bare)
+    assert (counts["no_history"], counts["too_long"]) == (1, 3)
 
 
 def test_an_empty_insight_of_one_query_leaves_its_user_out_and_is_counted(
@@ -189,7 +194,9 @@ def test_an_empty_insight_of_one_query_leaves_its_user_out_and_is_counted(
     study = study_in(tmp_path, SETTINGS.with_(insight_scope="query"))
     kept, counts = study.prepare(users)
     assert [user.user.id for user in kept] == [user.id for user in users[1:]]
-    assert counts == {"users": 4, "too_long": 0, "empty_insight": 1, "dropped_items": 0}
+    assert counts == {
+        "users": 4, "no_history": 0, "too_long": 0, "empty_insight": 1, "dropped_items": 0
+    }
     assert kept[0].query_insights == tuple((f"p of {q.id}", "n") for q in users[1].queries)
     assert len(study.pairs(kept)) == sum(len(user.queries) for user in users[1:])
 

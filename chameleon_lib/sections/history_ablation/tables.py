@@ -143,6 +143,7 @@ def prompts(run: Run, task: str) -> pd.DataFrame:
                 np.mean([cell.scores["insight"]["items"].mean() for cell in cells])
             ),
             "items dropped": sum(cell.counts["dropped_items"] for cell in cells),
+            "left out: no history": sum(cell.counts["no_history"] for cell in cells),
             "left out: too long": sum(cell.counts["too_long"] for cell in cells),
             "left out: empty insight": sum(cell.counts["empty_insight"] for cell in cells),
             "users in a group": _average(logs, "users"),

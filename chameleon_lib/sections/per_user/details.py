@@ -99,6 +99,7 @@ def pair_counts(run: Run) -> pd.DataFrame:
             row |= part_columns(bootstrap_metric("mean", right), f"{role} right")
         row |= {
             "edited layers": " | ".join(",".join(map(str, log["layers"])) for log in logs),
+            "left out: no history": cell.counts["no_history"],
             "left out: too long": cell.counts["too_long"],
             "left out: empty insight": cell.counts["empty_insight"],
             "history items dropped": cell.counts["dropped_items"],

@@ -85,7 +85,7 @@ def _cell(sources: Mapping[str, Cell], condition: str, at: int) -> Cell:
     share = (at + 1) / 10
     scores["insight"]["named"] = np.array([np.arange(n) < round(share * n)], dtype=float)
     scores["insight"]["items"] = np.full((1, n), float(condition.split()[-2]))
-    counts = {"users": n, "too_long": 1, "empty_insight": 2, "dropped_items": at}
+    counts = {"users": n, "no_history": 4, "too_long": 1, "empty_insight": 2, "dropped_items": at}
     logs: list[dict[str, Any]] = [{}]
     if condition not in PROMPTS_ONLY:
         logs = [

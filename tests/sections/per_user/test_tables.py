@@ -290,7 +290,8 @@ def test_pairs_are_counted_before_and_after_the_filter(run: Run) -> None:
     assert row["personal right_low"] < 0.625 < row["personal right_high"]
     assert row["neutral right_low"] == 1.0 and row["personal right n"] == 10
     assert row["edited layers"] == "0,1 | 1"
-    assert row[["left out: too long", "left out: empty insight"]].tolist() == [1, 2]
+    reasons = ["left out: no history", "left out: too long", "left out: empty insight"]
+    assert row[reasons].tolist() == [4, 1, 2]
     assert row["history items dropped"] == 3
 
 
