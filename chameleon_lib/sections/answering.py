@@ -106,7 +106,7 @@ class Exam:
                 "max_new_tokens": max_new_tokens(study.task, settings),
                 "reference": [self.reference.personal, self.reference.generic],
             },
-            key_of=lambda arm: [keys[arm[0]], _edit_key(arm[1])],
+            key_of=lambda arm: [keys[arm[0]], edit_key(arm[1])],
             batch_size=8,
             label=f"{study.backbone_id} {study.task} answers",
             modules=("chameleon_lib.core.edit", "chameleon_lib.backbones"),
@@ -178,7 +178,8 @@ def prompt_texts(
     return texts
 
 
-def _edit_key(edit: Edit | None) -> Any:
+def edit_key(edit: Edit | None) -> Any:
+    """All of an edit that decides an answer, for a store key."""
     if edit is None:
         return None
     fields = ("layers", "alpha_p", "alpha_n", "order", "positions", "site", "compute_dtype")

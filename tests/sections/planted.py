@@ -97,15 +97,33 @@ def scores_of(run: Run, task: str, answers: list[Answers]) -> dict[str, np.ndarr
     return {name: np.stack(values) for name, values in rows.items()}
 
 
+def _size(layers: list[int], ratio: float) -> dict[str, Any]:
+    """Two queries, the second moved twice as far; most of an edit is its boost."""
+    users = ["test_0", "test_1"]
+    parts = {
+        name: [[share * ratio] * len(layers), [2 * share * ratio] * len(layers)]
+        for name, share in (("edit", 1.0), ("boost", 0.9), ("removal", 0.1))
+    }
+    return {"users": users, "layers": layers, **parts}
+
+
 def log(index: int) -> dict[str, Any]:
     """What a draw logs, small enough to check by hand."""
     rows = [{"layer": float(layer), "ccs_loss": 0.1 * (layer + index)} for layer in range(3)]
+    layers = [1] if index else [0, 1]
+    sizes = {
+        "chameleon": _size(layers, 0.5 + 0.1 * index),
+        "fitted": _size([0, 1, 2], 0.2),
+        "from_neutral": _size(layers, 0.5),
+        "random/0": _size(layers, 0.1),
+    }
     return {
+        "sizes": sizes,
         "users": 10,
         "pairs": 20,
         "kept": 15 - index,
         "identical": 5 + index,
-        "layers": [1] if index else [0, 1],
+        "layers": layers,
         "rows": rows,
         "fits": {},
         "right": {

@@ -19,6 +19,7 @@ LLM_REC = ("llm_rec", "llm_rec_comb", "llm_rec_basic")
 RIVALS = ("ALOE", "DPO")
 RANDOM_DRAWS = 5
 SHOWN = (*FITS, "chameleon", "random 0", "from_neutral", "shuffled_pairs")  # in Table 2
+SIZED, SIZED_USERS = ("chameleon", "fitted", "from_neutral", "random/0"), 8
 COMMON_TEST, COMMON_STEPS, COMMON_ARMS = 100, 20, 11
 
 
@@ -50,6 +51,8 @@ def table1(scope: Scope, model: Model, task: str, *, answers: bool = True) -> Ce
         arms = tuple(f"{name}/{draw}" for name in (*DIRECTIONS, *FITS, *randoms))
         cell.exam("table 1", "instruct", arms, test)
         cell.exam("table 1", "personalised", (f"chameleon/{draw}", f"fitted/{draw}"), test)
+        for name in SIZED:
+            cell.asked(f"size of {name} {draw}", "instruct", min(SIZED_USERS, test))
         for name in RIVALS if rivals else ():
             cell.exam(f"{name} {draw}", "instruct", ("plain",), test)
             cell.said(f"{name} seen {draw}", group)

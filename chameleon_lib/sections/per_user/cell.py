@@ -12,11 +12,14 @@ from chameleon_lib.lamp.records import User
 from chameleon_lib.sections.answering import Exam
 from chameleon_lib.sections.arms import arms_of, build_draw, draw_group, plain_arms
 from chameleon_lib.sections.data import TaskData, without_gold
+from chameleon_lib.sections.edit_size import edit_size
 from chameleon_lib.sections.grid import Desk
 from chameleon_lib.sections.results import Cell
 from chameleon_lib.sections.rivals import prompted_rivals, trained_rivals
 from chameleon_lib.sections.scoring import reference_answers, score_cell
 from chameleon_lib.sections.seen import said
+
+SIZED = ("chameleon", "fitted", "from_neutral", "random/0")  # edits whose size is measured
 
 
 def compute_cell(desk: Desk, draws: tuple[int, ...]) -> Cell:
@@ -40,7 +43,8 @@ def compute_cell(desk: Desk, draws: tuple[int, ...]) -> Cell:
         own = [pair for pair in pairs if pair.user_id in ids]
         n_random = -(-study.settings.controls_random_draws // len(draws))
         draw = build_draw(study, group, own, index, n_random)
-        log = {**draw.log, **_pair_quality(data, own)}
+        sizes = {name: edit_size(study, desk.test, draw.edits[name]) for name in SIZED}
+        log = {**draw.log, **_pair_quality(data, own), "sizes": sizes}
         for name, answers in exam.answer(arms_of(draw)).items():
             results.setdefault(name.split("/")[0], []).append(answers)
         if rivals:

@@ -1,8 +1,8 @@
-"""What stands behind Table 1: floors without a model, pairs, directions by layer, trainings."""
+"""What stands behind Table 1: floors without a model, pairs, directions, edit sizes, trainings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,12 @@ from chameleon_lib.lamp.baselines import baselines_for
 from chameleon_lib.lamp.metrics import per_sample_scores
 from chameleon_lib.lamp.records import User
 from chameleon_lib.lamp.tasks import get_task, is_valid_answer
+from chameleon_lib.sections.edit_size import PARTS
 from chameleon_lib.sections.estimates import STATISTICS, group_sums
 from chameleon_lib.sections.methods import METHODS
+from chameleon_lib.sections.per_user.cell import SIZED
 from chameleon_lib.sections.results import Run
-from chameleon_lib.sections.seen import change_on_seen, has_learned, quarters
+from chameleon_lib.sections.seen import Log, change_on_seen, has_learned, quarters
 
 
 def floors(run: Run, task: str) -> pd.DataFrame:
@@ -58,10 +60,14 @@ def _floor(task: str, users: Sequence[User], answers: list[str], metric: str) ->
 
 
 def directions(run: Run, task: str) -> pd.DataFrame:
-    """Per backbone, draw and layer: pairs, CCS loss with its floor and control, geometry."""
+    """Per backbone, draw and layer: pairs, CCS loss with its floor and control, geometry, sizes.
+
+    The ratios are those of :func:`edit_sizes`; empty where an edit does not act.
+    """
     rows = []
     for cell in (c for c in run.cells if c.task == task):
         for index, log in enumerate(cell.draws):
+            sizes = _ratios_by_layer(log["sizes"])
             for layer in log["rows"]:
                 rows.append(
                     {
@@ -72,10 +78,48 @@ def directions(run: Run, task: str) -> pd.DataFrame:
                         "pairs kept": log["kept"],
                         "pairs identical": log["identical"],
                         **{k: v for k, v in layer.items() if k != "layer"},
+                        **{k: found.get(int(layer["layer"])) for k, found in sizes.items()},
                         "n": log["users"],
                         "seeds": 1,
                     }
                 )
+    return pd.DataFrame(rows)
+
+
+def _ratios_by_layer(sizes: Mapping[str, Log]) -> dict[str, dict[int, float]]:
+    """Column → layer → mean ratio over queries: the paper's edit with its parts, and ours."""
+    shown = {f"{part} ratio": ("chameleon", part) for part in PARTS}
+    shown["fitted edit ratio"] = ("fitted", "edit")
+    return {
+        column: dict(
+            zip(sizes[name]["layers"], np.mean(sizes[name][part], axis=0).tolist(), strict=True)
+        )
+        for column, (name, part) in shown.items()
+    }
+
+
+def edit_sizes(run: Run) -> pd.DataFrame:
+    """Per backbone, task and edit: the length of the change over that of what it changes.
+
+    Means over edited layers, edited tokens and groups; boost and removal are the two parts of the
+    edit. The intervals are over the few test users whose answers were watched.
+    """
+    titles = {method.id: method.title for method in METHODS}
+    rows = []
+    for cell in run.cells:
+        for name in SIZED:
+            logs = [log["sizes"][name] for log in cell.draws]
+            row: dict[str, Any] = {
+                "backbone": cell.backbone,
+                "task": get_task(cell.task).name.replace("_", "-"),
+                "edit": titles[name.split("/")[0]],
+                "edited layers": float(np.mean([len(log["layers"]) for log in logs])),
+            }
+            for part in PARTS:
+                per_query = [(np.mean(log[part], axis=1), log["users"]) for log in logs]
+                sums = np.stack([sums_by_user(means, users) for means, users in per_query])
+                row |= estimate_columns(bootstrap_metric("mean", sums), f"{part} ratio")
+            rows.append(row | {name: row.pop(name) for name in ("n", "seeds")})
     return pd.DataFrame(rows)
 
 

@@ -64,6 +64,23 @@ def effect_figure(frame: pd.DataFrame, task: str, profile: str) -> FigureOutput:
     )
 
 
+def size_sentence(sizes: pd.DataFrame) -> str:
+    """How much each edit changes, and whether the random control is as strong a push."""
+    words = []
+    for title, part in sizes.groupby("edit", sort=False):
+        shares = [round(100 * value) for value in part["edit ratio"]]
+        words.append(f"{title} by {span(shares)} %")
+    by = {title: part.set_index(["backbone", "task"]) for title, part in sizes.groupby("edit")}
+    paper, random = by["CHAMELEON (paper)"], by["control: random directions"]
+    weaker = int((random["edit ratio_high"] < paper["edit ratio_low"]).sum())
+    first, *rest = words
+    return (
+        f"{first.replace(' by ', ' changes an edited output by ')} of its length, "
+        f"{', '.join(rest)}. Random directions push less than it in {weaker} of {len(paper)} "
+        "places: a control of the same form is not of the same size, so they never stand alone."
+    )
+
+
 def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """The verdicts as a table."""
     return pd.DataFrame(

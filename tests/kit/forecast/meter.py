@@ -28,6 +28,7 @@ STAGES = {
     "activations": "activations",
     "fit": "fit",
     "answers": "evaluation",
+    "edit_size": "evaluation",
     "summaries": "LLM-REC",
     "aloe": "ALOE",
     "dpo": "DPO",

@@ -278,6 +278,42 @@ def test_directions_have_a_row_per_backbone_draw_and_layer(run: Run) -> None:
     assert (row["pairs kept"], row["pairs identical"], row["n"]) == (14, 6, 10)
 
 
+def test_edit_ratios_stand_where_an_edit_acts(run: Run) -> None:
+    frame = table1_details.directions(run, "LaMP_3")
+    first = frame[(frame["backbone"] == BOTH[0]) & (frame["draw"] == 0)].set_index("layer")
+    assert first["edit ratio"].tolist()[:2] == pytest.approx([0.75, 0.75])
+    assert first["removal ratio"].tolist()[:2] == pytest.approx([0.075, 0.075])
+    assert np.isnan(first.loc[2, "edit ratio"])
+    assert first["fitted edit ratio"].tolist() == pytest.approx([0.3, 0.3, 0.3])
+
+
+def test_edit_sizes_are_means_over_layers_queries_and_groups(run: Run) -> None:
+    frame = table1_details.edit_sizes(run)
+    assert len(frame) == len(TASKS) * len(BOTH) * 4
+    controls = ["control: θP from neutral outputs", "control: random directions"]
+    assert frame["edit"].tolist()[2:4] == controls
+    paper, fitted = (row for _, row in frame.head(2).iterrows())
+    assert (paper["edit"], fitted["edit"]) == ("CHAMELEON (paper)", "CHAMELEON fitted (ours)")
+    assert (paper["edited layers"], fitted["edited layers"]) == (1.5, 3.0)
+    assert paper["edit ratio"] == pytest.approx(1.5 * 0.55)
+    assert paper["edit ratio_low"] < paper["edit ratio"] < paper["edit ratio_high"]
+    assert paper["boost ratio"] == pytest.approx(0.9 * 1.5 * 0.55)
+    assert fitted["removal ratio"] == pytest.approx(0.1 * 1.5 * 0.2)
+    assert (paper["n"], paper["seeds"]) == (2, 2) and list(frame.columns)[-2:] == ["n", "seeds"]
+
+
+def test_the_sentence_on_sizes_says_which_control_pushes_less(run: Run) -> None:
+    frame = table1_details.edit_sizes(run)
+    said = table1_views.size_sentence(frame)
+    places = len(TASKS) * len(BOTH)
+    assert "CHAMELEON (paper) changes an edited output by 82 % of its length" in said
+    assert "control: random directions by 15 %" in said
+    assert f"push less than it in {places} of {places} places" in said
+    alike = frame.assign(**{"edit ratio": 0.5, "edit ratio_low": 0.4, "edit ratio_high": 0.6})
+    said = table1_views.size_sentence(alike)
+    assert f"push less than it in 0 of {places} places" in said and "by 50 %" in said
+
+
 def test_pairs_are_counted_before_and_after_the_filter(run: Run) -> None:
     frame = table1_details.pair_counts(run)
     assert list(zip(frame["task"], frame["backbone"], strict=True)) == [
