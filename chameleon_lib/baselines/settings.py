@@ -93,7 +93,7 @@ class DpoSettings(TunerSettings):
     beta: float = assumed(0.1, "Not given; the library's default.", above=0)
     quantisation: str = stated(
         "none", "How the backbone was loaded, which is what the adapter is trained on. The paper "
-        "has bnb.nf4, which needs a GPU.", options=("none", "nf4"), paper="nf4")
+        "has bnb.nf4, of the package bitsandbytes.", options=("none", "nf4"), paper="nf4")
     batch: int = stated(16, "Pairs per device.", at_least=1)
     accumulation: int = stated(1, "Batches per optimiser step.", at_least=1)
     lr: float = stated(5e-5, "Peak learning rate.", above=0)
@@ -102,7 +102,7 @@ class DpoSettings(TunerSettings):
     max_grad_norm: float = stated(0.3, "Gradients are clipped to this norm.", above=0)
 
     @classmethod
-    def demo(cls, family: Family) -> DpoSettings:
+    def demo(cls) -> DpoSettings:
         """The recipe at the scale of the embedded models.
 
         Rates and steps were chosen on train and dev users of the embedded world alone
@@ -110,14 +110,12 @@ class DpoSettings(TunerSettings):
         """
         return cls(
             precision="fp32",
-            batch=8,
-            epochs=2,
+            batch=4,
             lora_r=16,
             lora_alpha=8.0,
-            lr=_DEMO_DPO_LR[family],
+            lr=2e-3,
         )
 
 
 # After two passes decoders have not reliably learned LaMP-3.
 _DEMO_ALOE_EPOCHS: dict[Family, int] = {"decoder": 3, "encoder-decoder": 2}
-_DEMO_DPO_LR: dict[Family, float] = {"decoder": 1e-3, "encoder-decoder": 2e-3}

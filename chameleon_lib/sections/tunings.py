@@ -70,7 +70,7 @@ def aloe_settings(study: Study, **changes: Any) -> AloeSettings:
 def dpo_settings(study: Study, **changes: Any) -> DpoSettings:
     """DPO at the scale of the study's profile."""
     if _embedded(study):
-        return DpoSettings.demo(study.backbone.family).with_(**changes)
+        return DpoSettings.demo().with_(**changes)
     size = {**_in_memory(study), "quantisation": study.profile.quantization}
     return DpoSettings(**{**size, **changes})
 

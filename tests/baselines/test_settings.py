@@ -90,7 +90,7 @@ def test_canonical_form_does_not_depend_on_spelling() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_demo_scale_says_what_it_changes(family: Family) -> None:
-    aloe, dpo = AloeSettings.demo(family), DpoSettings.demo(family)
+    aloe, dpo = AloeSettings.demo(family), DpoSettings.demo()
     assert any(entry.startswith("lr=") for entry in aloe.departures())
     assert any(entry.startswith("lr=") for entry in dpo.departures())
     assert (aloe.at_once, dpo.at_once) == (aloe.batch, dpo.batch)  # and nothing computed twice

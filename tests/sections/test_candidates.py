@@ -30,7 +30,7 @@ FEW: dict[str, tuple[dict[str, Any], ...]] = {
 def test_what_the_demo_uses_is_one_of_the_candidates(family: Family) -> None:
     present = {
         "aloe": AloeSettings.demo(family).canonical(),
-        "dpo": DpoSettings.demo(family).canonical(),
+        "dpo": DpoSettings.demo().canonical(),
         "fitted": settings_for(get_profile("demo")).canonical(),
     }
     for method, tried in CANDIDATES.items():

@@ -27,9 +27,9 @@ STEPS_TAKEN = {True: 18, False: 30}  # before the held-out users stop a fit; mea
 CCS_EPOCHS, CCS_TRIES = 1000, 10
 FULL_CCS = 2.8  # the probe, the one on shuffled pairs, the one on four fifths of the pairs
 MIX_ROWS, MIX_TOKENS, MIX_CHARS = 40, 96, 102  # the stand-in of ALOE's dialogues
-# Of ALOE and DPO: embedded models, the paper's recipe. Embedded decoders learn longer from gold.
-EPOCHS = {True: 2, False: 1}
-DECODER_ALOE_EPOCHS = {True: 3, False: 1}
+# Passes of ALOE over its rows: embedded decoders, embedded encoder-decoders. All other trainings
+# make one, as the paper's do.
+EMBEDDED_ALOE = (3, 2)
 
 Key = tuple[str, ...]  # stage, backbone, task, then what
 
@@ -212,8 +212,7 @@ class Cell:
         queries, dialogues = share * n, share * MIX_ROWS
         rows = queries + dialogues
         mixed = dialogues * (MIX_TOKENS if self.embedded else MIX_CHARS / CHARS_PER_TOKEN)
-        epochs = EPOCHS if self.model.encoder else DECODER_ALOE_EPOCHS
-        passes = epochs[self.embedded]
+        passes = EMBEDDED_ALOE[bool(self.model.encoder)] if self.embedded else 1
         read = passes * (queries * self.length("instruct") + mixed)
         written = passes * queries * self.shape.answer
         trained = self.model.adapter if self.aloe_lora else self.model.weights.total
@@ -225,9 +224,9 @@ class Cell:
 
     def dpo(self, what: str, n_pairs: float) -> None:
         """LoRA on pairs; a decoder reads the prompt before either answer."""
-        copies, passes = 1 if self.model.encoder else 2, EPOCHS[self.embedded]
+        copies = 1 if self.model.encoder else 2
         read, written = n_pairs * self.length("instruct"), 2 * n_pairs * self.shape.answer
-        back = (passes * copies * read, passes * written)
+        back = (copies * read, written)
         weights = self.model.adapter
         forward = tuple((1 + self.twice) * tokens for tokens in back)
         self.add(

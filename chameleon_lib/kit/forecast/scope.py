@@ -11,7 +11,7 @@ from chameleon_lib.kit.profiles import RunProfile
 
 # Batches of the trainings, as their settings have them: a test compares.
 DPO_PAIRS, ALOE_ROWS, ALOE_ROW = 16, 1, 8192
-EMBEDDED_BATCH = (8, 8)
+EMBEDDED_BATCH = (4, 8)
 SIZES = (1, 20, 40, 60, 80, 100)  # groups of figure 3
 
 

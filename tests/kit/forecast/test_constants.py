@@ -26,6 +26,7 @@ from chameleon_lib.baselines.llm_rec_prompts import (
 from chameleon_lib.baselines.settings import AloeSettings, DpoSettings
 from chameleon_lib.core.fitting import CHECK_EVERY
 from chameleon_lib.core.preferences import PreferencePair, pair_texts
+from chameleon_lib.core.protocols import Family
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.kit.forecast import cell, figures, known, memory, scope, served, tables, texts
 from chameleon_lib.kit.forecast.scope import SIZES
@@ -40,11 +41,12 @@ from chameleon_lib.lamp.prompts import (
 )
 from chameleon_lib.lamp.records import HistoryItem, Query
 from chameleon_lib.lamp.tasks import TASKS, get_task, official_input
-from chameleon_lib.sections import arms, tunings
+from chameleon_lib.sections import arms, edit_size, tunings
 from chameleon_lib.sections.controls import dose, variants
 from chameleon_lib.sections.group_size import study as group_size
 from chameleon_lib.sections.history_ablation import conditions
 from chameleon_lib.sections.loading import settings_for
+from chameleon_lib.sections.per_user import cell as per_user_cell
 from chameleon_lib.sections.serving import solvers
 from chameleon_lib.sections.serving import study as serving
 from chameleon_lib.sections.time_budget import study as time_budget
@@ -64,21 +66,18 @@ def test_fits_and_trainings_have_the_defaults_of_their_settings() -> None:
     assert (cell.CCS_EPOCHS, cell.CCS_TRIES) == (SETTINGS.ccs_epochs, SETTINGS.ccs_tries)
     assert memory.BATCH_TOKENS == TOKEN_BUDGET
     assert PROFILES["demo"].prefix_bytes == PREFIX_BYTES  # embedded models keep the default
-    assert cell.EPOCHS[False] == DpoSettings().epochs
-    assert cell.DECODER_ALOE_EPOCHS[False] == AloeSettings(mix="none").epochs == cell.EPOCHS[False]
-    assert cell.DECODER_ALOE_EPOCHS[True] == AloeSettings.demo("decoder").epochs
-    assert cell.EPOCHS[True] == AloeSettings.demo("encoder-decoder").epochs
-    for family in ("decoder", "encoder-decoder"):
-        assert cell.EPOCHS[True] == DpoSettings.demo(family).epochs  # type: ignore[arg-type]
-        assert known.EMBEDDED_RANK == DpoSettings.demo(family).lora_r  # type: ignore[arg-type]
+    families: tuple[Family, ...] = ("decoder", "encoder-decoder")
+    assert DpoSettings().epochs == AloeSettings(mix="none").epochs == 1
+    assert tuple(AloeSettings.demo(family).epochs for family in families) == cell.EMBEDDED_ALOE
+    assert DpoSettings.demo().epochs == 1 and known.EMBEDDED_RANK == DpoSettings.demo().lora_r
     assert known.RANK == DpoSettings().lora_r
     aloe = AloeSettings(mix="none")
     assert (scope.ALOE_ROWS, scope.ALOE_ROW) == (aloe.batch, aloe.max_length)
     assert scope.DPO_PAIRS == DpoSettings().batch
-    for family in ("decoder", "encoder-decoder"):
-        demo = DpoSettings.demo(family).at_once, AloeSettings.demo(family).at_once  # type: ignore[arg-type]
+    for family in families:
+        demo = DpoSettings.demo().at_once, AloeSettings.demo(family).at_once
         assert demo == scope.EMBEDDED_BATCH
-        assert AloeSettings.demo(family).params == "full"  # type: ignore[arg-type]
+        assert AloeSettings.demo(family).params == "full"
 
 
 @pytest.mark.parametrize("name", ["laptop", "paper"])
@@ -109,6 +108,7 @@ def test_groups_and_arms_are_those_of_the_studies() -> None:
     for task in TASKS:
         plain = {name for name in variants_for(task) if not name.endswith("_hist")}
         assert {v for v in tables.LLM_REC if task != "LaMP_7" or v != "llm_rec_comb"} == plain
+    assert (tables.SIZED, tables.SIZED_USERS) == (per_user_cell.SIZED, edit_size.ASKED)
     points = tuple((point.pairs, point.gold) for point in time_budget.POINTS)
     assert points == figures.SHARES
 
