@@ -6,6 +6,7 @@ nothing and load nothing. No token is ever read: only whether there is one.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,6 +60,14 @@ def gpu() -> Device:
     return Device(why="torch finds no CUDA device")
 
 
+def ram_bytes() -> int:
+    """The memory of the machine; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
 def free_bytes(folder: Path) -> int:
     """Free space where a folder is, or will be."""
     while not folder.exists() and folder != folder.parent:
@@ -71,6 +80,7 @@ class Machine:
     """How to look at this machine; tests look at another one."""
 
     device: Callable[[], Device] = field(default=gpu)
+    ram: Callable[[], int] = field(default=ram_bytes)
     cached: Callable[[str], bool] = field(default=hub.in_cache)
     token: Callable[[], bool] = field(default=hub.has_token)
     reachable: Callable[[], bool] = field(default=hub.answers)
@@ -95,7 +105,7 @@ def missing(
     profile = scope.profile
     if profile.offline and not profile.needs_gpu:
         return [], []
-    stops, warns = _gpu(scope, notebooks, machine) if profile.needs_gpu else ([], [])
+    stops, warns = _memory(scope, notebooks, machine)
     if profile.quantization != "none":
         lacking = [name for name in QUANTIZED if not machine.package(name)]
         if lacking:
@@ -115,26 +125,31 @@ def missing(
     return stops + more, warns + later
 
 
-def _gpu(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[str], list[str]]:
+def _memory(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[str], list[str]]:
+    """What the models need of a GPU or, where the profile may do without one, of the machine."""
     name, device = scope.profile.name, machine.device()
-    if device.why:
+    if device.why and scope.profile.needs_gpu:
         return [f"Profile {name} needs a GPU, and {device.why}: run it on a machine with one, or "
                 "choose --profile laptop."], []  # fmt: skip
+    there, kind = device.memory, "GPU memory"
+    way_out = "take a larger GPU, or 4-bit weights (--quantize 4bit)"
+    if device.why:
+        there, kind, way_out = machine.ram(), "memory", "take a larger machine"
     stops, warns = [], []
-    for model in scope.models(studied=False):
+    for model in scope.models(studied=False) if there else ():
         need = device_bytes(scope, model)
-        if need["asking"] > device.memory:
+        if need["asking"] > there:
             stops.append(
-                f"{model.id} needs about {size(need['asking'])} of GPU memory, and there are "
-                f"{size(device.memory)}: take a larger GPU, or 4-bit weights (quantization)."
+                f"{model.id} needs about {size(need['asking'])} of {kind}, and there are "
+                f"{size(there)}: {way_out}."
             )
             continue
         trains = model.id in scope.profile.studied and {"01", "02", "04", "06"} & {*notebooks}
-        for kind, work in _RIVALS.items() if trains else ():
-            if need[kind] > device.memory:
+        for rival, work in _RIVALS.items() if trains else ():
+            if need[rival] > there:
                 warns.append(
-                    f"{work} {model.id} takes up to {size(need[kind])} of GPU "
-                    f"memory, and there are {size(device.memory)}: it may not fit."
+                    f"{work} {model.id} takes up to {size(need[rival])} of {kind}, and there are "
+                    f"{size(there)}: it may not fit."
                 )
     return stops, warns
 

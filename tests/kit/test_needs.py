@@ -24,6 +24,7 @@ from tests.kit.bad_inputs import write_split
 MISTRAL, T5 = PROFILES["paper"].backbones
 LARGE = Machine(
     device=lambda: Device(1 << 45),
+    ram=lambda: 1 << 45,
     cached=lambda _: False,
     token=lambda: True,
     reachable=lambda: True,
@@ -97,6 +98,24 @@ def test_a_laptop_needs_the_network_for_what_is_not_cached_and_no_gpu() -> None:
     assert said(replace(no_net, cached=lambda _: True), "laptop") == ([], [])
     only = replace(no_net, cached=lambda name: "Qwen" not in name)
     assert "has to download Qwen/Qwen2.5-0.5B-Instruct, and" in said(only, "laptop")[0][0]
+
+
+def test_a_laptop_is_told_what_its_memory_cannot_hold() -> None:
+    qwen, t5 = PROFILES["laptop"].backbones
+    no_gpu = replace(LARGE, device=lambda: Device(why="none"))
+    assert said(no_gpu, "laptop") == ([], [])
+    stops, warns = said(replace(no_gpu, ram=lambda: 16 << 30), "laptop")
+    assert stops == [] and [w.partition(" takes ")[0] for w in warns] == [
+        f"The ALOE training of {qwen}"
+    ]
+    assert warns[0].endswith("of memory, and there are 17.2 GB: it may not fit.")
+    stops, _ = said(replace(no_gpu, ram=lambda: 2 << 30), "laptop")
+    assert [s.partition(" needs about ")[0] for s in stops] == [qwen, t5]
+    assert all(s.endswith("memory, and there are 2.15 GB: take a larger machine.") for s in stops)
+    # A GPU is used where there is one; a system that does not tell is not held against it.
+    assert "of GPU memory" in said(replace(no_gpu, device=lambda: Device(2 << 30)), "laptop")[0][0]
+    assert said(replace(no_gpu, ram=lambda: 0), "laptop") == ([], [])
+    assert needs.ram_bytes() > 1 << 28
 
 
 def test_an_engine_that_is_not_installed_is_named() -> None:
