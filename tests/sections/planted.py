@@ -115,6 +115,7 @@ def log(index: int) -> dict[str, Any]:
         "chameleon": _size(layers, 0.5 + 0.1 * index),
         "fitted": _size([0, 1, 2], 0.2),
         "from_neutral": _size(layers, 0.5),
+        "fitted_shuffled": _size([0, 1, 2], 0.2),
         "random/0": _size(layers, 0.1),
     }
     return {

@@ -19,7 +19,8 @@ LLM_REC = ("llm_rec", "llm_rec_comb", "llm_rec_basic")
 RIVALS = ("ALOE", "DPO")
 RANDOM_DRAWS = 5
 SHOWN = (*FITS, "chameleon", "random 0", "from_neutral", "shuffled_pairs")  # in Table 2
-SIZED, SIZED_USERS = ("chameleon", "fitted", "from_neutral", "random/0"), 8
+SIZED = ("chameleon", "fitted", "from_neutral", "fitted_shuffled", "random/0")
+SIZED_USERS = 8
 COMMON_TEST, COMMON_STEPS, COMMON_ARMS = 100, 20, 11
 
 

@@ -19,7 +19,8 @@ from chameleon_lib.sections.rivals import prompted_rivals, trained_rivals
 from chameleon_lib.sections.scoring import reference_answers, score_cell
 from chameleon_lib.sections.seen import said
 
-SIZED = ("chameleon", "fitted", "from_neutral", "random/0")  # edits whose size is measured
+# Edits whose size is measured: the two that are compared, and a control of either's size.
+SIZED = ("chameleon", "fitted", "from_neutral", "fitted_shuffled", "random/0")
 
 
 def compute_cell(desk: Desk, draws: tuple[int, ...]) -> Cell:

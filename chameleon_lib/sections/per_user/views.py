@@ -77,7 +77,7 @@ def size_sentence(sizes: pd.DataFrame) -> str:
     return (
         f"{first.replace(' by ', ' changes an edited output by ')} of its length, "
         f"{', '.join(rest)}. Random directions push less than it in {weaker} of {len(paper)} "
-        "places: a control of the same form is not of the same size, so they never stand alone."
+        "places: they are no control of its size, and never the only one."
     )
 
 

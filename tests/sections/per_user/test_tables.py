@@ -289,9 +289,9 @@ def test_edit_ratios_stand_where_an_edit_acts(run: Run) -> None:
 
 def test_edit_sizes_are_means_over_layers_queries_and_groups(run: Run) -> None:
     frame = table1_details.edit_sizes(run)
-    assert len(frame) == len(TASKS) * len(BOTH) * 4
-    controls = ["control: θP from neutral outputs", "control: random directions"]
-    assert frame["edit"].tolist()[2:4] == controls
+    assert len(frame) == len(TASKS) * len(BOTH) * 5
+    assert frame["edit"].tolist()[2] == "control: θP from neutral outputs"
+    assert frame["edit"].tolist()[4] == "control: random directions"
     paper, fitted = (row for _, row in frame.head(2).iterrows())
     assert (paper["edit"], fitted["edit"]) == ("CHAMELEON (paper)", "CHAMELEON fitted (ours)")
     assert (paper["edited layers"], fitted["edited layers"]) == (1.5, 3.0)
