@@ -11,17 +11,17 @@ from chameleon_lib.kit import paths
 # Seconds of a first run of the demo profile on two cores. How the machine at hand compares shows as
 # soon as one notebook is done.
 DEMO = {
-    "00_quickstart": 32.0,
-    "01_per_user": 343.0,
-    "02_unseen_users": 128.0,
-    "03_group_size": 93.0,
-    "04_time_budget": 91.0,
-    "05_history_ablation": 110.0,
-    "06_controls": 126.0,
-    "07_serving": 37.0,
-    "08_your_users": 16.0,
-    "09_playground": 11.0,
-    "99_report": 7.0,
+    "00_quickstart": 33.0,
+    "01_per_user": 347.0,
+    "02_unseen_users": 119.0,
+    "03_group_size": 82.0,
+    "04_time_budget": 82.0,
+    "05_history_ablation": 103.0,
+    "06_controls": 121.0,
+    "07_serving": 36.0,
+    "08_your_users": 15.0,
+    "09_playground": 10.0,
+    "99_report": 6.0,
 }
 
 

@@ -173,9 +173,9 @@ def main(argv: Sequence[str]) -> int:
         epilog="A star marks what is in use. Finished trainings are kept: a killed run goes on.",
         allow_abbrev=False,
     )
-    parser.add_argument("--method", default="", help=f"one of {', '.join(CANDIDATES)}; all")
-    parser.add_argument("--task", default="", help=f"one of {', '.join(demo.tasks)}; all")
-    parser.add_argument("--backbone", default="", help=f"one of {', '.join(demo.studied)}; both")
+    parser.add_argument("--method", default="", help=f"{', '.join(CANDIDATES)}; default: all")
+    parser.add_argument("--task", default="", help=f"{', '.join(demo.tasks)}; default: all")
+    parser.add_argument("--backbone", default="", help=f"{', '.join(demo.studied)}; default: both")
     parser.add_argument("--users", type=positive, default=DEV_USERS, metavar="N", help="dev users")
     parser.add_argument("--draws", type=positive, default=4, metavar="N", help="random groups")
     options = parser.parse_args(argv)

@@ -65,19 +65,28 @@ def effect_figure(frame: pd.DataFrame, task: str, profile: str) -> FigureOutput:
 
 
 def size_sentence(sizes: pd.DataFrame) -> str:
-    """How much each edit changes, and whether the random control is as strong a push."""
+    """How much each edit changes, and which controls push as much as the paper's edit."""
     words = []
     for title, part in sizes.groupby("edit", sort=False):
         shares = [round(100 * value) for value in part["edit ratio"]]
         words.append(f"{title} by {span(shares)} %")
     by = {title: part.set_index(["backbone", "task"]) for title, part in sizes.groupby("edit")}
-    paper, random = by["CHAMELEON (paper)"], by["control: random directions"]
+    paper, random, neutral = (
+        by[title]
+        for title in (
+            "CHAMELEON (paper)",
+            "control: random directions",
+            "control: θP from neutral outputs",
+        )
+    )
     weaker = int((random["edit ratio_high"] < paper["edit ratio_low"]).sum())
+    alike = int(((neutral["edit ratio"] / paper["edit ratio"] - 1).abs() <= 0.1).sum())
     first, *rest = words
     return (
         f"{first.replace(' by ', ' changes an edited output by ')} of its length, "
-        f"{', '.join(rest)}. Random directions push less than it in {weaker} of {len(paper)} "
-        "places: they are no control of its size, and never the only one."
+        f"{', '.join(rest)}. Random directions push less than the paper's edit in {weaker} of "
+        f"{len(paper)} places, so they are no control of its size; with θP from neutral outputs "
+        f"the change is within a tenth of its size in {alike} of {len(paper)}."
     )
 
 

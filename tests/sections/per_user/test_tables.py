@@ -308,10 +308,15 @@ def test_the_sentence_on_sizes_says_which_control_pushes_less(run: Run) -> None:
     places = len(TASKS) * len(BOTH)
     assert "CHAMELEON (paper) changes an edited output by 82 % of its length" in said
     assert "control: random directions by 15 %" in said
-    assert f"push less than it in {places} of {places} places" in said
+    assert f"push less than the paper's edit in {places} of {places} places" in said
+    assert f"within a tenth of its size in {places} of {places}." in said  # 0.75 beside 0.825
     alike = frame.assign(**{"edit ratio": 0.5, "edit ratio_low": 0.4, "edit ratio_high": 0.6})
     said = table1_views.size_sentence(alike)
-    assert f"push less than it in 0 of {places} places" in said and "by 50 %" in said
+    assert f"push less than the paper's edit in 0 of {places} places" in said and "50 %" in said
+    neutral = frame["edit"] == "control: θP from neutral outputs"
+    smaller = frame.assign(**{"edit ratio": frame["edit ratio"] - 0.3 * neutral})
+    said = table1_views.size_sentence(smaller)
+    assert f"within a tenth of its size in 0 of {places}." in said
 
 
 def test_pairs_are_counted_before_and_after_the_filter(run: Run) -> None:
