@@ -23,7 +23,7 @@ from chameleon_lib.sections.edit_size import PARTS
 from chameleon_lib.sections.estimates import STATISTICS, group_sums
 from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.per_user.cell import SIZED
-from chameleon_lib.sections.results import Run
+from chameleon_lib.sections.results import FAMILY_TITLES, Run
 from chameleon_lib.sections.seen import Log, change_on_seen, has_learned, quarters
 
 
@@ -99,26 +99,31 @@ def _ratios_by_layer(sizes: Mapping[str, Log]) -> dict[str, dict[int, float]]:
 
 
 def edit_sizes(run: Run) -> pd.DataFrame:
-    """Per backbone, task and edit: the length of the change over that of what it changes.
+    """Per task, family and edit: the length of the change over that of what it changes.
 
-    Means over edited layers, edited tokens and groups; boost and removal are the two parts of the
-    edit. The intervals are over the few test users whose answers were watched.
+    Means over edited layers, edited tokens, groups and training seeds, each of which counts the
+    same; boost and removal are the two parts of the edit. The intervals are over the few test users
+    whose answers were watched. The tables per layer hold every training seed by itself.
     """
     titles = {method.id: method.title for method in METHODS}
     rows = []
-    for cell in run.cells:
-        for name in SIZED:
-            logs = [log["sizes"][name] for log in cell.draws]
+    for task, family in ((task, family) for task in run.data for family in run.families):
+        cells = run.of(task, family)
+        weights = np.concatenate([[1 / len(cell.draws)] * len(cell.draws) for cell in cells])
+        for edit in SIZED:
+            logs = [log["sizes"][edit] for cell in cells for log in cell.draws]
+            layers = np.average([len(log["layers"]) for log in logs], weights=weights)
             row: dict[str, Any] = {
-                "backbone": cell.backbone,
-                "task": get_task(cell.task).name.replace("_", "-"),
-                "edit": titles[name.split("/")[0]],
-                "edited layers": float(np.mean([len(log["layers"]) for log in logs])),
+                "task": get_task(task).name.replace("_", "-"),
+                "family": FAMILY_TITLES[family],
+                "edit": titles[edit.split("/")[0]],
+                "edited layers": float(layers),
             }
             for part in PARTS:
                 per_query = [(np.mean(log[part], axis=1), log["users"]) for log in logs]
                 sums = np.stack([sums_by_user(means, users) for means, users in per_query])
-                row |= estimate_columns(bootstrap_metric("mean", sums), f"{part} ratio")
+                found = bootstrap_metric("mean", sums, seed_weights=(weights, None))
+                row |= estimate_columns(found, f"{part} ratio")
             rows.append(row | {name: row.pop(name) for name in ("n", "seeds")})
     return pd.DataFrame(rows)
 

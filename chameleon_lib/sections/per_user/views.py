@@ -64,13 +64,25 @@ def effect_figure(frame: pd.DataFrame, task: str, profile: str) -> FigureOutput:
     )
 
 
+def sizes_by_place(sizes: pd.DataFrame) -> pd.DataFrame:
+    """The edit ratios for reading: a row per task and family, a column per edit."""
+    rows = []
+    for (task, family), part in sizes.groupby(["task", "family"], sort=False):
+        row: dict[str, object] = {"task": task, "family": family}
+        for _, found in part.iterrows():
+            value, low, high = (found[f"edit ratio{end}"] for end in ("", "_low", "_high"))
+            row[found["edit"]] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+        rows.append(row | {name: part[name].iloc[0] for name in ("n", "seeds")})
+    return pd.DataFrame(rows)
+
+
 def size_sentence(sizes: pd.DataFrame) -> str:
     """How much each edit changes, and which controls push as much as the paper's edit."""
     words = []
     for title, part in sizes.groupby("edit", sort=False):
         shares = [round(100 * value) for value in part["edit ratio"]]
         words.append(f"{title} by {span(shares)} %")
-    by = {title: part.set_index(["backbone", "task"]) for title, part in sizes.groupby("edit")}
+    by = {title: part.set_index(["task", "family"]) for title, part in sizes.groupby("edit")}
     paper, random, neutral = (
         by[title]
         for title in (

@@ -289,7 +289,7 @@ def test_edit_ratios_stand_where_an_edit_acts(run: Run) -> None:
 
 def test_edit_sizes_are_means_over_layers_queries_and_groups(run: Run) -> None:
     frame = table1_details.edit_sizes(run)
-    assert len(frame) == len(TASKS) * len(BOTH) * 5
+    assert len(frame) == len(TASKS) * len(run.families) * 5
     assert frame["edit"].tolist()[2] == "control: θP from neutral outputs"
     assert frame["edit"].tolist()[4] == "control: random directions"
     paper, fitted = (row for _, row in frame.head(2).iterrows())
@@ -299,13 +299,14 @@ def test_edit_sizes_are_means_over_layers_queries_and_groups(run: Run) -> None:
     assert paper["edit ratio_low"] < paper["edit ratio"] < paper["edit ratio_high"]
     assert paper["boost ratio"] == pytest.approx(0.9 * 1.5 * 0.55)
     assert fitted["removal ratio"] == pytest.approx(0.1 * 1.5 * 0.2)
-    assert (paper["n"], paper["seeds"]) == (2, 2) and list(frame.columns)[-2:] == ["n", "seeds"]
+    assert (paper["n"], paper["seeds"]) == (2, 2 * len(BOTH) / len(run.families))
+    assert list(frame.columns)[-2:] == ["n", "seeds"]
 
 
 def test_the_sentence_on_sizes_says_which_control_pushes_less(run: Run) -> None:
     frame = table1_details.edit_sizes(run)
     said = table1_views.size_sentence(frame)
-    places = len(TASKS) * len(BOTH)
+    places = len(TASKS) * len(run.families)
     assert "CHAMELEON (paper) changes an edited output by 82 % of its length" in said
     assert "control: random directions by 15 %" in said
     assert f"push less than the paper's edit in {places} of {places} places" in said
@@ -317,6 +318,16 @@ def test_the_sentence_on_sizes_says_which_control_pushes_less(run: Run) -> None:
     smaller = frame.assign(**{"edit ratio": frame["edit ratio"] - 0.3 * neutral})
     said = table1_views.size_sentence(smaller)
     assert f"within a tenth of its size in 0 of {places}." in said
+
+
+def test_ratios_are_read_by_place_with_their_intervals(run: Run) -> None:
+    frame = table1_details.edit_sizes(run)
+    shown = table1_views.sizes_by_place(frame)
+    assert len(shown) == len(TASKS) * len(run.families)
+    first = frame.iloc[0]
+    ends = first[["edit ratio", "edit ratio_low", "edit ratio_high"]]
+    said = "{:.2f} [{:.2f}, {:.2f}]".format(*ends)
+    assert shown.iloc[0]["CHAMELEON (paper)"] == said and shown.iloc[0]["n"] == 2
 
 
 def test_pairs_are_counted_before_and_after_the_filter(run: Run) -> None:
