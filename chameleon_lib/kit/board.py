@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -41,6 +42,7 @@ class Board:
         self._pace = pace
         self._rewrite = sys.stderr.isatty()
         self._last = time.monotonic()
+        self._told: Counter[str] = Counter()  # notes of a notebook that have been said
 
     def start(self, step: Step) -> None:
         """Say which notebook starts, and why it must."""
@@ -56,12 +58,13 @@ class Board:
         self._line(f"[{step.notebook.number}] {step.notebook.name} ({place}): {why}{hint}")
 
     def show(self, running: Iterable[tuple[Step, Session]], waiting: Sequence[str]) -> None:
-        """Cell, library progress and time of every running notebook."""
+        """New notes, then cell, library progress and time of every running notebook."""
         now = time.monotonic()
         if now - self._last < (1.0 if self._rewrite else _PLAIN_EVERY):
             return
         self._last = now
         for step, session in running:
+            self._notes(step.notebook.number)
             spent = now - session.started
             parts = [f"[{step.notebook.number}] cell {session.cell}/{session.total}"]
             parts += filter(None, [read_progress(progress_file(step.notebook.number))])
@@ -83,8 +86,8 @@ class Board:
         """Report the end of a notebook; True if it was a good one."""
         number = step.notebook.number
         progress = progress_file(number)
-        for note in _read_notes(notes_file(progress)):
-            self._line(f"[{number}] note: {note}")
+        self._notes(number)
+        notes_file(progress).unlink(missing_ok=True)
         progress.unlink(missing_ok=True)
         light_file(progress).unlink(missing_ok=True)
         error = future.exception()
@@ -101,6 +104,17 @@ class Board:
         self._line(f"[{number}] FAILED: {error}; see {paths.display(kept)}")
         return False
 
+    def _notes(self, number: str) -> None:
+        """Say what a notebook has noted since it was last asked: in hours of work, all there is."""
+        try:
+            written = notes_file(progress_file(number)).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return
+        notes = written.split("\n")[:-1]  # whole lines: the last one may still be in the making
+        for note in notes[self._told[number] :]:
+            self._line(f"[{number}] note: {note}")
+        self._told[number] = len(notes)
+
     def _line(self, text: str) -> None:
         if self._rewrite:
             sys.stderr.write("\r\033[K")
@@ -109,12 +123,3 @@ class Board:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _read_notes(path: Path) -> list[str]:
-    try:
-        notes = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    path.unlink()
-    return notes
