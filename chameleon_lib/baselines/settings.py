@@ -117,5 +117,5 @@ class DpoSettings(TunerSettings):
         )
 
 
-# After two passes decoders have not reliably learned LaMP-3.
+# At this rate two passes are not enough for decoders to reliably learn LaMP-3.
 _DEMO_ALOE_EPOCHS: dict[Family, int] = {"decoder": 3, "encoder-decoder": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def edit_sizes(run: Run) -> pd.DataFrame:
     """
     titles = {method.id: method.title for method in METHODS}
     rows = []
-    for task, family in ((task, family) for task in run.data for family in run.families):
+    for task, family in product(run.data, run.families):
         cells = run.of(task, family)
         weights = np.concatenate([[1 / len(cell.draws)] * len(cell.draws) for cell in cells])
         for edit in SIZED:

@@ -93,12 +93,17 @@ def size_sentence(sizes: pd.DataFrame) -> str:
     )
     weaker = int((random["edit ratio_high"] < paper["edit ratio_low"]).sum())
     alike = int(((neutral["edit ratio"] / paper["edit ratio"] - 1).abs() <= 0.1).sum())
+    outcome = "so they are no control of its size"
+    if weaker == 0:
+        outcome = "so none is shown to be too weak a control"
+    elif weaker < len(paper):
+        outcome = "so there they are no control of its size"
     first, *rest = words
     return (
         f"{first.replace(' by ', ' changes an edited output by ')} of its length, "
         f"{', '.join(rest)}. Random directions push less than the paper's edit in {weaker} of "
-        f"{len(paper)} places, so they are no control of its size; with θP from neutral outputs "
-        f"the change is within a tenth of its size in {alike} of {len(paper)}."
+        f"{len(paper)} places, {outcome}; with θP from neutral outputs the "
+        f"change is within a tenth of its size in {alike} of {len(paper)}."
     )
 
 

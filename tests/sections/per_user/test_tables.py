@@ -311,9 +311,14 @@ def test_the_sentence_on_sizes_says_which_control_pushes_less(run: Run) -> None:
     assert "control: random directions by 15 %" in said
     assert f"push less than the paper's edit in {places} of {places} places" in said
     assert f"within a tenth of its size in {places} of {places}." in said  # 0.75 beside 0.825
+    assert f"in {places} of {places} places, so they are no control of its size;" in said
     alike = frame.assign(**{"edit ratio": 0.5, "edit ratio_low": 0.4, "edit ratio_high": 0.6})
     said = table1_views.size_sentence(alike)
     assert f"push less than the paper's edit in 0 of {places} places" in said and "50 %" in said
+    assert "so none is shown to be too weak a control;" in said and "no control of" not in said
+    some = (frame["edit"] == "CHAMELEON (paper)") & (frame["task"] == "LaMP-2")
+    said = table1_views.size_sentence(alike.assign(**{"edit ratio_low": 0.4 + 0.3 * some}))
+    assert f"in {len(run.families)} of {places} places, so there they are no control" in said
     neutral = frame["edit"] == "control: θP from neutral outputs"
     smaller = frame.assign(**{"edit ratio": frame["edit ratio"] - 0.3 * neutral})
     said = table1_views.size_sentence(smaller)
