@@ -45,6 +45,7 @@ CANDIDATES: dict[str, tuple[Mapping[str, Any], ...]] = {
         {"epochs": 2, "accumulation": 2, "lr": 4e-3},
         {"epochs": 3, "accumulation": 2, "lr": 1e-3},
         {"epochs": 3, "accumulation": 2, "lr": 2e-3},
+        {"epochs": 3, "accumulation": 2, "lr": 1e-3, "loss_on": "full"},
     ),
     "dpo": (
         {"epochs": 1, "batch": 4, "lr": 1e-3},
