@@ -1,4 +1,4 @@
-"""The argument parser of all commands, and values that several of them take."""
+"""Values that several commands take, and the parser of the scripts beside them."""
 
 from __future__ import annotations
 

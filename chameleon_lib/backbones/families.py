@@ -1,236 +1,150 @@
-"""The two kinds of backbone: how each turns prompts into a prefix and tokens into logits.
+"""The table of model families: where each keeps what the kit edits, exports and packs (A1).
 
-Everything else (batches, decoding, scoring, reading) is shared and lives in ``backbone``.
+Adding a family is one row here and a test beside it. Nothing is guessed: an unknown family raises,
+because guessing picks the encoder on T5 or a module that already holds the residual, which is a
+different edit (section 3.9).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
+from torch import nn
 
-from chameleon_lib.backbones.backbone import HFBackbone
-from chameleon_lib.backbones.batching import common_prefix, pad
-from chameleon_lib.backbones.prefix import KeyValues, Prefix, take_rows, unwrap_cache, wrap_cache
-from chameleon_lib.backbones.prepared import ReadInputs
-from chameleon_lib.core.protocols import Family
 from chameleon_lib.errors import UserError
 
 
-class DecoderBackbone(HFBackbone):
-    """A decoder-only model: the prefix is the prompt without its last token."""
+@dataclass(frozen=True, slots=True)
+class ModelFamily:
+    """One family; in module paths ``{i}`` is the decoder layer.
 
-    family: Family = "decoder"
-
-    @property
-    def n_layers(self) -> int:
-        """Number of decoder layers."""
-        return int(self.text_config.num_hidden_layers)
-
-    @property
-    def context_limit(self) -> int | None:
-        """Most tokens of prompt and answer together."""
-        limit = getattr(self.text_config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
-
-    def prefill(self, prompts: Sequence[list[int]], groups: Sequence[int] | None) -> Prefix:
-        """Computes ``prompt[:-1]``; the shared start of every group is computed once.
-
-        Left padding with explicit position ids, so a row does not depend on its neighbours.
-        """
-        bodies = [prompt[:-1] for prompt in prompts]
-        last = torch.tensor([prompt[-1:] for prompt in prompts], device=self.device)
-        nothing = torch.zeros(len(prompts), 0, dtype=torch.long, device=self.device)
-        start = Prefix(last, (), nothing, nothing.sum(dim=1))
-        if groups is None or self._slides(prompts):
-            return self._extended(start, bodies)
-        members: dict[int, list[int]] = {}
-        for row, group in enumerate(groups):
-            members.setdefault(group, []).append(row)
-        shared = {
-            group: common_prefix([bodies[row] for row in rows]) for group, rows in members.items()
-        }
-        order = list(members)
-        heads = [bodies[members[group][0]][: shared[group]] for group in order]
-        first = torch.tensor([members[group][0] for group in order], device=self.device)
-        head = self._extended(start.take(first), heads)
-        number = {group: at for at, group in enumerate(order)}
-        spread = torch.tensor([number[group] for group in groups], device=self.device)
-        key_values = take_rows(head.key_values, spread)
-        joined = Prefix(last, key_values, head.mask[spread], head.lengths[spread])
-        rest = [body[shared[group] :] for body, group in zip(bodies, groups, strict=True)]
-        return self._extended(joined, rest)
-
-    def _slides(self, prompts: Sequence[list[int]]) -> bool:
-        # Padding between a shared start and its rest would shorten a sliding window, which counts
-        # cache slots and not tokens; such batches are computed whole.
-        window = getattr(self.text_config, "sliding_window", None)
-        return window is not None and 2 * max(len(prompt) for prompt in prompts) > window
-
-    def _extended(self, prefix: Prefix, tokens: Sequence[list[int]]) -> Prefix:
-        """The prefix after these further tokens per row."""
-        if not any(tokens):
-            return prefix
-        ids, new = pad(tokens, value=self.codec.pad_id, side="left", device=self.device)
-        mask = torch.cat([prefix.mask, new], dim=1)
-        positions = (prefix.lengths[:, None] + new.cumsum(dim=1) - 1).clamp_min(0)
-        cache = wrap_cache(prefix.key_values, growing=False)
-        self.step(prefix, cache, ids, mask, positions, last_only=True)
-        return Prefix(prefix.last, unwrap_cache(cache), mask, prefix.lengths + new.sum(dim=1))
-
-    def step(
-        self,
-        prefix: Prefix,  # noqa: ARG002  (the encoder-decoder needs it)
-        cache: Cache,
-        ids: Tensor,
-        mask: Tensor,
-        positions: Tensor,
-        *,
-        last_only: bool,
-    ) -> Tensor:
-        """Logits ``(B, q, V)`` of ``ids`` ``(B, q)``, or of the last one only."""
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1 if last_only else 0,
-        )
-        logits: Tensor = output.logits
-        return logits
-
-    def read_inputs(self, contexts: list[list[int]], answers: list[list[int]]) -> ReadInputs:
-        """One sequence, context then answer, right padded."""
-        rows = [context + answer for context, answer in zip(contexts, answers, strict=True)]
-        if not all(rows):
-            raise UserError(
-                f"Pair text {[bool(row) for row in rows].index(False)} is empty: give a context "
-                "or an answer to read activations from."
-            )
-        ids, mask = pad(rows, value=self.codec.pad_id, side="right", device=self.device)
-        positions = torch.arange(ids.shape[1], device=self.device).expand_as(ids)
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        return ReadInputs(inputs, [len(row) for row in rows], [len(row) for row in answers])
-
-    def read(self, inputs: dict[str, Tensor]) -> None:
-        """One forward pass without the language-model head."""
-        self.model.base_model(**inputs, use_cache=False)
-
-    def beam_inputs(self, prefix: Prefix, num_beams: int) -> dict[str, Any]:
-        """Arguments of the library's ``generate`` that start from the prefix."""
-        width = prefix.mask.shape[1]
-        ids = torch.full((len(prefix.last), width), self.codec.pad_id, device=self.device)
-        cache = wrap_cache(prefix.key_values, growing=False)
-        if width:
-            cache.batch_repeat_interleave(num_beams)
-        return {
-            # Only the last token is run; the library wants ids for the cached ones too.
-            "input_ids": torch.cat([ids, prefix.last], dim=1),
-            "attention_mask": torch.cat([prefix.mask, torch.ones_like(prefix.last)], dim=1),
-            "past_key_values": cache,
-        }
-
-
-class EncoderDecoderBackbone(HFBackbone):
-    """An encoder-decoder: the prefix is the encoder's output, the decoder starts from one token.
-
-    ``groups`` bring nothing here: the encoder is bidirectional, so prompts with a common start do
-    not share its states.
+    Attributes:
+        mlp_out: Output of the MLP, before the residual addition.
+        block_out: Output of the decoder layer, after the residual addition.
+        projection: The linear layer that makes the MLP output, or for a mixture of experts the
+            stacked parameter ``(E, d, d_ff)``: what an export of the edit changes.
+        gate_proj: Output of the gate projection (wider than d), or None if the family has none.
+        gguf: The family's architecture in llama.cpp, or None where its name table lacks one.
+        packs: Whether packed rows of a training give the logits of each row alone (a test repeats
+            it).
+        flat: Whether ``mlp_out`` has the shape ``(B * T, d)`` instead of ``(B, T, d)``.
+        experts: Whether the MLP is a mixture of experts held in three-axis weights. Its output is
+            edited, which equals editing every expert: the edit is linear and the router's weights
+            are factors outside it.
     """
 
-    family: Family = "encoder-decoder"
+    mlp_out: str
+    block_out: str
+    projection: str
+    gate_proj: str | None = None
+    gguf: str | None = None
+    packs: bool = False
+    flat: bool = False
+    experts: bool = False
 
-    @property
-    def n_layers(self) -> int:
-        """Number of decoder layers."""
-        config = self.model.config
-        return int(getattr(config, "num_decoder_layers", None) or config.num_hidden_layers)
 
-    @property
-    def context_limit(self) -> int | None:
-        """What the configuration declares; T5 itself has relative positions and no hard limit."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+def _gated(gguf: str, layer: str = "model.layers.{i}") -> ModelFamily:
+    """A decoder with a gated MLP, as Llama has it."""
+    mlp = f"{layer}.mlp"
+    return ModelFamily(
+        mlp, layer, f"{mlp}.down_proj", gate_proj=f"{mlp}.gate_proj", gguf=gguf, packs=True
+    )
 
-    @property
-    def start_id(self) -> int:
-        """The token a decoder starts from; T5 starts from its padding token."""
-        for config in (self.model.config, self.model.generation_config):
-            start = getattr(config, "decoder_start_token_id", None)
-            if start is not None:
-                return int(start)
-        return self.codec.pad_id
 
-    def prefill(
-        self,
-        prompts: Sequence[list[int]],
-        groups: Sequence[int] | None,  # noqa: ARG002  (see the class docstring)
-    ) -> Prefix:
-        """Encoder states, and the cross-attention keys and values made from them."""
-        ids, mask = pad(prompts, value=self.codec.pad_id, side="right", device=self.device)
-        states = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-        encoder = states.to(self.device)  # its last layer may lie on another device
-        last = torch.full((len(prompts), 1), self.start_id, dtype=torch.long, device=self.device)
-        nothing = mask[:, :0]
-        bare = Prefix(last, (), nothing, nothing.sum(dim=1), encoder, mask)
-        cache: Any = bare.cache()
-        # Projecting the encoder states costs as much as a short answer; do it once per prompt.
-        self.step(bare, cache, last, torch.ones_like(last), torch.zeros_like(last), last_only=True)
-        cross: KeyValues = unwrap_cache(cache.cross_attention_cache)
-        return Prefix(last, (), nothing, nothing.sum(dim=1), encoder, mask, cross)
+# layer.2 is the feed-forward block *with* its residual: the block output, not the MLP output.
+_T5_LIKE = ModelFamily(
+    mlp_out="decoder.block.{i}.layer.2.DenseReluDense",
+    block_out="decoder.block.{i}.layer.2",
+    projection="decoder.block.{i}.layer.2.DenseReluDense.wo",
+    gate_proj="decoder.block.{i}.layer.2.DenseReluDense.wi_0",
+    gguf="t5",
+)
 
-    def step(
-        self,
-        prefix: Prefix,
-        cache: Cache,
-        ids: Tensor,
-        mask: Tensor,
-        positions: Tensor,  # noqa: ARG002  (relative positions come from the cache length)
-        *,
-        last_only: bool,
-    ) -> Tensor:
-        """Logits ``(B, q, V)`` of the decoder ids ``(B, q)``, or of the last one only."""
-        output = self.model(
-            encoder_outputs=(prefix.encoder,),
-            attention_mask=prefix.encoder_mask,
-            decoder_input_ids=ids,
-            decoder_attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
+MODEL_FAMILIES: dict[str, ModelFamily] = {
+    "mistral": _gated("llama"),
+    "llama": _gated("llama"),
+    "qwen2": _gated("qwen2"),
+    "qwen3": _gated("qwen3"),
+    # Gemma 2 and 3 normalise the MLP output before the residual addition; the edit comes before.
+    "gemma2": _gated("gemma2"),
+    "gemma3_text": _gated("gemma3"),
+    # What AutoModelForCausalLM loads for Gemma 3 from 4B on: the language model inside a wrapper
+    # that also has a vision tower, which text never reaches.
+    "gemma3": _gated("gemma3", "model.language_model.layers.{i}"),
+    # The gate projections of the experts are one fused weight, so there is no gate output.
+    "mixtral": ModelFamily(
+        "model.layers.{i}.mlp",
+        "model.layers.{i}",
+        "model.layers.{i}.mlp.experts.down_proj",
+        gguf="llama",
+        packs=True,
+        experts=True,
+    ),
+    # Phi-3 fuses gate and up projection, so it has no gate output of its own.
+    "phi3": ModelFamily(
+        "model.layers.{i}.mlp",
+        "model.layers.{i}",
+        "model.layers.{i}.mlp.down_proj",
+        gguf="phi3",
+        packs=True,
+    ),
+    "gpt2": ModelFamily(
+        "transformer.h.{i}.mlp",
+        "transformer.h.{i}",
+        "transformer.h.{i}.mlp.c_proj",
+        gguf="gpt2",
+        packs=True,
+    ),
+    "opt": ModelFamily(
+        "model.decoder.layers.{i}.fc2",
+        "model.decoder.layers.{i}",
+        "model.decoder.layers.{i}.fc2",
+        flat=True,
+    ),
+    "t5": _T5_LIKE,  # Flan-T5 too
+    "mt5": _T5_LIKE,
+    "umt5": _T5_LIKE,
+}
+
+
+def model_family(name: str) -> ModelFamily:
+    """The row of a ``config.model_type``.
+
+    Raises:
+        UserError: If the family is not in the table.
+    """
+    if name not in MODEL_FAMILIES:
+        raise UserError(
+            f"Model family '{name}' is unknown (known: {', '.join(sorted(MODEL_FAMILIES))}); add a "
+            "row to MODEL_FAMILIES in chameleon_lib/backbones/families.py and a test beside it."
         )
-        logits: Tensor = output.logits
-        return logits[:, -1:] if last_only else logits
+    return MODEL_FAMILIES[name]
 
-    def read_inputs(self, contexts: list[list[int]], answers: list[list[int]]) -> ReadInputs:
-        """Context in the encoder, start token and answer in the decoder (A21)."""
-        value = self.codec.pad_id
-        # A tokenizer without special tokens leaves nothing of an empty context; EOS stands in.
-        filled = [context or [self.codec.eos_id] for context in contexts]
-        ids, mask = pad(filled, value=value, side="right", device=self.device)
-        rows = [[self.start_id, *answer] for answer in answers]
-        own, own_mask = pad(rows, value=value, side="right", device=self.device)
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "decoder_input_ids": own,
-            "decoder_attention_mask": own_mask,
-        }
-        return ReadInputs(inputs, [len(row) for row in rows], [len(row) for row in answers])
 
-    def read(self, inputs: dict[str, Tensor]) -> None:
-        """One forward pass."""
-        self.model(**inputs, use_cache=False)
+def site_modules(model: nn.Module, family: str, site: str, n_layers: int) -> list[nn.Module]:
+    """The modules of one site, in decoder layer order.
 
-    def beam_inputs(self, prefix: Prefix, num_beams: int) -> dict[str, Any]:  # noqa: ARG002
-        """Arguments of the library's ``generate``; it repeats the encoder states itself."""
-        return {
-            # Its own cache would count encoder layers and fail where the decoder has more.
-            "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()),
-            "encoder_outputs": BaseModelOutput(last_hidden_state=prefix.encoder),
-            "attention_mask": prefix.encoder_mask,
-        }
+    Args:
+        model: The loaded model.
+        family: ``config.model_type``.
+        site: ``mlp_out`` | ``gate_proj`` | ``block_out``.
+        n_layers: Number of decoder layers.
+
+    Raises:
+        UserError: Unknown family or site, a site the family lacks, or a path the model lacks.
+    """
+    row = model_family(family)
+    if site not in ("mlp_out", "gate_proj", "block_out"):
+        raise UserError(
+            f"Edit site '{site}' is unknown; use mlp_out, gate_proj or block_out (edit_site)."
+        )
+    path: str | None = getattr(row, site)
+    if path is None:
+        raise UserError(f"Model family '{family}' has no {site} site; use edit_site=mlp_out.")
+    try:
+        return [model.get_submodule(path.format(i=layer)) for layer in range(n_layers)]
+    except AttributeError as error:
+        raise UserError(
+            f"The {family} model has no module '{path}' for edit_site={site} ({error}); use "
+            "another site, or correct MODEL_FAMILIES in chameleon_lib/backbones/families.py."
+        ) from error

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from chameleon_lib.backbones.prefix import Prefix
+from chameleon_lib.backbones.batches import Prefix, PreparedBatches
+from chameleon_lib.backbones.frozen import FrozenModel
+from chameleon_lib.core.backbone import DecodeSettings
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.protocols import DecodeSettings
 from chameleon_lib.errors import UserError
-
-if TYPE_CHECKING:
-    from chameleon_lib.backbones.backbone import HFBackbone
-    from chameleon_lib.backbones.prepared import PreparedBatches
 
 _SMALL = 4  # rows below which dropping finished ones costs more than it saves
 
 
 def generate(
-    backbone: HFBackbone,
+    backbone: FrozenModel,
     prepared: PreparedBatches,
     max_new_tokens: int,
     edit: Edit | None,
@@ -63,7 +60,7 @@ class _Loop:
 
     def __init__(
         self,
-        backbone: HFBackbone,
+        backbone: FrozenModel,
         prefix: Prefix,
         keys: Tensor,
         max_new_tokens: int,
@@ -176,7 +173,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _beams(
-    backbone: HFBackbone,
+    backbone: FrozenModel,
     prefix: Prefix,
     max_new_tokens: int,
     edit: Edit | None,

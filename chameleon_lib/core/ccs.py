@@ -12,9 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from chameleon_lib.core.ccs_objective import CCSObjective, loss_floor
-from chameleon_lib.core.ccs_reference import solve_reference
-from chameleon_lib.core.ccs_span import solve_span
+from chameleon_lib.core.ccs_solvers import (
+    CCSObjective,
+    loss_floor,
+    solve_reference,
+    solve_span,
+)
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 
@@ -110,7 +113,7 @@ def _finite(rows: Tensor, mask: Tensor) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class Rows:
     """Rows ready for a probe: ``x (G, 2K, d)``, pair weights, and how to undo the preparation."""
 
     x: Tensor
@@ -124,7 +127,7 @@ class Prepared:
         return weight, bias - (weight * self.middle[:, 0]).sum(-1)
 
 
-def prepare(h_n: Tensor, h_p: Tensor, mask: Tensor, settings: EditSettings) -> Prepared:
+def prepare(h_n: Tensor, h_p: Tensor, mask: Tensor, settings: EditSettings) -> Rows:
     """Float32 rows after ``ccs_normalize`` (A6) and ``ccs_scale`` (B10); padding becomes zero."""
     real = mask.unsqueeze(-1)  # (G, K, 1)
     count = real.sum(1, keepdim=True).float()
@@ -147,7 +150,7 @@ def prepare(h_n: Tensor, h_p: Tensor, mask: Tensor, settings: EditSettings) -> P
         total = x.square().sum((1, 2), keepdim=True)
         scale = (total / (2 * count * x.shape[2])).sqrt().clamp_min(1e-30)
         x = x / scale
-    return Prepared(x, (real / count).mT, middle, scale)
+    return Rows(x, (real / count).mT, middle, scale)
 
 
 def _fit_chunk(

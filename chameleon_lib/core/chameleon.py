@@ -1,128 +1,466 @@
-"""CHAMELEON in scikit-learn manners: ``Chameleon(backbone, embedder).fit(users)``.
+"""CHAMELEON: the whole method of the paper, stage by stage.
 
-The whole method of the paper for people who bring their own users: select history (eq. 1-2),
-write insights, answer queries in both roles, read activations, find θ^P and θ^N, choose layers,
-and return an edit that runs in the backbone.
+    users → select → prepare → pairs → activations → directions → edits → fit, answer
+
+``Chameleon(backbone, embedder).fit(users)`` runs all of it. Each stage takes what it needs and
+returns what it made; with a keeper (``kit.store.ArtifactStore``) finished work is kept under all
+that decides it, so that a killed run goes on from there and no unit is computed twice.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from chameleon_lib.core.edit_profile import EditProfile
+from chameleon_lib.core.backbone import Backbone, Embedder, Keep, Unit, Unkept
+from chameleon_lib.core.case import Case
+from chameleon_lib.core.directions import Directions, find_directions, get_direction
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.estimators import ccs_checks
+from chameleon_lib.core.fitting import (
+    Contrast,
+    FittedDirections,
+    PlainPrompts,
+    fit_by_preference,
+)
 from chameleon_lib.core.history import select_items
-from chameleon_lib.core.insights import with_query_insights, write_insights, write_query_insights
-from chameleon_lib.core.pool_fit import fit_pool
-from chameleon_lib.core.pooling import USERS, Pool, parts, pooled, read_pairs
-from chameleon_lib.core.preferences import (
+from chameleon_lib.core.pairs import (
+    EMPTY_INSIGHT,
+    NO_HISTORY,
+    TOO_LONG,
     PreferencePair,
+    Preparation,
     PreparedUser,
     answer_pairs,
     check_pair_count,
     decode_settings,
     fit_context,
+    keep_different,
     max_new_tokens,
+    pair_texts,
+    pooled,
+    prompt_texts,
+    prompts_digest,
+    with_query_insights,
+    write_insights,
+    write_query_insights,
 )
-from chameleon_lib.core.protocols import Backbone, Embedder
 from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.core.task import HistoryItem, User
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.prompts import answer_prompt, unseen_prompt
-from chameleon_lib.lamp.records import User
 
 log = logging.getLogger(__name__)
 
-NO_HISTORY = "The history is empty."
-TOO_LONG = "Not one history item fits the context beside the query."
-EMPTY_INSIGHT = "An insight came back empty."
+_BATCH = 64  # users or pairs in work at a time
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class EditProfile:
+    """An edit with where it came from: what ``Chameleon.fit`` returns.
+
+    Attributes:
+        task: Task of the users.
+        edit: The edit, ready for ``backbone.generate(..., edit=profile.edit)``.
+        settings: Settings of the fit.
+        backbone: Name and fingerprint of the model the directions belong to.
+        users: Ids of the users whose pairs were pooled (one for a personal profile); their
+            pseudonyms where the profile was loaded from a store.
+        n_pairs: Pairs the directions were made from.
+        n_identical: Pairs that were discarded because both outputs agree.
+        directions: Directions of all layers with diagnostics; None for fitted directions.
+        fitted: Record of the gradient fit; None for the paper's directions.
+        revision: Revision of the model on the hub; empty for a local checkpoint.
+        prompts: SHA-256 of the wording of all prompts (``prompts_digest``); empty if unknown.
+    """
+
+    task: str
+    edit: Edit
+    settings: EditSettings
+    backbone: tuple[str, str]
+    users: tuple[str, ...]
+    n_pairs: int
+    n_identical: int
+    directions: Directions | None = None
+    fitted: FittedDirections | None = None
+    revision: str = ""
+    prompts: str = ""
+
+
 class Chameleon:
     """The method, with a backbone and an embedder as arguments.
 
-    Attributes:
+    Args:
         backbone: Frozen language model ω.
         embedder: Sentence embedder of eq. 1.
-        settings: Every choice; ``EditSettings()`` is the paper's reading.
-        counts: After :meth:`prepare` or a fit: users left out and history items dropped, by
-            reason.
-        left_out: Likewise: id of every user who has no part in it → why, one sentence.
+        settings: Every choice; ``EditSettings()``, the default, is the paper's reading.
+        keep: Keeps finished work; without one everything is computed in memory. Its keys know the
+            backbone by its fingerprint, and the embedder by ``selection_embedder``.
     """
 
-    backbone: Backbone
-    embedder: Embedder
-    settings: EditSettings = field(default_factory=EditSettings)
-    counts: dict[str, int] = field(default_factory=dict, init=False)
-    left_out: dict[str, str] = field(default_factory=dict, init=False)
-    _task: str = field(default="", init=False, repr=False)
+    def __init__(
+        self,
+        backbone: Backbone,
+        embedder: Embedder,
+        settings: EditSettings | None = None,
+        keep: Keep | None = None,
+    ) -> None:
+        self._backbone, self._embedder = backbone, embedder
+        self.settings = settings or EditSettings()
+        self.keep: Keep = keep or Unkept()
 
-    def prepare(self, users: Sequence[User]) -> list[PreparedUser]:
-        """History selection (eq. 1-2) and both insights of every user of one task.
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen model that reads, edits and answers."""
+        return self._backbone
+
+    @property
+    def embedder(self) -> Embedder:
+        """The sentence embedder."""
+        return self._embedder
+
+    @property
+    def writer(self) -> Backbone:
+        """Who writes insights and pairs, which are unedited: the backbone, or a faster engine."""
+        return self.backbone
+
+    @property
+    def scorer(self) -> Backbone:
+        """Who scores the answers of a fit: the backbone, counting their tokens if it can."""
+        counting = getattr(self.backbone, "counting", None)
+        return self.backbone if counting is None else counting()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the backbone computes."""
+        return self.backbone.fingerprint
+
+    @property
+    def code(self) -> tuple[str, str]:
+        """Modules of backbone and embedder, which the keys of kept work name."""
+        return type(self.backbone).__module__, type(self.embedder).__module__
+
+    def tell(self, note: str) -> None:
+        """Say what takes long while it runs."""
+        log.info(note)
+
+    def with_(self, **changes: Any) -> Chameleon:
+        """The same method with some settings changed."""
+        settings = self.settings.with_(**changes)
+        return Chameleon(self.backbone, self.embedder, settings, self.keep)
+
+    def _inputs(self, task: str, *prefixes: str) -> dict[str, Any]:
+        """For a store key: backbone, task and the settings that start with one of ``prefixes``."""
+        settings = self.settings.starting(*prefixes)
+        return {"backbone": self.fingerprint, "task": task, "settings": settings}
+
+    def _writing(self, task: str) -> dict[str, Any]:
+        """For the store keys of insights and pairs."""
+        asked = self._inputs(task, "insight_", "decode_", "prompts_", "model_")
+        return asked | {"backbone": self.writer.fingerprint}
+
+    def _map(
+        self,
+        stage: str,
+        units: Sequence[Unit],
+        compute: Callable[[list[Unit]], Sequence[Any]],
+        inputs: dict[str, Any],
+        key_of: Callable[[Unit], Any],
+        owner: Callable[[Unit], str],
+    ) -> Iterable[Any]:
+        """A stage of texts or activations, unit by unit."""
+        return self.keep.map(
+            stage,
+            units,
+            compute,
+            inputs=inputs,
+            key_of=key_of,
+            batch_size=_BATCH,
+            label=f"{self.backbone.name} {inputs['task']} {stage.replace('_', ' ')}",
+            modules=_library("chameleon_lib.core.pairs", self.code[0]),
+            about=lambda unit: [owner(unit)],
+        )
+
+    def select(self, users: Sequence[User]) -> list[list[int]]:
+        """Eq. 1-2, or ``selection_rule``: indices of the selected history items, per user."""
+        code = _library(self.code[1])
+
+        def encode(texts: Sequence[str]) -> Any:
+            return self.embedder.encode(texts)  # which may be opened by this
+
+        return select_items(users, encode, self.settings, self.keep, code)
+
+    def prepare(self, users: Sequence[User]) -> Preparation:
+        """Selected history (eq. 1-2) and both insights of every user of one task.
 
         Users without a history, or whose history does not fit the context, or of whom an insight
-        comes back empty, are left out, counted in ``counts`` and named in ``left_out``.
+        comes back empty, are left out, with the reason.
+
+        Raises:
+            UserError: Users of different tasks.
         """
-        self._task = _one_task(users)
-        self.left_out = {}
-        prepared: list[PreparedUser] = []
-        for some in parts(users, USERS):
-            selected, left = self._selected(some)
-            written = self._with_insights(self._task, selected)
-            prepared += [user for user in written if user.complete]
-            self.left_out |= left
-            self.left_out |= {u.user.id: EMPTY_INSIGHT for u in written if not u.complete}
-        reasons = list(self.left_out.values())
-        self.counts = {
-            "users": len(users),
-            "no_history": reasons.count(NO_HISTORY),
-            "too_long": reasons.count(TOO_LONG),
-            "empty_insight": reasons.count(EMPTY_INSIGHT),
-            "dropped_items": sum(user.dropped_items for user in prepared),
-        }
-        if any(count for name, count in self.counts.items() if name != "users"):
-            log.warning("history preparation: %s", self.counts)
-        return prepared
+        if not users:
+            return Preparation([], {})
+        task = _one_task(users)
+        selected, left = self._selected(users)
+        written = self._with_insights(task, selected)
+        left |= {user.user.id: EMPTY_INSIGHT for user in written if not user.complete}
+        return Preparation([user for user in written if user.complete], left)
 
     def _selected(self, users: Sequence[User]) -> tuple[list[PreparedUser], dict[str, str]]:
         """The users with the history they show, without insights; id of the others → why."""
         selected, left = [], {}
-        chosen = select_items(users, self.embedder, self.settings)
-        for user, indices in zip(users, chosen, strict=True):
+        for user, indices in zip(users, self.select(users), strict=True):
             items = [user.history[index] for index in indices]
-            kept = fit_context(self.backbone, user, items, self.settings)
-            if kept:
-                selected.append(PreparedUser(user, kept, "", "", len(items) - len(kept)))
+            fitting = fit_context(self.backbone, user, items, self.settings)
+            if fitting:
+                selected.append(PreparedUser(user, fitting, "", "", len(items) - len(fitting)))
             else:
                 left[user.id] = TOO_LONG if user.history else NO_HISTORY
         return selected, left
 
     def _with_insights(self, task: str, users: Sequence[PreparedUser]) -> list[PreparedUser]:
         """The users with all insights that ``insight_scope`` asks for, empty ones among them."""
-        insights = write_insights(self.backbone, task, [u.items for u in users], self.settings)
-        written = [
-            replace(user, insight_p=p, insight_n=n)
-            for user, (p, n) in zip(users, insights, strict=True)
-        ]
-        if self.settings.insight_scope == "query":
-            per_query = write_query_insights(self.backbone, task, written, self.settings)
-            written = with_query_insights(written, per_query)
-        return written
+        writer, settings, inputs = self.writer, self.settings, self._writing(task)
+        found = self._map(
+            "insights",
+            users,
+            lambda some: write_insights(writer, task, [user.items for user in some], settings),
+            inputs,
+            lambda user: _texts(user.items),
+            _owner,
+        )
+        pairs = zip(users, found, strict=True)
+        users = [replace(user, insight_p=p, insight_n=n) for user, (p, n) in pairs]
+        if settings.insight_scope != "query":
+            return users
+        per_query = self._map(
+            "query_insights",
+            users,
+            lambda some: write_query_insights(writer, task, some, settings),
+            inputs,
+            _prepared_key,
+            _owner,
+        )
+        return with_query_insights(users, list(per_query))
 
-    def pairs(self, users: Sequence[PreparedUser]) -> list[PreferencePair]:
+    def pairs(self, prepared: Preparation | Sequence[PreparedUser]) -> list[PreferencePair]:
         """Synthetic answers of both agents to every query, unfiltered."""
+        users = prepared.users if isinstance(prepared, Preparation) else list(prepared)
+        if not users:
+            return []
+        task = _one_task([user.user for user in users])
+
+        def compute(batch: list[PreparedUser]) -> list[list[list[str]]]:
+            pairs = iter(answer_pairs(self.writer, batch, self.settings))
+            answered = ([pair.answer_p, pair.answer_n] for pair in pairs)
+            return [[next(answered) for _ in user.user.queries] for user in batch]
+
+        rows = self._map("pairs", users, compute, self._writing(task), _prepared_key, _owner)
         return [
-            pair
-            for some in parts(users, USERS)
-            for pair in answer_pairs(self.backbone, some, self.settings)
+            PreferencePair(u.user.id, q.id, q.text, u.items, p, n, task)
+            for u, answered in zip(users, rows, strict=True)
+            for q, (p, n) in zip(u.user.queries, answered, strict=True)
         ]
 
     def activations(self, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Tensor]:
-        """``H^P`` and ``H^N``, (L, K, d) float32 each."""
-        return read_pairs(self.backbone, self._task, pairs, self.settings)
+        """``H^P`` and ``H^N``, each (L, K, d) float32, rows in the order of ``pairs``."""
+        h_p = h_n = torch.zeros(self.backbone.n_layers, 0, self.backbone.d)
+        if not pairs:
+            return h_p, h_n
+        task, s = pairs[0].task, self.settings
+
+        def compute(batch: list[PreferencePair]) -> list[dict[str, Tensor]]:
+            texts = [text for pair in batch for text in pair_texts(task, pair, s)]
+            h = self.backbone.activations(
+                [context for context, _ in texts],
+                [answer for _, answer in texts],
+                pooling=s.embed_pooling,
+                site=s.edit_site,
+            )  # (L, 2K, d)
+            return [{"h": h[:, 2 * i : 2 * i + 2].clone()} for i in range(len(batch))]
+
+        records = self._map(
+            "activations",
+            pairs,
+            compute,
+            self._inputs(task, "pairs_text", "embed_", "edit_site", "t5_", "model_", "prompts_"),
+            lambda pair: [pair.query, _texts(pair.items), pair.answer_p, pair.answer_n],
+            lambda pair: pair.user_id,
+        )
+        for at, record in enumerate(records):
+            h = torch.as_tensor(record["h"])  # (L, 2, d)
+            if at == 0:
+                shape = (h.shape[0], len(pairs), h.shape[2])
+                h_p, h_n = h.new_empty(shape), h.new_empty(shape)
+            h_p[:, at], h_n[:, at] = h[:, 0], h[:, 1]
+        return h_p, h_n
+
+    def directions(
+        self,
+        name: str,
+        h_p: Tensor,
+        h_n: Tensor,
+        seed: int | None = None,
+        main: Directions | None = None,
+        *,
+        checks: bool = False,
+    ) -> Directions:
+        """Registered directions of all layers; see ``directions.find_directions``.
+
+        Args:
+            name: ``paper``, a control, or any other direction that is found from activations.
+            h_p: ``(L, K, d)``.
+            h_n: Same shape and row order.
+            seed: Seed of draws and restarts; ``settings.seed`` if None.
+            main: The paper's directions of the same activations, if they are known.
+            checks: With the CCS fits on shuffled and on split pairs, which take twice the time of
+                the directions themselves.
+        """
+        seed = self.settings.seed if seed is None else seed
+        found = self.timed_directions(name, h_p, h_n, seed, main)[0]
+        if not checks:
+            return found
+        told = self.keep.get_or_compute(
+            "ccs_checks",
+            {"seed": seed, "h": [h_p, h_n], "settings": self.settings.starting("ccs_")},
+            lambda: dict(ccs_checks(h_p, h_n, self.settings, seed)),
+            modules=("chameleon_lib.core.estimators",),
+        )
+        more = {name: torch.as_tensor(value) for name, value in told.items()}
+        return replace(found, diagnostics=found.diagnostics | more)
+
+    def timed_directions(
+        self, name: str, h_p: Tensor, h_n: Tensor, seed: int, main: Directions | None = None
+    ) -> tuple[Directions, float]:
+        """:meth:`directions` with the seconds that finding them took.
+
+        Seconds differ from run to run and must reach no table that is compared.
+        """
+
+        def compute() -> dict[str, Any]:
+            start = time.perf_counter()
+            found = find_directions(name, h_p, h_n, self.settings, seed, main=main)
+            values, tensors = found.record()
+            return {"json": [*values, time.perf_counter() - start], "tensors": tensors}
+
+        home = get_direction(name).find.__module__
+        # Nothing would tell that the code of a notebook's cell changed: it is not kept.
+        keep = self.keep if _library(home) else Unkept()
+        record = keep.get_or_compute(
+            "directions",
+            {
+                "format": 2,
+                "name": name,
+                "seed": seed,
+                "h": [h_p, h_n],
+                "settings": self.settings.starting("direction_", "ccs_", "layers_", "edit_"),
+            },
+            compute,
+            modules=tuple(dict.fromkeys(("chameleon_lib.core.directions", home))),
+        )
+        return Directions.from_record(record["json"], record["tensors"]), record["json"][2]
+
+    def preference_fit(
+        self,
+        contrasts: Sequence[Contrast],
+        prompts: PlainPrompts | None = None,
+        seed: int | None = None,
+        name: str = "fitted",
+        *,
+        layers: Sequence[int] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> FittedDirections:
+        """A preference fit (``core.fitting``).
+
+        Args:
+            contrasts: What the fit learns from.
+            prompts: At least their prompts; read only if the fit is not kept. Fits that share them
+                read them once.
+            seed: Seed of the fit; ``settings.seed`` if None.
+            name: For the note while it runs.
+            layers: Edited layers; all if None.
+            stop: Asked after every step whether time is up; give a keeper of its own then, since
+                nothing in the key tells.
+        """
+        seed, settings = self.settings.seed if seed is None else seed, self.settings
+        layers = tuple(range(self.backbone.n_layers) if layers is None else layers)
+        read = prompts or PlainPrompts(self.backbone, [c.prompt for c in contrasts])
+
+        def compute() -> dict[str, Any]:
+            self.tell(f"{self.backbone.name}: fitting {name}, draw {seed}")
+            start, scorer = time.perf_counter(), self.scorer
+            fit = fit_by_preference(
+                scorer, contrasts, layers, settings, seed=seed, prompts=read, stop=stop
+            )
+            told = {
+                **fit.log(),
+                "learned_tokens": getattr(scorer, "learned", 0),
+                "looked_tokens": getattr(scorer, "looked", 0),
+                "seconds": time.perf_counter() - start,
+            }
+            tensors = {"theta_p": fit.edit.theta_p, "theta_n": fit.edit.theta_n}
+            return {"json": told, "tensors": tensors}
+
+        record = self.keep.get_or_compute(
+            "fit",
+            {
+                "backbone": self.fingerprint,
+                "contrasts": list(contrasts),
+                "read_together": read.texts,  # what is padded together moves the last digits
+                "layers": list(layers),
+                "seed": seed,
+                "settings": settings.starting("fit_", "edit_"),
+            },
+            compute,
+            modules=_library(
+                "chameleon_lib.core.fitting", self.code[0], type(self.scorer).__module__
+            ),
+            about={contrast.user_id for contrast in contrasts},
+        )
+        tensors = {name: torch.as_tensor(value) for name, value in record["tensors"].items()}
+        return FittedDirections.of(Edit.of(settings, layers, **tensors), record["json"])
+
+    def case(
+        self,
+        pairs: Sequence[PreferencePair],
+        seed: int | None = None,
+        users: Sequence[PreparedUser] = (),
+        *,
+        checks: bool = False,
+    ) -> Case:
+        """One group's pairs, with every edit that can be made from them.
+
+        Args:
+            pairs: Unfiltered.
+            seed: Of directions and fits; ``settings.seed`` if None.
+            users: The users of the pairs with gold answers, for the positive control alone.
+            checks: As in :meth:`directions`, for the paper's.
+
+        Raises:
+            UserError: Fewer than ``pairs_k_min`` pairs with different outputs are left
+                (``pairs_on_too_few``).
+        """
+        kept, identical = keep_different(pairs, self.settings)
+        check_pair_count(len(kept), self.settings)
+        seed = self.settings.seed if seed is None else seed
+        return Case(self, kept, identical, list(pairs), seed, users, checks)
+
+    def edits(
+        self,
+        pairs: Sequence[PreferencePair],
+        names: Sequence[str],
+        seed: int | None = None,
+        users: Sequence[PreparedUser] = (),
+    ) -> dict[str, Edit]:
+        """Edits by name through the registry, at the layers of the paper's; see :meth:`case`."""
+        case = self.case(pairs, seed, users)
+        return {name: case.edit(name) for name in names}
 
     def fit(self, users: Sequence[User]) -> EditProfile:
         """One edit for all ``users``: their pairs pooled (group mode), or one user's own.
@@ -131,50 +469,46 @@ class Chameleon:
             UserError: Fewer than ``pairs_k_min`` pairs with different outputs are left
                 (``pairs_on_too_few``), or users of different tasks.
         """
-        return self._fit(self._usable(self.pairs(self.prepare(users))))
+        _one_task(users)
+        prepared = self.prepare(users)
+        if prepared.left_out or prepared.counts["dropped_items"]:
+            log.warning("history preparation: %s", prepared.counts)
+        return self.fit_pairs(self.pairs(prepared))
 
-    def fit_each(self, users: Sequence[User]) -> dict[str, EditProfile]:
-        """One edit per user, from that user's pairs alone; generation is shared by all users.
-
-        Whoever has too few pairs for an edit of their own (``pairs_k_min``; with
-        ``pairs_on_too_few`` "warn": not one) is left out, counted in ``counts`` as
-        ``too_few_pairs`` and named in ``left_out``.
-
-        Returns:
-            User id → edit profile. Every user of the call is here or in ``left_out``.
+    def fit_pairs(self, pairs: Sequence[PreferencePair]) -> EditProfile:
+        """The edit that pairs make, at most ``pairs_k_max`` of them, by ``theta_method``.
 
         Raises:
-            UserError: No user is left, or users of different tasks.
+            UserError: As in :meth:`fit`.
         """
-        prepared = self.prepare(users)
-        own: dict[str, list[PreferencePair]] = {user.user.id: [] for user in prepared}
-        for pair in self.pairs(prepared):
-            own[pair.user_id].append(pair)
-        usable: dict[str, Pool] = {}
-        refused: dict[str, str] = {}
-        for user_id, pairs in own.items():
-            try:
-                usable[user_id] = self._usable(pairs)
-            except UserError as problem:
-                refused[user_id] = str(problem)
-        self.counts["too_few_pairs"] = len(refused)
-        self.left_out |= refused
-        if not usable:
-            raise UserError(
-                f"No user can have an edit of their own ({self.counts}); pool users with fit, or "
-                "give them more queries."
-            )
-        if refused:
-            log.warning("%d users have no edit of their own: %s", len(refused), refused)
-        return {user_id: self._fit(pool) for user_id, pool in usable.items()}
+        pool, settings = pooled(pairs, self.settings), self.settings
+        case = self.case([*pool.different, *pool.identical], checks=True)
+        fitted = None
+        if settings.theta_method == "fitted":
+            layers = None if settings.fit_layers == "all" else case.layers
+            fitted = self.preference_fit(case.contrasts, case.prompts, layers=layers)
+        found = None if fitted is not None and settings.fit_layers == "all" else case.main
+        task = pairs[0].task
+        return EditProfile(
+            task=task,
+            edit=case.edit("paper") if fitted is None else fitted.edit,
+            settings=settings,
+            backbone=(self.backbone.name, self.fingerprint),
+            users=pool.users,
+            n_pairs=len(pool.different),
+            n_identical=pool.n_identical,
+            directions=found,
+            fitted=fitted,
+            revision=self.backbone.revision,
+            prompts=prompts_digest(task, settings),
+        )
 
     def answer(self, users: Sequence[User], profile: EditProfile | None = None) -> list[str]:
         """Answer every query of ``users``, in order (sections 3.2 and 4.3; A13, A19).
 
         ``infer_edit`` and ``infer_insight_in_prompt`` choose a cell of the 2 x 2 of insight and
         edit; ``eval_user_mode`` "unseen" with ``unseen_prompt`` "no_history" asks the plain
-        question without any history. Insights are written only where one stands in the prompts;
-        ``counts`` and ``left_out`` stay those of the last fit.
+        question without any history. Insights are written only where one stands in the prompts.
 
         Args:
             users: Users of one task; with a history unless they are unseen.
@@ -189,24 +523,11 @@ class Chameleon:
         if s.infer_edit:
             self._check_profile(profile, task)
         if s.eval_user_mode == "unseen" and s.unseen_prompt == "no_history":
-            prompts = [
-                unseen_prompt(task, query.text, baseline=s.prompts_baseline)  # type: ignore[arg-type]
-                for user in users
-                for query in user.queries
-            ]
+            asked = [PreparedUser(user, (), "", "") for user in users]
+            prompts = prompt_texts(task, asked, "unseen", s)
         else:
-            prompts = [
-                answer_prompt(
-                    task,
-                    user.items,
-                    query.text,
-                    role="P",
-                    insight=insight,
-                    baseline=s.prompts_baseline,  # type: ignore[arg-type]
-                )
-                for user, insights in self._shown(task, users)
-                for query, insight in zip(user.user.queries, insights, strict=True)
-            ]
+            kind = "insight" if s.infer_insight_in_prompt else "instruct"
+            prompts = prompt_texts(task, self._shown(task, users), kind, s)
         return self.backbone.generate(
             prompts,
             max_new_tokens=max_new_tokens(task, s),
@@ -214,33 +535,21 @@ class Chameleon:
             decode=decode_settings(s),
         )
 
-    def _shown(
-        self, task: str, users: Sequence[User]
-    ) -> list[tuple[PreparedUser, list[str | None]]]:
-        """What the answer prompts of every user show: the history, and an insight per query.
-
-        The insights are None where the settings keep them out of the prompt.
-        """
-        shown: list[tuple[PreparedUser, list[str | None]]] = []
-        left: dict[str, str] = {}
-        for some in parts(users, USERS):
-            selected, unfit = self._selected(some)
-            left |= unfit
-            if not self.settings.infer_insight_in_prompt:
-                shown += [(user, [None] * len(user.user.queries)) for user in selected]
-                continue
-            for user in self._with_insights(task, selected):
-                insights = [p for p, _ in user.insights_for(self.settings.insight_scope)]
-                if not all(insights):
+    def _shown(self, task: str, users: Sequence[User]) -> list[PreparedUser]:
+        """The users with the history that their answer prompts show, and an insight if one does."""
+        shown, left = self._selected(users)
+        if self.settings.infer_insight_in_prompt:
+            shown = self._with_insights(task, shown)
+            for user in shown:
+                if not all(p for p, _ in user.insights_for(self.settings.insight_scope)):
                     left[user.user.id] = EMPTY_INSIGHT
-                shown.append((user, list(insights)))
         if left:
             named = {why: [one for one in left if left[one] == why] for why in left.values()}
             raise UserError(
                 f"{len(left)} of {len(users)} users cannot be asked; leave them out. "
                 + " ".join(f"{', '.join(ids)}: {why}" for why, ids in named.items())
             )
-        dropped = sum(user.dropped_items for user, _ in shown)
+        dropped = sum(user.dropped_items for user in shown)
         if dropped:
             log.warning("answer prompts: %d history items do not fit and are dropped", dropped)
         return shown
@@ -248,20 +557,36 @@ class Chameleon:
     def _check_profile(self, profile: EditProfile | None, task: str) -> None:
         if profile is None:
             raise UserError("answer needs the profile of a fit, or settings with infer_edit=False.")
-        own = (self.backbone.name, self.backbone.fingerprint)
+        own = (self.backbone.name, self.fingerprint)
         if profile.task != task or profile.backbone != own:
             raise UserError(
                 f"The profile belongs to {profile.task} and {profile.backbone[0]}, not to {task} "
                 f"and {own[0]}; fit one for them."
             )
 
-    def _usable(self, pairs: Sequence[PreferencePair]) -> Pool:
-        pool = pooled(pairs, self.settings)
-        check_pair_count(len(pool.different), self.settings)
-        return pool
 
-    def _fit(self, pool: Pool) -> EditProfile:
-        return fit_pool(self.backbone, self._task, pool, self.settings)
+def _library(*modules: str) -> tuple[str, ...]:
+    """Those of the modules that belong to the library, whose code a key can name."""
+    return tuple(dict.fromkeys(name for name in modules if name.startswith("chameleon_lib.")))
+
+
+def _owner(user: PreparedUser) -> str:
+    return user.user.id
+
+
+def _texts(items: Sequence[HistoryItem]) -> list[list[str | None]]:
+    return [[item.text, item.label] for item in items]
+
+
+def _prepared_key(user: PreparedUser) -> list[Any]:
+    """What of a prepared user decides generations: never the gold."""
+    return [
+        _texts(user.items),
+        [[query.text, query.input] for query in user.user.queries],
+        user.insight_p,
+        user.insight_n,
+        *map(list, user.query_insights),
+    ]
 
 
 def _one_task(users: Sequence[User]) -> str:

@@ -14,17 +14,20 @@ which is what the positive control does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from chameleon_lib.core.backbone import Backbone, Prepared
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.plain_prompts import PlainPrompts
-from chameleon_lib.core.protocols import Backbone, Prepared
+from chameleon_lib.core.pairs import PreferencePair, PreparedUser, keep_different
 from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.core.task import answer_prompt
 from chameleon_lib.errors import UserError
 
 CHECK_EVERY = 5  # steps between looks at the held-out users
@@ -44,6 +47,102 @@ class Contrast:
     user_id: str
 
 
+def contrasts_from_pairs(
+    task: str,
+    kept: Sequence[PreferencePair],
+    identical: Sequence[PreferencePair],
+    settings: EditSettings,
+) -> list[Contrast]:
+    """Self-generated contrasts under the plain prompt; agreed queries go on the leash."""
+    contrasts = []
+    for pair in [*kept, *identical]:
+        same = pair.identical(settings.pairs_drop_identical)
+        if not pair.answer_p.strip() or not pair.answer_n.strip():
+            continue
+        prompt = answer_prompt(
+            task,
+            pair.items,
+            pair.query,
+            role="P",
+            insight=None,
+            baseline=settings.prompts_baseline,
+        )
+        rejected = None if same else pair.answer_n
+        contrasts.append(Contrast(prompt, pair.answer_p, rejected, pair.user_id))
+    return contrasts
+
+
+def gold_contrasts(
+    task: str,
+    users: Sequence[PreparedUser],
+    pairs: Sequence[PreferencePair],
+    settings: EditSettings,
+) -> list[Contrast]:
+    """The positive control's contrasts: gold answer against neutral output, train users only.
+
+    Raises:
+        UserError: A query has no gold answer.
+    """
+    golds = {q.id: q.gold for user in users for q in user.user.queries}
+    replaced = []
+    for pair in pairs:
+        gold = golds[pair.query_id]
+        if gold is None:
+            raise UserError(f"Query {pair.query_id} has no gold; the positive control needs it.")
+        replaced.append(replace(pair, answer_p=gold))
+    kept, identical = keep_different(replaced, settings)
+    return contrasts_from_pairs(task, kept, identical, settings)
+
+
+def swap_contrasts(contrasts: Sequence[Contrast], seed: int) -> list[Contrast]:
+    """Chosen and rejected swapped at random (control C10 for the fitted edit)."""
+    generator = torch.Generator().manual_seed(seed)
+    swapped = []
+    for contrast in contrasts:
+        if contrast.rejected is not None and torch.rand((), generator=generator) < 0.5:
+            contrast = Contrast(
+                contrast.prompt, contrast.rejected, contrast.chosen, contrast.user_id
+            )
+        swapped.append(contrast)
+    return swapped
+
+
+class PlainPrompts:
+    """Prompts that are read together, at their first use, and then handed out in mini-batches.
+
+    All of them are read even where a fit needs a few: what stands beside a prompt in a batch moves
+    its last digits, and must not depend on which of several fits comes first.
+
+    Args:
+        backbone: The model that reads them.
+        prompts: The prompts, in the order they are read; repetitions count once.
+    """
+
+    def __init__(self, backbone: Backbone, prompts: Sequence[str]) -> None:
+        self.backbone = backbone
+        self._rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+
+    @property
+    def texts(self) -> list[str]:
+        """The distinct prompts, in the order they are read."""
+        return list(self._rows)
+
+    @cached_property
+    def _prepared(self) -> Prepared:
+        return self.backbone.prepare(self.texts)
+
+    def chunk(self, prompts: Sequence[str]) -> Prepared:
+        """Some of the prompts, prepared, in the order given.
+
+        Raises:
+            ValueError: A prompt that is none of :attr:`texts`.
+        """
+        unknown = [prompt for prompt in prompts if prompt not in self._rows]
+        if unknown:
+            raise ValueError(f"{len(unknown)} prompts were not announced, first {unknown[0]!r}")
+        return self.backbone.rows(self._prepared, [self._rows[prompt] for prompt in prompts])
+
+
 @dataclass(frozen=True)
 class FittedDirections:
     """Outcome of a fit.
@@ -57,6 +156,10 @@ class FittedDirections:
         n_pairs: Contrasts used for gradient steps.
         n_agreed: Agreed queries on the leash.
         n_held_out: Contrasts and agreed queries held out.
+        learned_tokens: Answer tokens scored with a gradient, where the scorer counts.
+        looked_tokens: Answer tokens scored without one, likewise.
+        seconds: The fit took, reading of prompts not read before included. They differ from run to
+            run and must reach no table that is compared.
     """
 
     edit: Edit
@@ -66,6 +169,20 @@ class FittedDirections:
     n_pairs: int
     n_agreed: int
     n_held_out: int
+    learned_tokens: int = 0
+    looked_tokens: int = 0
+    seconds: float = 0.0
+
+    def log(self) -> dict[str, Any]:
+        """What a log keeps of the fit, JSON-able: all but the edit and the seconds."""
+        told = {item.name: getattr(self, item.name) for item in fields(self)[1:-1]}
+        return told | {"held_out": [list(look) for look in self.held_out]}
+
+    @classmethod
+    def of(cls, edit: Edit, log: Mapping[str, Any]) -> FittedDirections:
+        """The outcome from its edit and a kept log, with or without seconds."""
+        held_out = [(int(step), float(loss)) for step, loss in log["held_out"]]
+        return cls(edit, **{**log, "held_out": held_out})
 
 
 @dataclass(frozen=True)
@@ -101,18 +218,27 @@ def _chunks(prompts: PlainPrompts, contrasts: Sequence[Contrast], size: int) -> 
 
 
 def _split(
-    contrasts: Sequence[Contrast], settings: EditSettings, generator: torch.Generator
+    contrasts: Sequence[Contrast], holdout: float, generator: torch.Generator
 ) -> tuple[list[Contrast], list[Contrast]]:
     """Hold out whole users, so that early stopping looks at users the gradient never saw.
 
-    ``fit_holdout`` of them, rounded down: fewer than 1 / share users are all learned from.
+    ``holdout`` of them, rounded down: fewer than 1 / share users are all learned from.
     """
     users = sorted({contrast.user_id for contrast in contrasts})
-    n_held = int(len(users) * settings.fit_holdout)
+    n_held = int(len(users) * holdout)
     order = torch.randperm(len(users), generator=generator).tolist()
     held = {users[index] for index in order[:n_held]}
     train = [contrast for contrast in contrasts if contrast.user_id not in held]
     return train, [contrast for contrast in contrasts if contrast.user_id in held]
+
+
+@torch.no_grad()
+def _held_out(
+    backbone: Backbone, edit: Edit, chunks: tuple[list[_Chunk], list[_Chunk]], leash: float
+) -> float:
+    """Preference loss and leash penalty of those held out, nats; each a mean over mini-batches."""
+    parts = ([chunk.loss(backbone, edit, leash) for chunk in some] for some in chunks if some)
+    return float(sum(torch.stack(losses).mean() for losses in parts))
 
 
 def fit_by_preference(
@@ -123,7 +249,6 @@ def fit_by_preference(
     *,
     seed: int = 0,
     prompts: PlainPrompts | None = None,
-    on_step: Callable[[int, float], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> FittedDirections:
     """Fit one shared pair of directions per layer on preference contrasts.
@@ -146,7 +271,6 @@ def fit_by_preference(
         seed: Seeds initial directions, hold-out and batch order.
         prompts: The prompts of several fits of this backbone, read once for all of them; those of
             ``contrasts`` by default.
-        on_step: Called with (step, training loss), e.g. for a progress line.
         stop: Asked after every step whether time is up; the held-out users then have a last look.
 
     Raises:
@@ -157,10 +281,10 @@ def fit_by_preference(
     agreed = [contrast for contrast in contrasts if contrast.rejected is None]
     if not different:
         raise UserError("The fit needs at least one pair with two different answers; got none.")
-    train, held = _split([*different, *agreed], settings, generator)
+    train, held = _split([*different, *agreed], settings.fit_holdout, generator)
     if not any(contrast.rejected is not None for contrast in train):
         train, held = [*different, *agreed], []
-    use_leash = settings.fit_leash > 0
+    use_leash, leash = settings.fit_leash > 0, settings.fit_leash
     read = prompts or PlainPrompts(backbone, [contrast.prompt for contrast in contrasts])
 
     def chunked(group: Sequence[Contrast]) -> tuple[list[_Chunk], list[_Chunk]]:
@@ -171,34 +295,13 @@ def fit_by_preference(
         return _chunks(read, shuffled, settings.fit_batch), _chunks(read, same, settings.fit_batch)
 
     pair_chunks, leash_chunks = chunked(train)
-    held_pairs, held_leash = chunked(held)
-    shape = (len(layers), backbone.d)
-    start = torch.randn(2, *shape, generator=generator)
-    thetas = (start / start.norm(dim=-1, keepdim=True)).requires_grad_()
+    held_chunks = chunked(held)
+    start = torch.randn(2, len(layers), backbone.d, generator=generator)
+    thetas = (start / start.norm(dim=-1, keepdim=True)).requires_grad_()  # (2, L, d)
     optimizer = torch.optim.Adam([thetas], lr=settings.fit_lr)
 
     def edit_of(values: Tensor) -> Edit:
-        return Edit(
-            layers=tuple(layers),
-            theta_p=values[0],
-            theta_n=values[1],
-            alpha_p=settings.edit_alpha_p,
-            alpha_n=settings.edit_alpha_n,
-            order=settings.edit_order,
-            positions=settings.edit_positions,
-            site=settings.edit_site,
-            compute_dtype=settings.edit_compute_dtype,
-        )
-
-    def held_out_loss() -> float:
-        with torch.no_grad():
-            edit = edit_of(thetas.detach())
-            total = torch.stack([c.loss(backbone, edit, settings.fit_leash) for c in held_pairs])
-            value = total.mean()
-            if held_leash:
-                same = [c.loss(backbone, edit, settings.fit_leash) for c in held_leash]
-                value = value + torch.stack(same).mean()
-        return float(value)
+        return Edit.of(settings, layers, values[0], values[1])
 
     losses: list[float] = []
     curve: list[tuple[int, float]] = []
@@ -207,21 +310,19 @@ def fit_by_preference(
     for step in range(1, settings.fit_steps + 1):
         if not order:
             order = torch.randperm(len(pair_chunks), generator=generator).tolist()
-        loss = pair_chunks[order.pop()].loss(backbone, edit_of(thetas), settings.fit_leash)
+        loss = pair_chunks[order.pop()].loss(backbone, edit_of(thetas), leash)
         if leash_chunks:
             chunk = leash_chunks[step % len(leash_chunks)]
-            loss = loss + chunk.loss(backbone, edit_of(thetas), settings.fit_leash)
+            loss = loss + chunk.loss(backbone, edit_of(thetas), leash)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-        if on_step is not None:
-            on_step(step, losses[-1])
         out_of_time = stop is not None and stop()
-        if not held_pairs:
+        if not held_chunks[0]:
             best, best_step = thetas.detach().clone(), step
         elif step % CHECK_EVERY == 0 or step == settings.fit_steps or out_of_time:
-            curve.append((step, held_out_loss()))
+            curve.append((step, _held_out(backbone, edit_of(thetas.detach()), held_chunks, leash)))
             if curve[-1][1] < best_loss:
                 best, best_step, best_loss = thetas.detach().clone(), step, curve[-1][1]
             elif step - best_step >= settings.fit_patience * CHECK_EVERY:

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from chameleon_lib.core.protocols import Embedder
+from chameleon_lib.core.backbone import Keep, Unkept
 from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.core.task import HistoryItem, Task, User, history_line
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.prompts import history_line
-from chameleon_lib.lamp.records import HistoryItem, User
-from chameleon_lib.lamp.tasks import Task
 
 _ORD = {"l2": 2, "l1": 1, "max": np.inf}
+_USERS = 256  # whose texts are embedded at a time
 
 
 def item_texts(
@@ -45,27 +44,69 @@ def selection_key(user: User, settings: EditSettings) -> list[Any]:
 
 
 def select_items(
-    users: Sequence[User], embedder: Embedder, settings: EditSettings
+    users: Sequence[User],
+    encode: Callable[[Sequence[str]], np.ndarray],
+    settings: EditSettings,
+    keep: Keep | None = None,
+    modules: Sequence[str] = (),
 ) -> list[list[int]]:
     """Indices of the selected items of every user under ``selection_rule``, in profile order.
 
+    With a keeper these are two stages: the embedding costs far more than the choice, and the
+    history ablation (section 4.6) chooses from the same histories by several rules and numbers.
+
     Args:
         users: Users of any task; their choice does not depend on each other.
-        embedder: Embeds what the rule compares; rules ``random`` and ``recent`` embed nothing.
+        encode: ``Embedder.encode``, for what the rule compares; called only where a text was never
+            embedded before. Rules ``random`` and ``recent`` embed nothing.
         settings: The ``selection_*`` fields.
+        keep: Keeps choices, and the embeddings they were made by.
+        modules: Code of the embedder.
 
     Returns:
         At most ``selection_k`` indices per user; all of them if the history is no longer.
     """
-    if settings.selection_rule == "recent":
-        return [recent_items(len(user.history), settings) for user in users]
-    if settings.selection_rule == "random":
-        return [random_items(user, settings) for user in users]
-    items = _encode(embedder, [item_texts(u.task, u.history, settings) for u in users])
-    if settings.selection_rule == "pca":
-        return [select_history(part, settings) for part in items]
-    queries = _encode(embedder, [[query.text for query in user.queries] for user in users])
-    return [nearest_items(*parts, settings) for parts in zip(items, queries, strict=True)]
+    kept = keep or Unkept()
+
+    def embedded(ids: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        records = kept.map(
+            "embed",
+            list(zip(ids, texts, strict=True)),
+            lambda batch: [{"e": rows} for rows in _encode(encode, [own for _, own in batch])],
+            inputs={"embedder": settings.selection_embedder},
+            key_of=lambda unit: list(unit[1]),
+            batch_size=_USERS,
+            label="sentence embeddings",
+            modules=modules,
+            about=lambda unit: [unit[0]],
+        )
+        return [np.asarray(record["e"]) for record in records]
+
+    def chosen(batch: list[User]) -> list[list[int]]:
+        if settings.selection_rule == "recent":
+            return [recent_items(len(user.history), settings) for user in batch]
+        if settings.selection_rule == "random":
+            return [random_items(user, settings) for user in batch]
+        ids = [user.id for user in batch]
+        items = embedded(ids, [item_texts(u.task, u.history, settings) for u in batch])
+        if settings.selection_rule == "pca":
+            return [select_history(part, settings) for part in items]
+        queries = embedded(ids, [[query.text for query in user.queries] for user in batch])
+        return [nearest_items(*parts, settings) for parts in zip(items, queries, strict=True)]
+
+    return list(
+        kept.map(
+            "select",
+            users,
+            chosen,
+            inputs=settings.starting("selection_"),
+            key_of=lambda user: selection_key(user, settings),
+            batch_size=_USERS,
+            label="history selection",
+            modules=("chameleon_lib.core.history", *modules),
+            about=lambda user: [user.id],
+        )
+    )
 
 
 def select_history(embeddings: np.ndarray, settings: EditSettings) -> list[int]:
@@ -155,12 +196,12 @@ def recent_items(n: int, settings: EditSettings) -> list[int]:
     return list(range(max(n - settings.selection_k, 0), n))
 
 
-def _encode(embedder: Embedder, texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
+def _encode(
+    encode: Callable[[Sequence[str]], np.ndarray], texts: Sequence[Sequence[str]]
+) -> list[np.ndarray]:
     """Embeddings per user, from one call for all."""
-    if not texts:
-        return []
     bounds = np.cumsum([len(part) for part in texts])[:-1]
-    return np.split(embedder.encode([text for part in texts for text in part]), bounds)
+    return np.split(encode([text for part in texts for text in part]), bounds)
 
 
 def _checked(embeddings: np.ndarray) -> np.ndarray:

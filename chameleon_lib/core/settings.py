@@ -1,14 +1,14 @@
-"""EditSettings: one frozen object holds every choice; invalid ones and contradictions raise."""
+"""EditSettings, one frozen object: every point the paper leaves open, its readings, our default.
+
+Ids A1 to A23 and B1 to B10 are those of the ambiguity ledger, which notebook 06 prints.
+"""
 
 from __future__ import annotations
 
-import math
-import types
-import typing
-from dataclasses import Field, dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
-from chameleon_lib.core.settings_fields import EditFields, TextFields
+from chameleon_lib.core.checked import CheckedSettings
 from chameleon_lib.errors import UserError
 
 # Readings that the ledger lists and the kit refuses: silence about a setting would be worse.
@@ -20,22 +20,171 @@ NOT_OFFERED = (
 )
 
 
+def _open(
+    default: Any,
+    ambiguity: str,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A dataclass field that documents itself; its type's options and the bounds are enforced."""
+    metadata = {"id": ambiguity, "help": help, "at_least": at_least, "above": above}
+    return field(default=default, metadata=metadata)
+
+
 @dataclass(frozen=True, kw_only=True)
-class EditSettings(EditFields, TextFields):
+class EditSettings(CheckedSettings):
     """All settings of the method. Defaults are the reading called ``paper``.
 
-    Field names are the keys of section 15 of the method reference with dots as underscores; each
-    field's metadata tells the paper's silence and why the default was taken.
+    Each field's metadata tells the paper's silence and why the default was taken.
 
     Raises:
         UserError: A value outside its options or bounds, or a combination that has no meaning.
     """
 
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for item in fields(self):
-            object.__setattr__(self, item.name, _checked(item, getattr(self, item.name), hints))
-        self._check_combinations()
+    # From the history to the pair texts.
+    selection_k: int = _open(
+        10, "", "Selected history items; the paper uses up to 10.", at_least=1)
+    selection_embedder: str = _open(
+        "all-MiniLM-L6-v2", "A16", "The paper cites Sentence-BERT without a model; the small one.")
+    selection_rule: Literal["pca", "random", "recent", "nearest"] = _open(
+        "pca", "", "The paper ranks items by PCA (eq. 2); random, recent and nearest (to the "
+        "query) are controls.")
+    selection_seed: int = _open(0, "", "Seed of selection_rule random.", at_least=0)
+    selection_center: Literal["both", "components", "none"] = _open(
+        "both", "A17", "Eq. 2 does not say what is centred. Centring both prefers untypical items, "
+        "'none' typical ones.")
+    selection_norm: Literal["l2", "l1", "max"] = _open(
+        "l2", "A17", "Eq. 2 prints a norm without naming it; L2.")
+    selection_n_components: int | None = _open(
+        None, "A17", "The paper uses k for items and components; None means min(k, N, d).",
+        at_least=1)
+    selection_item_text: Literal["line", "body"] = _open(
+        "line", "B1", "What text of an item is embedded: its history line, or its body alone.")
+    insight_template: Literal["fig2_v1"] = _open(
+        "fig2_v1", "A14", "Figure 2 shows the insight prompt for LaMP-2 only; carried over to the "
+        "other tasks.")
+    insight_scope: Literal["user", "query"] = _open(
+        "user", "B2", "One insight pair per user or per query is not said; per user.")
+    prompts_fix_typos: bool = _open(
+        False, "A23", "Misprints in the equations are read as meant; template wording is kept.")
+    prompts_baseline: Literal["drop_insight_sentence", "drop_agent_block"] = _open(
+        "drop_insight_sentence", "B3", "What 'excluding insights' removes; the one sentence.")
+    prompts_chat: Literal["template", "raw"] = _open(
+        "template", "B8", "Chat template or raw text; the tokenizer's template where it has one.")
+    prompts_overflow: Literal["drop_items", "error"] = _open(
+        "drop_items", "B9", "Prompts beyond the context: drop history items, never the query.")
+    pairs_text: Literal[
+        "history_query_answer", "history_answer", "answer_history", "query_answer", "answer_only"
+    ] = _open(
+        "history_query_answer", "A3", "Order of history and output and the query's part are not "
+        "said; answer last, so that a last-token reading sees it.")
+    pairs_history: Literal["selected", "full"] = _open(
+        "selected", "B6", "History inside the pair text: the selected items or the whole profile.")
+    pairs_query_source: Literal["task", "history_loo"] = _open(
+        "task", "B7", "Queries of training users: LaMP's own; leave-one-out items extend them.")
+    pairs_drop_identical: Literal["normalised", "exact"] = _open(
+        "normalised", "", "The paper drops identical pairs; compared after strip, whitespace, "
+        "case folding.")
+    pairs_k_min: int = _open(
+        32, "A20", "Pairs needed to fit directions; with 1 or 2 CCS is undetermined.", at_least=1)
+    pairs_on_too_few: Literal["error", "warn"] = _open(
+        "error", "A20", "What happens below pairs_k_min.")
+    pairs_k_max: int | None = _open(
+        None, "", "Most pairs of a fit, a random draw; bounds its memory. None keeps all, as the "
+        "paper does.", at_least=1)
+    controls_label_token: tuple[
+        Literal["shuffle_pairs", "permute_answers", "answer_only"], ...
+    ] = _open(
+        ("shuffle_pairs", "permute_answers", "answer_only"), "A4",
+        "P and N of LaMP-2 and LaMP-3 differ by one label token, so directions may encode the "
+        "label. The label controls to run beside the method.")
+    controls_random_draws: int = _open(5, "", "Draws of the random-direction control.", at_least=1)
+    eval_split: Literal["dev", "test", "custom"] = _open(
+        "dev", "A18", "LaMP withholds test labels; the split that is scored.")
+    eval_user_mode: Literal["seen", "unseen"] = _open(
+        "seen", "A19", "What separates Table 1 from Table 2; seen users keep their history.")
+    unseen_prompt: Literal["no_history", "history"] = _open(
+        "no_history", "A19", "Whether the prompt of an unseen user shows a profile.")
+    infer_insight_in_prompt: bool = _open(
+        False, "A13", "Whether the edited model's prompt holds the insight; run the 2 x 2.")
+    infer_edit: bool = _open(True, "A13", "Whether the edit is active; run the 2 x 2.")
+    group_size: int = _open(100, "", "Users per group; the paper uses 100.", at_least=1)
+    group_draws: int = _open(3, "", "Random groups; the paper says 'several'.", at_least=1)
+    group_seeds: tuple[int, ...] = _open((0, 1, 2), "", "One seed per group draw.")
+    seed: int = _open(0, "", "Seed of the directions.", at_least=0)
+
+    # From activations to edited answers.
+    embed_pooling: Literal["last", "mean_answer", "mean_all"] = _open(
+        "last", "A2", "Pooling of a pair text; the last token of the answer.")
+    theta_method: Literal["paper", "fitted"] = _open(
+        "paper", "", "Where directions come from: SVD and CCS, or fitted by a preference loss.")
+    direction_personal: Literal[
+        "svd_p", "svd_p_centered", "svd_diff", "mean_diff", "svd_n", "random", "none"
+    ] = _open(
+        "svd_p", "A10", "Eq. 3 shows the SVD of H^P and does not mention centring; uncentred.")
+    direction_neutral: Literal["ccs", "logistic", "mean_diff", "random", "none"] = _open(
+        "ccs", "", "The paper uses CCS; the others are controls.")
+    ccs_lr: float = _open(1e-3, "A7", "No CCS setting is given; AlignEZ's.", above=0)
+    ccs_weight_decay: float = _open(0.01, "A7", "As AlignEZ.", at_least=0)
+    ccs_epochs: int = _open(1000, "A7", "Full-batch epochs, as AlignEZ.", at_least=1)
+    ccs_tries: int = _open(10, "A7", "Random restarts, as AlignEZ.", at_least=1)
+    ccs_probe: Literal["linear"] = _open(
+        "linear", "A7", "Probe shape; its weight is the direction.")
+    ccs_confidence: Literal["squared", "linear"] = _open(
+        "squared", "A8", "min{} is printed without the square of the CCS paper and code.")
+    ccs_normalize: Literal["none", "per_class", "joint"] = _open(
+        "none", "A6", "Not mentioned. Per-class centring deletes the P-N offset: an ablation.")
+    ccs_scale: Literal["none", "rms"] = _open(
+        "none", "B10", "The loss depends on the activation scale; rms makes layers comparable.")
+    ccs_solver: Literal["span", "reference"] = _open(
+        "reference", "", "reference: AdamW itself, whose unfinished losses rank the layers; span: "
+        "L-BFGS within AdamW's reach, much faster; but with few pairs all losses are 0.")
+    layers_rule: Literal["elbow", "elbow_literal", "top_k", "all"] = _open(
+        "elbow", "A5", "How many layers are edited is not said; AlignEZ's elbow.")
+    layers_k: int | None = _open(None, "A5", "Layers kept by top_k.", at_least=1)
+    layers_loss_stat: Literal["best_try", "mean_tries"] = _open(
+        "best_try", "B5", "'Average' CCS loss: of the best restart, or over restarts.")
+    edit_site: Literal["mlp_out", "gate_proj", "block_out"] = _open(
+        "mlp_out", "A1", "Which module is the 'MLP output'; its whole output.")
+    edit_positions: Literal["last", "all", "generated"] = _open(
+        "last", "A11", "Edited positions are not said; last prompt token and generated ones.")
+    edit_order: Literal["p_then_n", "n_then_p"] = _open(
+        "p_then_n", "B4", "Boost, then remove, as the equations are printed.")
+    edit_alpha_p: float = _open(1.0, "A12", "Boost strength; the equations have none.", at_least=0)
+    edit_alpha_n: float = _open(1.0, "A12", "Removal strength; likewise.", at_least=0)
+    edit_sign_gate: Literal["none", "class_mean"] = _open(
+        "none", "A9", "Projections ignore signs. class_mean leaves a part out at layers whose "
+        "direction points to the other class, as AlignEZ code v1 does.")
+    edit_compute_dtype: Literal["float32", "float64"] = _open(
+        "float32", "A22", "Precision of the edit's arithmetic.")
+    model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _open(
+        "auto", "A22", "Precision of the weights is not said; auto is float32 on a CPU and "
+        "bfloat16 on a GPU, whatever the checkpoint holds.")
+    t5_stack: Literal["decoder", "encoder"] = _open(
+        "decoder", "A21", "Edited stack of an encoder-decoder; the paper says decoder layers.")
+    t5_pair_layout: Literal["enc_ctx_dec_answer", "enc_all"] = _open(
+        "enc_ctx_dec_answer", "A21", "Where an encoder-decoder reads the pair text.")
+    decode_do_sample: bool = _open(False, "A15", "Decoding is not said; greedy.")
+    decode_num_beams: int = _open(1, "A15", "Beams; LaMP's own code uses 4.", at_least=1)
+    decode_temperature: float | None = _open(None, "A15", "Only with sampling.", above=0)
+    decode_max_new_tokens: int | None = _open(
+        None, "A15", "None is the task's own: 16, 8, 128.", at_least=1)
+    decode_insight_tokens: int = _open(
+        256, "A15", "New tokens of an insight, and what a prompt keeps free for it; one that takes "
+        "more when it is read again is cut to as many, after a word.", at_least=1)
+    decode_seed: int = _open(0, "A15", "Seed of sampling.", at_least=0)
+    fit_steps: int = _open(40, "", "Adam steps of theta_method fitted.", at_least=1)
+    fit_lr: float = _open(0.05, "", "Its step size.", above=0)
+    fit_batch: int = _open(32, "", "Pairs per step.", at_least=1)
+    fit_holdout: float = _open(
+        0.2, "", "Share of the users, rounded down, kept to stop on; with fewer than 1 / share "
+        "users nobody is kept and all fit_steps are run.", at_least=0)
+    fit_leash: float = _open(1.0, "", "Weight of the leash on agreed queries.", at_least=0)
+    fit_layers: Literal["all", "chosen"] = _open(
+        "all", "", "Layers that are fitted: all, or those of layers_rule.")
+    fit_patience: int = _open(3, "", "Checks without gain before stopping.", at_least=1)
 
     def _check_combinations(self) -> None:
         rules = (
@@ -120,46 +269,14 @@ class EditSettings(EditFields, TextFields):
             if broken:
                 raise UserError(sentence)
 
-    def with_(self, **changes: Any) -> EditSettings:
-        """A copy with these fields changed and everything checked again."""
-        known = {item.name for item in fields(self)}
-        for name in changes:
-            if name not in known:
-                raise UserError(f"EditSettings has no field {name!r}; see ambiguity_ledger().")
-        return replace(self, **changes)
-
-    def canonical(self) -> dict[str, Any]:
-        """All fields, sorted by name, as JSON-able values; equal settings give equal dicts."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in sorted(values.items())
-        }
+    def starting(self, *prefixes: str) -> dict[str, Any]:
+        """The canonical values whose names start with one of ``prefixes``, for a store key."""
+        return {k: v for k, v in self.canonical().items() if k.startswith(prefixes)}
 
     @classmethod
     def paper(cls) -> EditSettings:
         """The paper, silent points at their documented defaults."""
         return cls()
-
-    @classmethod
-    def alignez_v1(cls) -> EditSettings:
-        """AlignEZ code v1; its element-wise boost is ``core.edit.elementwise_boost`` instead."""
-        return cls(
-            edit_site="gate_proj",
-            edit_order="n_then_p",
-            edit_sign_gate="class_mean",
-            layers_rule="elbow_literal",
-        )
-
-    @classmethod
-    def alignez_v3(cls) -> EditSettings:
-        """AlignEZ v3: SVD of differences, boost alone, 5 layers; CCS only ranks the layers."""
-        return cls(
-            direction_personal="svd_diff",
-            direction_neutral="none",
-            layers_rule="top_k",
-            layers_k=5,
-        )
 
 
 def ambiguity_ledger() -> list[dict[str, Any]]:
@@ -169,49 +286,10 @@ def ambiguity_ledger() -> list[dict[str, Any]]:
             "id": item.metadata["id"],
             "field": item.name,
             "default": item.default,
-            "options": item.metadata["options"],
+            "options": EditSettings.options_of(item.name),
             "help": item.metadata["help"],
         }
         for item in fields(EditSettings)
         if item.metadata["id"]
     ]
     return sorted(rows, key=lambda row: (row["id"][0], int(row["id"][1:]), row["field"]))
-
-
-def _checked(item: Field[Any], value: Any, hints: dict[str, Any]) -> Any:
-    """The value in its field's type, or a UserError that names the field."""
-    kind = hints[item.name]
-    if isinstance(kind, types.UnionType):
-        if value is None:
-            return None
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
-    if typing.get_origin(kind) is tuple:
-        return _checked_tuple(item, value, typing.get_args(kind)[0])
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)  # 1 and 1.0 must give the same canonical form
-    if type(value) is not kind:
-        raise UserError(f"{item.name} must be {kind.__name__}, not {value!r}.")
-    if kind is float and not math.isfinite(value):
-        raise UserError(f"{item.name} is {value}; give a finite number.")
-    if kind is str and not value:
-        raise UserError(f"{item.name} is empty.")
-    options = item.metadata["options"]
-    if options and value not in options:
-        raise UserError(f"{item.name} is {value!r}; choose one of {', '.join(options)}.")
-    at_least, above = item.metadata["at_least"], item.metadata["above"]
-    if at_least is not None and value < at_least:
-        raise UserError(f"{item.name} is {value}; it must be at least {at_least}.")
-    if above is not None and value <= above:
-        raise UserError(f"{item.name} is {value}; it must be above {above}.")
-    return value
-
-
-def _checked_tuple(item: Field[Any], value: Any, kind: type) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, (tuple, list)):
-        raise UserError(f"{item.name} must be a list, not {value!r}.")
-    options = item.metadata["options"]
-    for part in value:
-        if type(part) is not kind or (options and part not in options):
-            wanted = ", ".join(options) if options else f"{kind.__name__} values"
-            raise UserError(f"{item.name} holds {part!r}; allowed are {wanted}.")
-    return tuple(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -13,18 +14,63 @@ from typing import TYPE_CHECKING
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.pace import Pace
-from chameleon_lib.kit.plan import Step
 from chameleon_lib.kit.progress import duration, light_file, notes_file, read_progress
 
 if TYPE_CHECKING:
     from chameleon_lib.kit.engine import Session
+    from chameleon_lib.kit.plan import Step
 
 _PLAIN_EVERY = 30.0  # seconds between progress lines where they cannot be rewritten
 
 
+class Pace:
+    """Seconds of whole notebooks: those of the last run here, else a forecast.
+
+    Args:
+        profile: Run profile, in whose ``measured/timings.json`` they are kept; "" keeps none.
+        forecast: Notebook → expected seconds. What is done corrects the rest of them.
+    """
+
+    def __init__(self, profile: str = "", forecast: Mapping[str, float] | None = None) -> None:
+        self._file = paths.measured_dir(profile) / "timings.json" if profile else None
+        self._forecast = dict(forecast or {})
+        self._took = self._expected = 0.0
+        self._known: dict[str, float] = {}
+        try:
+            stored = json.loads(self._file.read_text(encoding="utf-8")) if self._file else {}
+            self._known = {k: float(v) for k, v in stored.get("seconds", {}).items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            pass  # an estimate is all that is lost
+
+    def finished(self, name: str, seconds: float) -> None:
+        """Note how long a notebook took, for the rest of this run and for the next one."""
+        self._known[name] = round(seconds, 1)
+        if name in self._forecast:
+            self._took += seconds
+            self._expected += self._forecast[name]
+        if self._file is not None:
+            text = json.dumps({"seconds": self._known}, indent=1, sort_keys=True)
+            paths.replace_text(self._file, text + "\n")
+
+    def last(self, name: str) -> float | None:
+        """Seconds of the last run here."""
+        return self._known.get(name)
+
+    def left(self, name: str, spent: float = 0.0) -> float | None:
+        """Seconds that a notebook still needs after ``spent``; None if it outran what is known."""
+        factor = self._took / self._expected if self._expected else 1.0
+        guesses = [self._known.get(name, 0.0), self._forecast.get(name, 0.0) * factor]
+        return next((guess - spent for guess in guesses if guess > spent), None)
+
+    def total(self, names: Iterable[str]) -> float | None:
+        """Seconds of notebooks that have not begun; None if one of them is unknown."""
+        known = [self.left(name) for name in names]
+        return None if None in known else sum(filter(None, known))
+
+
 def progress_file(number: str) -> Path:
-    return paths.cache_dir() / "progress" / f"{os.getpid()}-{number}.json"
+    """Where the kernel of a notebook tells this process how far it is."""
+    return paths.cache_dir() / "progress" / f"{os.getpid()}-{number}.txt"
 
 
 class Board:
@@ -46,16 +92,17 @@ class Board:
 
     def start(self, step: Step) -> None:
         """Say which notebook starts, and why it must."""
-        light = light_file(progress_file(step.notebook.number))
+        notebook = step.notebook
+        light = light_file(progress_file(notebook.number))
         light.unlink(missing_ok=True)
-        if step.notebook.light:
+        if notebook.light:
             light.parent.mkdir(parents=True, exist_ok=True)
             light.touch()
-        place = f"{list(self._names).index(step.notebook.number) + 1}/{len(self._names)}"
-        usual = self._pace.last(step.notebook.name)
+        place = f"{list(self._names).index(notebook.number) + 1}/{len(self._names)}"
+        usual = self._pace.last(notebook.name)
         hint = f", took {duration(usual)} last time" if usual else ""
         why = step.state.why or "asked for"
-        self._line(f"[{step.notebook.number}] {step.notebook.name} ({place}): {why}{hint}")
+        self._line(f"[{notebook.number}] {notebook.name} ({place}): {why}{hint}")
 
     def show(self, running: Iterable[tuple[Step, Session]], waiting: Sequence[str]) -> None:
         """New notes, then cell, library progress and time of every running notebook."""
@@ -64,18 +111,19 @@ class Board:
             return
         self._last = now
         for step, session in running:
-            self._notes(step.notebook.number)
+            number = step.notebook.number
+            self._notes(number)
             spent = now - session.started
-            parts = [f"[{step.notebook.number}] cell {session.cell}/{session.total}"]
-            parts += filter(None, [read_progress(progress_file(step.notebook.number))])
             left = self._pace.left(step.notebook.name, spent)
-            hint = "" if left is None else f", about {duration(left)} left"
-            parts.append(f"{duration(spent)} so far{hint}")
+            parts = [
+                f"[{number}] cell {session.cell}/{session.total}",
+                read_progress(progress_file(number)),
+                f"{duration(spent)} so far{_about(left, 'left')}",
+            ]
             if waiting:
-                more = self._pace.total(self._names[number] for number in waiting)
-                hint = "" if more is None else f", about {duration(more)} more"
-                parts.append(f"then {', '.join(waiting)}{hint}")
-            text = " · ".join(parts)
+                more = self._pace.total(self._names[other] for other in waiting)
+                parts.append(f"then {', '.join(waiting)}{_about(more, 'more')}")
+            text = " · ".join(filter(None, parts))
             if self._rewrite:
                 sys.stderr.write(f"\r\033[K{text[:110]}")
                 sys.stderr.flush()
@@ -84,23 +132,21 @@ class Board:
 
     def finish(self, step: Step, future: Future[float]) -> bool:
         """Report the end of a notebook; True if it was a good one."""
-        number = step.notebook.number
+        number, name = step.notebook.number, step.notebook.name
         progress = progress_file(number)
         self._notes(number)
-        notes_file(progress).unlink(missing_ok=True)
-        progress.unlink(missing_ok=True)
-        light_file(progress).unlink(missing_ok=True)
+        for path in (notes_file(progress), progress, light_file(progress)):
+            path.unlink(missing_ok=True)
         error = future.exception()
         if error is None:
-            self._pace.finished(step.notebook.name, future.result())
-            self._pace.save(self._profile)
+            self._pace.finished(name, future.result())
             self._line(f"[{number}] done in {duration(future.result())}")
             return True
         from chameleon_lib.kit.engine import NotebookFailed
 
         if not isinstance(error, NotebookFailed | UserError):
             raise error
-        kept = paths.executed_dir(self._profile) / f"{step.notebook.name}.partial.ipynb"
+        kept = paths.executed_dir(self._profile) / f"{name}.partial.ipynb"
         self._line(f"[{number}] FAILED: {error}; see {paths.display(kept)}")
         return False
 
@@ -119,6 +165,10 @@ class Board:
         if self._rewrite:
             sys.stderr.write("\r\033[K")
         say(text)
+
+
+def _about(seconds: float | None, what: str) -> str:
+    return "" if seconds is None else f", about {duration(seconds)} {what}"
 
 
 def say(text: str) -> None:

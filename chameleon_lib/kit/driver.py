@@ -9,28 +9,34 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
+import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import paths
-from chameleon_lib.kit.board import Board, progress_file, say
+from chameleon_lib.kit import counting, paths
+from chameleon_lib.kit.board import Board, Pace, progress_file, say
+from chameleon_lib.kit.cost import COUNTS, SPEEDS, costs
 from chameleon_lib.kit.hashing import digest, file_digest, tree_digests
 from chameleon_lib.kit.kernels import kernel_environment, private_jupyter
 from chameleon_lib.kit.ledger import Ledger, written_outputs
-from chameleon_lib.kit.pace import Pace
+from chameleon_lib.kit.needs import require
+from chameleon_lib.kit.notebooks import Notebook
 from chameleon_lib.kit.plan import Run, Step
-from chameleon_lib.kit.preflight import check
 from chameleon_lib.kit.progress import light_file
+from chameleon_lib.kit.store import ArtifactStore
 
 if TYPE_CHECKING:
     from chameleon_lib.kit.engine import Session
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 _TICK = 0.5  # seconds between two looks at running notebooks
+_START = 10.0  # seconds that any notebook takes: imports, figures, tables
+Check = Callable[[Run, Sequence[str]], None]  # of the users' files, before any work
 
 
 def run_notebooks(
@@ -40,7 +46,9 @@ def run_notebooks(
     *,
     force: bool = False,
     jobs: int = 1,
+    count: bool = False,
     folder: Path | None = None,
+    check: Check | None = None,
 ) -> int:
     """Bring the outputs of a run profile up to date and build its report.
 
@@ -50,7 +58,9 @@ def run_notebooks(
         overrides: parameter values.
         force: run also what is current; finished units in the store are still used.
         jobs: notebooks at a time; summary notebooks always come last, alone.
+        count: count a cold run of the demo, and write the file that every plan is scaled from.
         folder: source notebooks; those of the checkout by default.
+        check: refuses a run whose data are wrong, given the notebooks that will read them.
 
     Returns:
         0 if all is up to date, 1 if a notebook failed, 130 after Ctrl-C.
@@ -60,9 +70,12 @@ def run_notebooks(
     """
     if jobs < 1:
         raise UserError("--jobs takes a number of 1 or more.")
+    if count and (profile != "demo" or only or overrides or ArtifactStore().root.exists()):
+        store = paths.display(ArtifactStore().root)
+        raise UserError(f"--count takes a whole run of the demo with an empty store: move {store}.")
     run = Run(profile, overrides, only, folder=folder)
-    check(run, [n.number for n, what, _ in run.plan() if what == "run" or force])
-    with alone():
+    _check(run, [n for n, what, _ in run.plan() if what == "run" or force], check)
+    with alone(), _counting(count):
         # The checks may take minutes, and what another driver noted meanwhile must not get lost.
         run.ledger = Ledger(run.ledger.path)
         failed, done = 0, 0
@@ -91,7 +104,56 @@ def run_notebooks(
             return FAILED
         index = _report(run)
     print(f"Read: {paths.display(index)}", flush=True)
+    print(_compared(profile), flush=True)
     return OK
+
+
+def _compared(profile: str) -> str:
+    """How the run compares with the committed one; read anew where either has changed."""
+    stamp = paths.cache_dir() / "compared.json"
+    git = ["git", "rev-parse", f"HEAD:outputs/{profile}"]
+    committed = subprocess.run(git, cwd=paths.root(), capture_output=True, text=True, check=False)
+    folder, parts = paths.outputs_dir(profile), ("tables", "figures", "verdicts")
+    outputs = [tree_digests(folder / part) for part in parts]
+    key = digest([committed.stdout, outputs])
+    try:
+        known = json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if known.get(profile, {}).get("of") != key:
+        from chameleon_lib.kit.verify import compare_line
+
+        known = {**known, profile: {"of": key, "line": compare_line(profile)}}
+        paths.replace_text(stamp, json.dumps(known, indent=1, sort_keys=True))
+    return str(known[profile]["line"])
+
+
+@contextlib.contextmanager
+def _counting(count: bool) -> Iterator[None]:
+    """Let all kernels count, and put their counts together; nothing is written after a failure."""
+    if not count:
+        yield
+        return
+    folder = paths.cache_dir() / "counts"
+    folder.mkdir()
+    os.environ[counting.VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[counting.VARIABLE]
+    counting.write_counts(folder, COUNTS)
+    say(f"Counted: {paths.display(COUNTS)}")
+
+
+def _check(run: Run, stale: Sequence[Notebook], check: Check | None) -> None:
+    """Refuse a run that cannot go through; one that reads no data asks for nothing."""
+    reading = [n.number for n in stale if "data_dir" in n.parameters()]
+    if not reading:
+        return
+    for sentence in require(run.scope, [notebook.number for notebook in stale]):
+        say(sentence)
+    if check is not None and run.profile.data != "demo":
+        check(run, reading)
 
 
 def _report_what_there_is(run: Run) -> None:
@@ -125,7 +187,7 @@ def _execute(run: Run, steps: Sequence[Step], jobs: int) -> int:
     from chameleon_lib.kit.engine import Session
 
     names = {step.notebook.number: step.notebook.name for step in steps}
-    board = Board(run.profile.name, names, Pace.read(run.profile.name))
+    board = Board(run.profile.name, names, _pace(run, steps))
     limit = run.profile.timeout_minutes * 60
     good = 0
     with private_jupyter(), ThreadPoolExecutor(jobs + 1) as pool:
@@ -149,6 +211,19 @@ def _execute(run: Run, steps: Sequence[Step], jobs: int) -> int:
             for _step, session in sessions.values():
                 session.stop("interrupted")
     return good
+
+
+def _pace(run: Run, steps: Sequence[Step]) -> Pace:
+    """How long the notebooks will take: each pays for what those before it have not made."""
+    speed, before, expected = SPEEDS[run.profile.name], list[str](), dict[str, float]()
+    stale = [step.notebook.number for step in steps]
+    stored = [notebook.number for notebook in run.all if notebook.number not in stale]
+    for step in steps:
+        number = step.notebook.number
+        work = sum(map(speed.hours, costs(run.scope, [number], [*stored, *before])))
+        expected[step.notebook.name] = _START + work * 3600 / run.profile.workers
+        before.append(number)
+    return Pace(run.profile.name, expected)
 
 
 def _room(running: Iterable[tuple[Step, Session]], jobs: int) -> bool:
@@ -176,11 +251,14 @@ def _run_one(run: Run, step: Step, session: Session) -> float:
     progress = progress_file(notebook.number)
     log = progress.with_suffix(".written")
     log.unlink(missing_ok=True)
+    env = {**kernel_environment(run.profile, progress), paths.WRITTEN: str(log)}
+    if counting.on():
+        env[counting.VARIABLE] = str(Path(os.environ[counting.VARIABLE]) / notebook.number)
     executed = engine.execute(
         notebook,
         partial,
         step.parameters,
-        env={**kernel_environment(run.profile, progress), paths.WRITTEN: str(log)},
+        env=env,
         work=work,
         session=session,
     )
@@ -201,7 +279,7 @@ def _report(run: Run) -> Path:
             "outputs": digest(tree_digests(paths.outputs_dir(name), skip=("measured",))),
             "sources": digest(run.library.digests(["chameleon_lib.kit.report"], data=True)),
             # The pages show these files as they are, comments and docstrings included.
-            "shown": digest(_python_files(paths.package_dir() / "sections")),
+            "shown": digest(_python_files(paths.package_dir())),
             "templates": digest(tree_digests(paths.package_dir() / "kit" / "templates")),
         }
 

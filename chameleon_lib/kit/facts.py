@@ -35,7 +35,7 @@ def run_facts(profile: str, data: Mapping[str, str] | None = None) -> dict[str, 
     chosen = get_profile(profile)
     models = {
         path.relative_to(paths.package_dir()).as_posix(): file_digest(path)
-        for path in sorted((paths.package_dir() / "backbones").rglob("*.safetensors"))
+        for path in sorted((paths.package_dir() / "demo").rglob("*.safetensors"))
     }
     environment = paths.environment_file()
     return {

@@ -1,25 +1,28 @@
 """What a run needs from this machine, and one sentence for everything that is missing.
 
 Asked before any work starts, and by ``--plan``. Profiles that need neither network nor GPU ask for
-nothing and load nothing. No token is ever read: only whether there is one.
+nothing and load nothing. No token is ever read: only whether there is one. Of the model hub's cache
+the standard library looks at the files, since a plan is printed before its client is installed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module, util
 from pathlib import Path
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import hub, paths
-from chameleon_lib.kit.forecast.known import MODELS
-from chameleon_lib.kit.forecast.memory import device_bytes
-from chameleon_lib.kit.forecast.report import disk_bytes, models_of, size
-from chameleon_lib.kit.forecast.scope import Scope
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.cost import Scope, costs, memory, missing_bytes, models_of, size, store_bytes
+from chameleon_lib.kit.models import MODELS
 
+_TIMEOUT = 5  # seconds until the hub counts as out of reach
 QUANTIZED = ("bitsandbytes", "accelerate")
 _RIVALS = {
     "DPO": "The DPO training of",
@@ -75,21 +78,82 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def hub_home() -> Path:
+    """Folder of the hub's client, as its own variables name it."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or f"{caches}/huggingface").expanduser()
+
+
+def hub_cache() -> Path:
+    """Folder of the models that were downloaded."""
+    own = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(own).expanduser() if own else hub_home() / "hub"
+
+
+def in_cache(model: str) -> bool:
+    """Whether a snapshot of a model is complete: configuration, and every file of its weights."""
+    if model.startswith("demo:"):
+        return True
+    snapshots = hub_cache() / f"models--{model.replace('/', '--')}" / "snapshots"
+    return any(_complete(folder) for folder in snapshots.glob("*"))
+
+
+def _complete(folder: Path) -> bool:
+    if not (folder / "config.json").is_file():
+        return False
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return True
+        try:
+            index = json.loads((folder / f"{name}.index.json").read_text(encoding="utf-8"))
+            shards = set(index["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            continue
+        if shards and all((folder / shard).is_file() for shard in shards):
+            return True
+    return False
+
+
+def has_token() -> bool:
+    """Whether an access token of the hub is set or stored."""
+    if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return True
+    stored = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").expanduser()
+    return stored.is_file() and stored.stat().st_size > 0
+
+
+def endpoint() -> str:
+    """Address of the hub or of its mirror."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached; any answer counts, also a refusal."""
+    try:
+        request = urllib.request.Request(endpoint(), method="HEAD")
+        with urllib.request.urlopen(request, timeout=_TIMEOUT):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
 @dataclass(frozen=True)
 class Machine:
     """How to look at this machine; tests look at another one."""
 
-    device: Callable[[], Device] = field(default=gpu)
-    ram: Callable[[], int] = field(default=ram_bytes)
-    cached: Callable[[str], bool] = field(default=hub.in_cache)
-    token: Callable[[], bool] = field(default=hub.has_token)
-    reachable: Callable[[], bool] = field(default=hub.answers)
-    free: Callable[[Path], int] = field(default=free_bytes)
-    package: Callable[[str], bool] = field(default=lambda name: util.find_spec(name) is not None)
+    device: Callable[[], Device] = gpu
+    ram: Callable[[], int] = ram_bytes
+    cached: Callable[[str], bool] = in_cache
+    token: Callable[[], bool] = has_token
+    reachable: Callable[[], bool] = hub_answers
+    free: Callable[[Path], int] = free_bytes
+    package: Callable[[str], bool] = lambda name: util.find_spec(name) is not None
 
 
 def missing(
-    scope: Scope, notebooks: list[str], machine: Machine | None = None
+    scope: Scope, notebooks: Sequence[str], machine: Machine | None = None
 ) -> tuple[list[str], list[str]]:
     """What a run lacks here.
 
@@ -113,11 +177,6 @@ def missing(
                 f"Profile {profile.name} loads 4-bit weights, and {' and '.join(lacking)} is not "
                 f"installed here: run 'pip install {' '.join(lacking)}' or leave --quantize out."
             )
-    if profile.generator == "vllm" and not machine.package("vllm"):
-        stops.append(
-            f"Profile {profile.name} writes with vLLM, which is not installed here: install it, or "
-            "set generator to 'transformers'."
-        )
     absent = [name for name in models_of(scope, notebooks) if not machine.cached(name)]
     if absent:
         stops += _hub(profile.name, absent, machine)
@@ -125,7 +184,9 @@ def missing(
     return stops + more, warns + later
 
 
-def _memory(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[str], list[str]]:
+def _memory(
+    scope: Scope, notebooks: Sequence[str], machine: Machine
+) -> tuple[list[str], list[str]]:
     """What the models need of a GPU or, where the profile may do without one, of the machine."""
     name, device = scope.profile.name, machine.device()
     if device.why and scope.profile.needs_gpu:
@@ -137,15 +198,15 @@ def _memory(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[
         there, kind, way_out = machine.ram(), "memory", "take a larger machine"
     stops, warns = [], []
     for model in scope.models(studied=False) if there else ():
-        need = device_bytes(scope, model)
+        need = memory(scope, model)
         if need["asking"] > there:
             stops.append(
                 f"{model.id} needs about {size(need['asking'])} of {kind}, and there are "
                 f"{size(there)}: {way_out}."
             )
             continue
-        trains = model.id in scope.profile.studied and {"01", "02", "04", "06"} & {*notebooks}
-        for rival, work in _RIVALS.items() if trains else ():
+        trained = {cost.stage for cost in costs(scope, notebooks) if cost.model == model}
+        for rival, work in _RIVALS.items() if trained & {"ALOE", "DPO"} else ():
             if need[rival] > there:
                 warns.append(
                     f"{work} {model.id} takes up to {size(need[rival])} of {kind}, and there are "
@@ -157,14 +218,14 @@ def _memory(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[
 def _hub(profile: str, absent: list[str], machine: Machine) -> list[str]:
     """Network and token, for what is not in the cache."""
     found = []
-    if hub.kept_offline():
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "yes", "true"):
         found.append(
             f"Profile {profile} has to download {', '.join(absent)}, and HF_HUB_OFFLINE forbids "
             "it: unset it, or bring these models into the cache."
         )
     elif not machine.reachable():
         found.append(
-            f"Profile {profile} has to download {', '.join(absent)}, and {hub.endpoint()} cannot "
+            f"Profile {profile} has to download {', '.join(absent)}, and {endpoint()} cannot "
             "be reached: connect this machine, set HF_ENDPOINT to a mirror, or bring these models "
             "into the cache."
         )
@@ -177,11 +238,13 @@ def _hub(profile: str, absent: list[str], machine: Machine) -> list[str]:
     return found
 
 
-def _disk(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[str], list[str]]:
+def _disk(
+    scope: Scope, notebooks: Sequence[str], machine: Machine
+) -> tuple[list[str], list[str]]:
     """Models must fit before anything starts; the store grows, and may be cleared on the way."""
-    models, kept = disk_bytes(scope, notebooks, machine.cached)
-    stops, warns, store = [], [], sum(kept.values())
-    cache, own = hub.cache(), paths.cache_dir()
+    models = missing_bytes(scope, notebooks, machine.cached)
+    stops, warns, store = [], [], sum(store_bytes(scope, costs(scope, notebooks)).values())
+    cache, own = hub_cache(), paths.cache_dir()
     if models > machine.free(cache):
         stops.append(
             f"The models of profile {scope.profile.name} take {size(models)}, and {cache} has "
@@ -196,7 +259,7 @@ def _disk(scope: Scope, notebooks: list[str], machine: Machine) -> tuple[list[st
     return stops, warns
 
 
-def require(scope: Scope, notebooks: list[str], machine: Machine | None = None) -> list[str]:
+def require(scope: Scope, notebooks: Sequence[str], machine: Machine | None = None) -> list[str]:
     """Refuse a run that cannot go through.
 
     Returns:

@@ -77,9 +77,20 @@ class Notebook:
         return int(self.number) >= 90
 
     @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the kit knows of it: ``chameleon`` in its metadata.
+
+        ``light``: it needs one core from its first cell on, so another may run beside it.
+        ``figure``: id of the figure that leads on the page. ``cost``: how its work differs from
+        the counted demo run (:mod:`kit.cost`).
+        """
+        found: Mapping[str, Any] = self.content["metadata"].get("chameleon", {})
+        return found
+
+    @property
     def light(self) -> bool:
-        """Whether it needs one core from its first cell on, so that another may run beside it."""
-        return bool(self.content["metadata"].get("chameleon", {}).get("light", False))
+        """Whether another notebook may run beside it from its first cell on."""
+        return bool(self.facts.get("light", False))
 
     def runnable(self) -> list[dict[str, Any]]:
         """Code cells that a run executes: not empty, not tagged `skip-execution`."""

@@ -1,17 +1,25 @@
-"""What a run would do: the notebooks asked for, their parameters, and whether each must run."""
+"""What a run would do: the notebooks asked for, their parameters, and whether each must run.
+
+Standard library only, as all it imports: :func:`main` answers ``list`` and ``plan`` before anything
+is installed.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chameleon_lib.command_line import Parser, notebook_numbers, positive
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import paths
+from chameleon_lib.kit import needs, paths
+from chameleon_lib.kit.cost import Scope, Speed, text
 from chameleon_lib.kit.ledger import Inputs, Ledger, State, notebook_inputs
 from chameleon_lib.kit.notebooks import Notebook, discover, select
-from chameleon_lib.kit.profiles import RunProfile, get_profile
+from chameleon_lib.kit.profiles import PUBLIC, QUANTIZE, RunProfile, for_data, get_profile
 from chameleon_lib.kit.sources import SourceTree
 
 
@@ -61,6 +69,13 @@ class Run:
                 numbers = ", ".join(notebook.number for notebook in self.selected)
                 raise UserError(f"Unknown parameter '{name}': no notebook among {numbers} has it.")
 
+    @property
+    def scope(self) -> Scope:
+        """The size of this run, as its notebooks will see it."""
+        designs = {notebook.number: notebook.facts.get("cost", {}) for notebook in self.all}
+        users, draws = (self.overrides.get(name, 0) for name in ("users", "seeds"))
+        return Scope(self.profile, users, draws, designs)
+
     def _parameters(self, notebook: Notebook) -> dict[str, Any]:
         declared = notebook.parameters()
         wanted = {**self.overrides, "profile": self.profile.name}
@@ -102,3 +117,62 @@ class Run:
                 running.append(notebook.number)
             what = "run" if why else "prose" if state.stale_prose else "cached"
             yield notebook, what, why
+
+
+def listing(only: Sequence[str]) -> list[str]:
+    """Notebooks with titles and parameters, as lines."""
+    lines = []
+    for notebook in select(discover(paths.notebooks_dir()), list(only)):
+        lines += [f"{notebook.number}  {notebook.title()}", f"    {paths.display(notebook.path)}"]
+        for item in notebook.parameters().values():
+            kind = f": {item.annotation}" if item.annotation else ""
+            lines.append(f"    {item.name}{kind} = {item.default!r}")
+    return lines
+
+
+def plan_lines(run: Run, speed: Speed | None = None) -> list[str]:
+    """What would run and why, what it would cost, and what is missing here, as lines."""
+    lines: list[str] = []
+    what_of: dict[str, list[str]] = {"run": [], "prose": [], "cached": []}
+    for notebook, what, why in run.plan():
+        lines.append(f"{notebook.number}  {what:<7}{notebook.name}{f'  ({why})' if why else ''}")
+        what_of[what].append(notebook.number)
+    if not what_of["run"]:
+        return lines
+    stored = what_of["prose"] + what_of["cached"]
+    lines += ["", text(run.scope, what_of["run"], stored, speed=speed, present=needs.in_cache)]
+    stops, warns = needs.missing(run.scope, what_of["run"])
+    if run.profile.data != "demo" and "data_dir" not in run.overrides:
+        stops.append("The users: name the folder of the LaMP files with --data.")
+    said = [f"  {sentence}" for sentence in (*stops, *warns)] or ["  nothing"]
+    return [*lines, "", "Missing on this machine:", *said]
+
+
+def main(argv: Sequence[str]) -> int:
+    """``list`` and ``plan`` without typer, which is not there before an installation."""
+    parser = Parser(prog="python -m chameleon_lib", allow_abbrev=False)
+    parser.add_argument("command", choices=("list", "plan"))
+    parser.add_argument("--only", default="")
+    parser.add_argument("--profile", choices=PUBLIC, default="demo")
+    parser.add_argument("--quantize", choices=tuple(QUANTIZE))
+    parser.add_argument("--data")
+    parser.add_argument("--tflops")
+    for name in ("users", "seeds"):
+        parser.add_argument(f"--{name}", type=positive, default=argparse.SUPPRESS)
+    try:
+        options = parser.parse_args(argv)
+        numbers = notebook_numbers(options.only)
+        if options.command == "list":
+            lines = listing(numbers)
+        else:
+            values = {n: vars(options)[n] for n in ("users", "seeds") if n in options}
+            if options.data:
+                values["data_dir"] = str(Path(options.data).absolute())
+            name = for_data(options.profile, bool(options.data), options.quantize)
+            speed = Speed.parse(options.tflops) if options.tflops else None
+            lines = plan_lines(Run(name, values, numbers), speed)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print("\n".join(lines))
+    return 0

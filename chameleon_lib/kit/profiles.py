@@ -45,7 +45,6 @@ class RunProfile:
         device_map: None, or "auto" to spread a model over all GPUs and the CPU (accelerate).
         revisions: pinned revisions of hub models, (model id, commit, tag or branch) each; what is
             not pinned is taken as it is and written to `revisions.json` beside the outputs.
-        generator: who writes insights and pairs: "transformers", or "vllm" for decoders of the hub.
         needs_gpu: if true, a run without a GPU that torch can use is refused before it starts.
         prefix_gib: memory that a backbone may keep of prompts that are asked again, in GiB.
         micro_batch: rows of a training that are in memory at once; 0 for the recipe's whole batch.
@@ -78,7 +77,6 @@ class RunProfile:
     device_map: str | None = None
     revisions: tuple[tuple[str, str], ...] = ()
     needs_gpu: bool = False
-    generator: str = "transformers"
     prefix_gib: float = 2.0
     micro_batch: int = 0
     checkpointing: bool = False

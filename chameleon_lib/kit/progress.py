@@ -7,7 +7,6 @@ terminal and in JupyterLab it is a bar of tqdm on stderr; anywhere else it is si
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -96,14 +95,14 @@ class Progress:
         if now - self._shown < _INTERVAL:
             return
         self._shown = now
-        replace_text(self._file, json.dumps({"text": self.text()}))
+        replace_text(self._file, self.text())
 
 
 def read_progress(path: Path) -> str:
     """The line a kernel last left for the driver; empty if there is none."""
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["text"])
-    except (FileNotFoundError, ValueError):
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
         return ""
 
 

@@ -1,109 +1,67 @@
-"""Executed notebooks to offline pages, and the index page of a run profile."""
+"""The pages of a run profile: outputs/<profile>/index.html, every notebook, and the code behind.
+
+The index says what was claimed, what was found and how sure that is, then the main claim, all
+claims at a glance and one figure per section; whatever supports them opens on demand. All of it is
+counted from the verdicts and side files that the notebooks left.
+"""
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import nbformat
-from markupsafe import Markup, escape
-from nbconvert import HTMLExporter
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.code_pages import write_code_pages
 from chameleon_lib.kit.facts import load_run_facts
-from chameleon_lib.kit.front import beyond, figure_groups, found, headline
-from chameleon_lib.kit.glance import MARKS, glance
-from chameleon_lib.kit.mathml import MathStore
-from chameleon_lib.kit.numbers import holds, save_verdict_csv
-from chameleon_lib.kit.page import page_problems
-from chameleon_lib.kit.profiles import get_profile
-from chameleon_lib.kit.stats import STATUSES
-from chameleon_lib.kit.trail import Function, Trail, read_trail
+from chameleon_lib.kit.notebooks import discover
+from chameleon_lib.kit.pages import (
+    TEMPLATES,
+    Code,
+    banner,
+    code_of,
+    render_notebook,
+    title_of,
+    write_code_pages,
+)
+from chameleon_lib.kit.stats import (
+    DIRECTION_ONLY,
+    HOLDS,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    OPPOSITE,
+    REPRODUCED,
+    STATUSES,
+    Estimate,
+)
+from chameleon_lib.kit.tables import span
 from chameleon_lib.kit.verdicts import Verdict, load_verdicts
 
-__all__ = ["banner", "build", "page_problems", "render_notebook"]
-
-TEMPLATES = Path(__file__).parent / "templates"
-_STYLE = re.compile(r"<style\b.*?</style>", re.DOTALL)
-_CSS_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+# Status → (mark, tone); the word stands beside the mark wherever there is room for it.
+MARKS = {
+    "reproduced": ("✓", "good"),
+    "direction only": ("◐", "half"),
+    "not reproduced": ("✗", "bad"),
+    "opposite": ("⇄", "bad"),
+    "holds": ("✓", "good"),
+    "does not hold": ("✗", "bad"),
+    "too few users": ("–", "none"),
+    "not run at this scale": ("–", "none"),
+}
 _WHOSE = (("the paper's claims", False), ("our own claims", True))
+_DIGITS = 1e-5  # CSV files keep six significant digits
 
-
-def banner(profile: str) -> str:
-    """Return the sentence that keeps small runs from passing for the paper; empty for `paper`."""
-    if profile == "paper":
-        return ""
-    if profile == "demo":
-        return (
-            "demo profile: a planted world and tiny embedded models; "
-            "says nothing about Mistral-7B or Flan-T5-XXL"
-        )
-    return get_profile(profile).banner
-
-
-def render_notebook(executed: Path, profile: str, code: Sequence[Function] = ()) -> Path:
-    """Render an executed notebook to outputs/<profile>/html/<stem>.html.
-
-    The page has no script and loads nothing; formulas are MathML, figures carry the alt text and
-    caption of their output metadata.
-
-    Args:
-        executed: the executed notebook.
-        profile: run profile.
-        code: library functions behind its numbers, whose pages its head links to.
-
-    Raises:
-        UserError: unreadable notebook, unknown formula, or a page that `page_problems` faults.
-    """
-    try:
-        notebook = nbformat.read(executed, as_version=4)
-    except (OSError, ValueError, nbformat.ValidationError) as error:
-        raise UserError(f"{paths.display(executed)} is no readable notebook.") from error
-    math = MathStore(executed.name)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = math.protect(cell.source)
-        for output in cell.get("outputs", []):
-            if "text/markdown" in output.get("data", {}):
-                output.data["text/markdown"] = math.protect(output.data["text/markdown"])
-    exporter = HTMLExporter(template_name="kit", extra_template_basedirs=[str(TEMPLATES)])
-    dark = next(
-        path
-        for folder in exporter.template_paths
-        if (path := Path(folder) / "static" / "theme-dark.css").is_file()
-    )
-    resources = {
-        "metadata": {"name": f"{executed.stem} · {profile} profile", "path": ""},
-        "kit": {
-            "profile": profile,
-            "banner": banner(profile),
-            "code": [
-                {"label": function.label, "href": function.page.removeprefix("html/")}
-                for function in code
-            ],
-            "dark_css": dark.read_text(encoding="utf-8"),
-        },
-    }
-    page, _ = exporter.from_notebook_node(notebook, resources=resources)
-    page = _without_css_comments(math.restore(page))
-    problems = page_problems(page)
-    if problems:
-        raise UserError(f"{executed.name} cannot be published: {'; '.join(problems[:5])}.")
-    target = paths.outputs_dir(profile) / "html" / f"{executed.stem}.html"
-    paths.replace_text(target, page)
-    return target
-
-
-def _without_css_comments(page: str) -> str:
-    """The page without the notes that the library's own style sheets carry."""
-    return _STYLE.sub(lambda style: _CSS_COMMENT.sub("", style.group()), page)
+Side = dict[str, Any]  # what is said of a figure or table in the JSON beside it
+Numbered = tuple[int, Verdict]  # a verdict and its place in the whole list: its anchor on the page
 
 
 def build(profile: str) -> Path:
@@ -112,18 +70,14 @@ def build(profile: str) -> Path:
     The page holds nothing that differs between two runs on one environment: wall-clock facts stay
     in outputs/<profile>/measured/.
     """
-    folder = paths.outputs_dir(profile)
-    executed = [
-        path
-        for path in sorted(paths.executed_dir(profile).glob("*.ipynb"))
-        if ".partial" not in path.name
-    ]
-    titles = {path.stem: _title(path) for path in executed}
-    trails = {path.stem: read_trail(path) for path in executed}
-    for path in executed:
-        render_notebook(path, profile, trails[path.stem].shown)
-    tables = [_sourced(entry, trails) for entry in _sidecars(paths.tables_dir(profile), profile)]
-    verdicts = load_verdicts(profile)
+    folders = (paths.verdicts_dir, paths.tables_dir, paths.figures_dir)
+    judges, tables, figures = (_sides(of(profile), profile) for of in folders)
+    titles = {}
+    for path in sorted(paths.executed_dir(profile).glob("*.ipynb")):
+        if ".partial" not in path.name:
+            titles[path.stem] = title_of(path)
+            sides = [s for s in (*judges, *tables, *figures) if s["notebook"] == path.stem]
+            render_notebook(path, profile, _codes(sides))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -132,46 +86,178 @@ def build(profile: str) -> Path:
         undefined=jinja2.StrictUndefined,
     )
     css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    functions = [function for trail in trails.values() for function in trail.shown]
-    write_code_pages(functions, profile, environment, css=css)
-    save_verdict_csv(verdicts, profile)
-    rows = [_row(number, verdict, folder, trails) for number, verdict in enumerate(verdicts)]
+    codes = _codes([*judges, *tables, *figures])
+    write_code_pages(codes, profile, environment, css=css)
+    target = paths.outputs_dir(profile) / "index.html"
     page = environment.get_template("index.html.j2").render(
         profile=profile,
         banner=banner(profile),
         css=css,
-        found=found(verdicts),
-        beyond=beyond(verdicts),
-        headline=[rows[number] for number, _ in headline(verdicts)],
-        counts=_counts(verdicts),
-        glances=[(title, glance(verdicts, own=own)) for title, own in _WHOSE],
-        groups=[
+        tables=tables,
+        controls=[side for side in tables if side["kind"] == "control"],
+        figures=figure_groups(figures, titles, _notebook_facts()),
+        notebooks=[{"stem": stem, "title": title} for stem, title in titles.items()],
+        stems=set(titles),
+        facts=load_run_facts(target.parent),
+        **_judged(load_verdicts(profile), titles, [*judges, *tables], target.parent),
+    )
+    paths.replace_text(target, page.lstrip())
+    return target
+
+
+def _codes(sides: Sequence[Side]) -> tuple[Code, ...]:
+    return tuple(dict.fromkeys(side["code"] for side in sides if side["code"]))
+
+
+def _notebook_facts() -> dict[str, Mapping[str, Any]]:
+    """Notebook stem -> what the source notebook's metadata tell the kit."""
+    return {
+        notebook.name: notebook.content["metadata"].get("chameleon", {})
+        for notebook in discover(paths.notebooks_dir())
+    }
+
+
+def _judged(
+    verdicts: Sequence[Verdict], titles: Mapping[str, str], sides: Sequence[Side], folder: Path
+) -> dict[str, Any]:
+    """All that the index page says of verdicts.
+
+    Args:
+        verdicts: of the profile.
+        titles: notebook stem -> title.
+        sides: what is said of the files of verdicts and of tables.
+        folder: outputs/<profile>.
+    """
+    numbered, by_id = list(enumerate(verdicts)), {side["id"]: side for side in sides}
+    rows = [_row(number, verdict, folder, by_id) for number, verdict in numbered]
+    groups = []
+    for stem in dict.fromkeys(verdict.notebook for verdict in verdicts):
+        here = [row for row in rows if row["v"].notebook == stem]
+        groups.append(
             {
                 "stem": stem,
                 "title": titles.get(stem, stem),
-                "functions": trails[stem].verdicts if stem in trails else (),
-                "rows": [
-                    row
-                    for _, own in _WHOSE
-                    for row in rows
-                    if row["v"].notebook == stem and row["v"].own == own
-                ],
+                "code": by_id[stem]["code"],
+                "rows": sorted(here, key=lambda row: row["v"].own),  # the paper's claims first
             }
-            for stem in dict.fromkeys(verdict.notebook for verdict in verdicts)
+        )
+    return {
+        "found": found(verdicts),
+        "beyond": beyond(verdicts),
+        "headline": [rows[number] for number, _ in headline(numbered)],
+        "counts": _counts(verdicts),
+        "glances": [
+            (title, glance([(i, v) for i, v in numbered if v.own == own])) for title, own in _WHOSE
         ],
-        figures=figure_groups(_sidecars(paths.figures_dir(profile), profile), titles),
-        controls=[entry for entry in tables if entry["kind"] == "control"],
-        tables=tables,
-        notebooks=[{"stem": stem, "title": title} for stem, title in titles.items()],
-        stems=set(titles),
-        facts=load_run_facts(folder),
-    )
-    problems = page_problems(page)
-    if problems:
-        raise UserError(f"The index page cannot be published: {'; '.join(problems[:5])}.")
-    target = folder / "index.html"
-    paths.replace_text(target, page.lstrip())
-    return target
+        "groups": groups,
+    }
+
+
+def _sides(folder: Path, profile: str) -> list[Side]:
+    """Read the JSON beside every figure or table, or of verdicts, ordered by id.
+
+    Each gets `code`, what made it, and `notebook`, the stem of what saved it; both may be empty.
+    """
+    sides = []
+    for path in sorted(folder.glob("*.json")):
+        side = json.loads(path.read_text(encoding="utf-8"))
+        if side.get("profile") != profile:
+            raise UserError(f"{path.name} belongs to profile {side.get('profile')!r}.")
+        stem = path.stem if "verdicts" in side else ""
+        sides.append({"id": path.stem, "notebook": stem, **side, "code": code_of(side)})
+    return sides
+
+
+def _row(number: int, verdict: Verdict, folder: Path, sides: Mapping[str, Side]) -> Side:
+    """A row of the list of verdicts, with links to the number, its notebook and its code."""
+    mark, tone = MARKS[verdict.status]
+    page, table = f"html/{verdict.notebook}.html", folder / verdict.csv
+    in_table = verdict.ours is not None and table.is_file() and holds(table, verdict.ours)
+    csv = verdict.csv if in_table else f"verdicts/{verdict.notebook}.csv"
+    return {
+        "number": number,
+        "v": verdict,
+        "paper": verdict.paper.replace("-0.", "−0."),
+        "ours": "not run" if verdict.ours is None else str(verdict.ours).replace("-", "−"),
+        "mark": mark,
+        "tone": tone,
+        "page": page if (folder / page).is_file() else "",
+        "csv": csv,
+        "code": sides.get(Path(csv).stem, {}).get("code"),
+    }
+
+
+def holds(csv: Path, ours: Estimate) -> bool:
+    """Whether some row of a table has an effect and both ends of its interval."""
+    status = csv.stat()
+    cells = _numbers(csv, (status.st_mtime_ns, status.st_size))  # (rows, columns)
+    if not cells.size:
+        return False
+    found = [
+        np.isclose(cells, number, rtol=_DIGITS, atol=1e-9).any(axis=1)
+        for number in (ours.value, ours.low, ours.high)
+    ]
+    return bool(np.logical_and.reduce(found).any())
+
+
+@cache
+def _numbers(csv: Path, _stamp: tuple[int, int]) -> np.ndarray:
+    return pd.read_csv(csv).select_dtypes("number").to_numpy(dtype=np.float64)
+
+
+# --- what the page says first ---------------------------------------------------------------------
+
+
+def headline(verdicts: Sequence[Numbered]) -> list[Numbered]:
+    """The paper's first claim in every setting."""
+    paper = [(number, v) for number, v in verdicts if not v.own]
+    return [
+        (number, v)
+        for number, v in paper
+        if (v.notebook, v.words) == (paper[0][1].notebook, paper[0][1].words)
+    ]
+
+
+def found(verdicts: Sequence[Verdict]) -> list[str]:
+    """What came out and how sure it is, in sentences counted from the verdicts.
+
+    Args:
+        verdicts: all of a profile, the paper's claims and ours.
+
+    Returns:
+        One sentence on the paper's claims, one on how they were judged; none without verdicts.
+    """
+    paper = [v for v in verdicts if not v.own]
+    run = [v for v in verdicts if v.status != NOT_RUN]
+    if not paper:
+        return []
+    counts = Counter(v.status for v in paper)
+    always = (REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, OPPOSITE)
+    words = [f"{counts[s]} {s}" for s in (*always, *(s for s in counts if s not in always))]
+    sentences = [
+        f"{len(paper)} verdicts, one for each claim of the paper in each task and model family: "
+        f"{', '.join(words)}."
+    ]
+    if run:
+        users, seeds = span(v.n for v in run), span(v.seeds for v in run)
+        sentences.append(
+            f"each on {users} users and {seeds} seeds, with a 95 % interval over users; "
+            "“reproduced” also asks that the effect beats its controls."
+        )
+    return sentences
+
+
+def beyond(verdicts: Sequence[Verdict]) -> list[str]:
+    """What the kit's own method does where the main claim was tested, one sentence per claim."""
+    first = next((v for v in verdicts if not v.own), None)
+    claims: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        if first and verdict.own and verdict.notebook == first.notebook:
+            claims.setdefault(verdict.words, []).append(verdict)
+    return [
+        f"{words}: {sum(v.status == HOLDS for v in settings)} of {len(settings)} settings hold."
+        for words, settings in claims.items()
+    ]
 
 
 def _counts(verdicts: Sequence[Verdict]) -> list[tuple[str, str, int]]:
@@ -183,52 +269,104 @@ def _counts(verdicts: Sequence[Verdict]) -> list[tuple[str, str, int]]:
     return found
 
 
-def _title(executed: Path) -> Markup:
-    """First heading of a notebook, its formulas drawn as on its own page."""
-    cells = nbformat.read(executed, as_version=4).cells
-    lines = [line for c in cells if c.cell_type == "markdown" for line in c.source.splitlines()]
-    title = next((line[2:].strip() for line in lines if line.startswith("# ")), executed.stem)
-    math = MathStore(executed.name)
-    return Markup(math.restore(str(escape(math.protect(title).replace("&#36;", "$")))))
+# --- all claims at a glance -----------------------------------------------------------------------
 
 
-def _row(
-    number: int, verdict: Verdict, folder: Path, trails: Mapping[str, Trail]
-) -> dict[str, Any]:
-    mark, tone = MARKS[verdict.status]
-    page = f"html/{verdict.notebook}.html"
-    trail = trails.get(verdict.notebook, Trail())
-    csv, code = f"verdicts/{verdict.notebook}.csv", trail.judging(verdict.csv)
-    table = folder / verdict.csv
-    if verdict.ours is not None and table.is_file() and holds(table, verdict.ours):
-        csv, code = verdict.csv, trail.computing(verdict.csv)
-    return {
-        "number": number,
-        "v": verdict,
-        "paper": verdict.paper.replace("-0.", "−0."),
-        "ours": "not run" if verdict.ours is None else str(verdict.ours).replace("-", "−"),
-        "mark": mark,
-        "tone": tone,
-        "page": page if (folder / page).is_file() else "",
-        "csv": csv,
-        "code": code,
-    }
+def glance(verdicts: Sequence[Numbered]) -> dict[str, Any]:
+    """One row per claim, one column per task and model, marks where they meet.
+
+    Args:
+        verdicts: those to arrange; a claim of no one place is left to the full list.
+
+    Returns:
+        columns, as (task, model) by name; heads, as (task, number of its columns); and rows, each
+        with words, section, the unit of numbers that are no change of the task's metric, and cells
+        of marks (often one or none).
+    """
+    placed = [(number, v) for number, v in verdicts if v.setting]
+    # By name, since later notebooks know fewer of them.
+    columns = sorted({(v.task, v.model) for _, v in placed})
+    rows = []
+    for notebook, words in dict.fromkeys((v.notebook, v.words) for _, v in placed):
+        here = [(n, v) for n, v in placed if (v.notebook, v.words) == (notebook, words)]
+        units = dict.fromkeys(v.measure for _, v in here if v.measure and not v.plain)
+        cells = [[_mark(n, v) for n, v in here if (v.task, v.model) == place] for place in columns]
+        section = here[0][1].section
+        rows.append(
+            {"words": words, "section": section, "unit": " / ".join(units), "cells": cells}
+        )
+    heads = [(task, len(list(those))) for task, those in groupby(task for task, _ in columns)]
+    return {"columns": columns, "heads": heads, "rows": rows}
 
 
-def _sourced(entry: dict[str, Any], trails: Mapping[str, Trail]) -> dict[str, Any]:
-    """A table's sidecar with the notebook that saves it and the function that computes it."""
-    for stem, trail in trails.items():
-        if functions := trail.of_table(entry["id"]):
-            return {**entry, "stem": stem, "code": functions[-1]}
-    return {**entry, "stem": "", "code": None}
+def _mark(number: int, verdict: Verdict) -> dict[str, Any]:
+    sign, tone = MARKS[verdict.status]
+    value = "" if verdict.ours is None else _short(verdict.ours.value, exact=sign != "✗")
+    return {"number": number, "verdict": verdict, "sign": sign, "tone": tone, "value": value}
 
 
-def _sidecars(folder: Path, profile: str) -> list[dict[str, Any]]:
-    """Read the JSON beside every figure or table, ordered by id."""
-    entries = []
-    for path in sorted(folder.glob("*.json")):
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        if entry.get("profile") != profile:
-            raise UserError(f"{path.name} belongs to profile {entry.get('profile')!r}.")
-        entries.append(entry)
-    return entries
+def _short(value: float, *, exact: bool) -> str:
+    """Two decimals; three where ``exact`` and two are 0.00, which would belie a mark but the ✗."""
+    text = f"{value:+.2f}"
+    if exact and not text.strip("+-0."):
+        text = f"{value:+.3f}"
+    text = text if text.strip("+-0.") else text[1:]  # nothing has no sign
+    return text.replace("-", "−")
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def figure_groups(
+    figures: Sequence[Side], titles: Mapping[str, str], facts: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Figures by the notebook that drew them, those with a leading figure first.
+
+    Args:
+        figures: side files, ordered by id; an id begins with the number of its notebook.
+        titles: notebook stem -> title.
+        facts: notebook stem -> what its metadata say: `figure`, how the id of its leading figure
+            begins (a notebook without one only supports the others), and `controls`, whether its
+            figures stand with the controls.
+
+    Returns:
+        Per notebook: stem, title, controls, the one figure that is open (or None) and the rest.
+    """
+    by_stem: dict[str, list[Side]] = {}
+    for figure in figures:
+        number = figure["id"][:2]
+        stem = next((s for s in (*titles, *facts) if s.startswith(f"{number}_")), number)
+        by_stem.setdefault(figure.get("notebook") or stem, []).append(figure)
+    groups = []
+    for stem in sorted(by_stem, key=lambda stem: ("figure" not in facts.get(stem, {}), stem)):
+        drawn, fact, first = by_stem[stem], facts.get(stem, {}), None
+        if "figure" in fact:
+            first = next((f for f in drawn if f["id"].startswith(fact["figure"])), drawn[0])
+        groups.append(
+            {
+                "stem": stem,
+                "title": titles.get(stem, stem),
+                "controls": bool(fact.get("controls")),
+                "first": first,
+                "rest": [f for f in drawn if f is not first],
+            }
+        )
+    return groups
+
+
+def what_came_out(verdicts: Sequence[Verdict]) -> str:
+    """The results in a few lines of Markdown, as the README tells them.
+
+    Args:
+        verdicts: all of a profile.
+
+    Returns:
+        The counts, then the main claim in every setting; one sentence if nothing has been judged.
+    """
+    if not verdicts:
+        return "No demo run has been recorded yet."
+    lines = [" ".join([*found(verdicts)[:1], *(f"Ours: {text}" for text in beyond(verdicts))]), ""]
+    for _, v in headline(list(enumerate(verdicts))):
+        ours = "not run" if v.ours is None else f"{v.ours} on {v.n} users".replace("-", "−")
+        lines.append(f"- {v.claim}: {ours}; paper {v.paper}: *{v.status}*")
+    return "\n".join(lines)

@@ -1,57 +1,252 @@
-"""McNemar's test and the one rule that turns numbers into a verdict.
+"""Estimates with 95 % intervals by resampling users, and the one rule that judges them.
 
-The estimates themselves come from `chameleon_lib.kit.bootstrap` and are re-exported here.
+Users are the unit of resampling everywhere: several queries of one user are not independent
+(method section 12). A resample draws the same users for every arm and every seed, so that
+differences stay paired.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from chameleon_lib.kit.bootstrap import (
-    LEVEL,
-    METRICS,
-    N_BOOT,
-    Estimate,
-    NoUsersError,
-    bootstrap_metric,
-    confusion_by_user,
-    paired_bootstrap,
-    seed_sd,
-    sums_by_user,
-)
+Floats = NDArray[np.float64]
 
-__all__ = [
-    "DIRECTION_ONLY",
-    "DOES_NOT_HOLD",
-    "HOLDS",
-    "LEVEL",
-    "METRICS",
-    "MIN_USERS",
-    "NOT_REPRODUCED",
-    "NOT_RUN",
-    "N_BOOT",
-    "OPPOSITE",
-    "REPRODUCED",
-    "STATUSES",
-    "TOO_FEW_USERS",
-    "Estimate",
-    "McNemar",
-    "NoUsersError",
-    "bootstrap_metric",
-    "confusion_by_user",
-    "effect_word",
-    "mcnemar",
-    "own_claim",
-    "paired_bootstrap",
-    "seed_sd",
-    "sums_by_user",
-    "verdict",
-]
+N_BOOT = 10_000
+LEVEL = 0.95
+_CELLS_PER_CHUNK = 4_000_000
+
+
+class NoUsersError(ValueError):
+    """No user has a value of this metric, so there is nothing to estimate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its 95 % percentile interval, its users and its seeds."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    seeds: int
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(x) for x in (self.value, self.low, self.high)):
+            raise ValueError(f"an Estimate needs finite numbers, got {self}")
+        if self.low > self.high or self.n < 1 or self.seeds < 1:
+            raise ValueError(f"an Estimate needs low <= high, n >= 1 and seeds >= 1, got {self}")
+
+    def __neg__(self) -> Estimate:
+        return Estimate(-self.value, -self.high, -self.low, self.n, self.seeds)
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def _stack(values: ArrayLike, ndim: int, name: str) -> Floats:
+    """Bring (users, ...) or (seeds, users, ...) to the latter; refuse NaN and empty arrays."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim == ndim:
+        array = array[None]
+    if array.ndim != ndim + 1 or array.size == 0:
+        raise ValueError(f"{name}: want (users, ...) or (seeds, users, ...), got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: holds NaN or infinity; drop or repair these users first")
+    return array
+
+
+def _check_users(a: Floats, b: Floats) -> None:
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"paired arms need the same users: {a.shape[1]} against {b.shape[1]}")
+
+
+def _estimate(value: float, boot: Floats, n: int, seeds: int) -> Estimate:
+    tail = (1.0 - LEVEL) / 2.0
+    # Sums of equal seeds in another order differ by 1e-16: no verdict may hang on that. Adding 0
+    # makes a negative zero an ordinary one.
+    low, high = np.round(np.quantile(boot, [tail, 1.0 - tail]), 12) + 0.0
+    return Estimate(round(float(value), 12) + 0.0, float(low), float(high), n, seeds)
+
+
+def _ratio(sums: Floats) -> Floats:
+    count = sums[..., 1]
+    return np.divide(sums[..., 0], count, out=np.full_like(count, np.nan), where=count > 0)
+
+
+def _root_ratio(sums: Floats) -> Floats:
+    return np.sqrt(_ratio(sums))
+
+
+def _macro_f1(sums: Floats) -> Floats:
+    """(..., 3 * labels) of tp, fp, fn -> (...,); an absent class counts 0, as LaMP has it."""
+    tp, fp, fn = np.split(sums, 3, axis=-1)
+    denominator = 2 * tp + fp + fn
+    f1 = np.divide(2 * tp, denominator, out=np.zeros_like(tp), where=denominator > 0)
+    return np.asarray(f1.mean(axis=-1))
+
+
+METRICS: Mapping[str, Callable[[Floats], Floats]] = {
+    "mean": _ratio,
+    "rmse": _root_ratio,
+    "macro_f1": _macro_f1,
+}
+
+
+def sums_by_user(values: ArrayLike, users: Sequence[str] | None = None) -> Floats:
+    """Sufficient statistics (users, 2) = (sum, count) of per-query values, for "mean" and "rmse".
+
+    For "rmse" pass squared errors. Users keep their order of first appearance.
+    """
+    return _by_user(_counted(np.asarray(values, dtype=np.float64)), users)
+
+
+def confusion_by_user(
+    golds: Sequence[str],
+    preds: Sequence[str],
+    labels: Sequence[str],
+    users: Sequence[str] | None = None,
+) -> Floats:
+    """Per-user counts (users, 3 * labels) = tp | fp | fn for "macro_f1".
+
+    Predictions outside `labels` only add a false negative to the gold class, as in LaMP.
+    """
+    if len(golds) != len(preds):
+        raise ValueError(f"{len(golds)} golds against {len(preds)} predictions")
+    unknown = sorted(set(golds) - set(labels))
+    if unknown:
+        raise ValueError(f"gold answers outside the label list: {unknown} (rule R21)")
+    column = np.array(labels)[None, :]
+    gold = np.array(golds)[:, None] == column  # (queries, labels)
+    pred = np.array(preds)[:, None] == column
+    counts = np.concatenate([gold & pred, ~gold & pred, gold & ~pred], axis=1)
+    return _by_user(counts.astype(np.float64), users)
+
+
+def _by_user(rows: Floats, users: Sequence[str] | None) -> Floats:
+    if users is None:
+        return rows
+    if len(users) != len(rows):
+        raise ValueError(f"{len(rows)} queries but {len(users)} user ids")
+    position = {user: i for i, user in enumerate(dict.fromkeys(users))}
+    out = np.zeros((len(position), *rows.shape[1:]))
+    np.add.at(out, [position[user] for user in users], rows)
+    return out
+
+
+def bootstrap_metric(
+    metric: str | Callable[[Floats], Floats],
+    sums_a: ArrayLike,
+    sums_b: ArrayLike | None = None,
+    n_boot: int = N_BOOT,
+    seed: int = 0,
+    seed_weights: tuple[Floats | None, Floats | None] = (None, None),
+) -> Estimate:
+    """Bootstrap a metric that is no mean over users (macro-F1, RMSE), or the difference a - b.
+
+    Args:
+        metric: a key of METRICS, or a function from summed statistics (..., k) to (...).
+        sums_a: (users, k) or (seeds, users, k) from `sums_by_user` or `confusion_by_user`.
+        sums_b: the other arm for the same users, or None.
+        n_boot: number of resamples.
+        seed: seed of the resampling.
+        seed_weights: (seeds,) weights of the seeds of both arms, where they do not count equally.
+
+    Returns:
+        The estimate. For "mean" and "rmse" users without a value in any seed of any arm are left
+        out before resampling, and its ``n`` counts the others.
+
+    Raises:
+        NoUsersError: "mean" or "rmse" of a seed in which no user has a value.
+    """
+    reduce = METRICS[metric] if isinstance(metric, str) else metric
+    a = _stack(sums_a, 2, "sums_a")  # (S, n, k)
+    arms = [(1.0, a, seed_weights[0])]
+    if sums_b is not None:
+        b = _stack(sums_b, 2, "sums_b")
+        _check_users(a, b)
+        arms.append((-1.0, b, seed_weights[1]))
+    counts_users = reduce in (_ratio, _root_ratio)  # the last of k is who has a value at all
+    if counts_users:
+        counted = np.concatenate([arm[..., 1] for _, arm, _ in arms]) > 0  # (S of all arms, n)
+        if not counted.any(axis=1).all():
+            raise NoUsersError("no user has a value of this metric")
+        arms = [(sign, arm[:, counted.any(axis=0)], weights) for sign, arm, weights in arms]
+    n = arms[0][1].shape[1]
+    drawn = _weights(n, n_boot, seed)  # (n_boot, n)
+    boot: Floats = np.zeros(n_boot)
+    value = 0.0
+    for sign, arm, weights in arms:
+        columns = np.moveaxis(arm, 0, 1)  # (n, S, k): all seeds in one product with the draws
+        summed = (drawn @ columns.reshape(n, -1)).reshape(n_boot, *columns.shape[1:])
+        per_seed = np.moveaxis(reduce(summed), -1, 0)  # (S, n_boot)
+        boot = boot + sign * np.average(per_seed, axis=0, weights=weights)
+        value += sign * float(np.average([reduce(x.sum(axis=0)) for x in arm], weights=weights))
+    if counts_users:
+        # Where seeds differ in who has a value, a resample may hold nobody of one of them.
+        boot = boot[~np.isnan(boot)]
+    return _estimate(value, boot, n, len(a))
+
+
+def bootstrap_mean(
+    per_user_a: ArrayLike,
+    per_user_b: ArrayLike | None = None,
+    n_boot: int = N_BOOT,
+    seed: int = 0,
+) -> Estimate:
+    """Bootstrap the mean of one score per user, or the paired difference a - b.
+
+    Args:
+        per_user_a: (users,) or (seeds, users).
+        per_user_b: the other arm for the same users in the same order, or None; its own number of
+            seeds may differ.
+        n_boot: number of resamples.
+        seed: seed of the resampling.
+
+    Returns:
+        The estimate, averaged over seeds inside every resample. The interval covers the choice of
+        users, not the choice of seeds: show `seed_sd` beside it.
+    """
+    a = _counted(_stack(per_user_a, 1, "per_user_a"))
+    b = None if per_user_b is None else _counted(_stack(per_user_b, 1, "per_user_b"))
+    return bootstrap_metric("mean", a, b, n_boot, seed)
+
+
+def _counted(values: Floats) -> Floats:
+    """Values (...,) beside a count of one each: (..., 2)."""
+    return np.stack([values, np.ones_like(values)], axis=-1)
+
+
+@lru_cache(maxsize=4)
+def _weights(n: int, n_boot: int, seed: int) -> Floats:
+    """How often every user occurs in every resample, (n_boot, n).
+
+    The same users are resampled for every row of every table, so the draws are made once; summed
+    statistics of a resample are then one matrix product.
+    """
+    rng = np.random.default_rng(seed)
+    step = max(1, _CELLS_PER_CHUNK // (2 * n))  # chunks bound the memory, not the stream of draws
+    chunks = []
+    for start in range(0, n_boot, step):
+        index = rng.integers(0, n, size=(min(step, n_boot - start), n))
+        flat = (index + n * np.arange(len(index))[:, None]).ravel()
+        chunks.append(np.bincount(flat, minlength=index.size).reshape(index.shape))
+    return np.concatenate(chunks).astype(np.float64)
+
+
+def seed_sd(per_user: ArrayLike) -> float:
+    """Standard deviation over seeds of the mean, (seeds, users or queries) -> float.
+
+    NaN for one seed, which has no spread.
+    """
+    array = _stack(per_user, 1, "per_user")
+    return float(array.mean(axis=1).std(ddof=1)) if len(array) > 1 else math.nan
+
 
 #: Below this many users a verdict is withheld and only counts are shown.
 MIN_USERS = 100

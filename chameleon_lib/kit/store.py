@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from chameleon_lib.kit import counting
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.owners import Owners
 from chameleon_lib.kit.paths import cache_dir, replace_bytes
@@ -86,12 +87,15 @@ class ArtifactStore:
             TypeError: if the value cannot be stored, or an input cannot be hashed.
         """
         path = self._path(stage, self.key(stage, inputs, modules))
+        counting.used(stage, [path.stem], inputs)
         named = None if about is None else self._owners.named(about)
         if self._usable(path, stage, named):
             self.stats.hits += 1
         else:
             self.stats.misses += 1
-            self._write([(path, compute(), named)])
+            with counting.computing(stage, [path.stem]):
+                value = compute()
+            self._write([(path, value, named)])
         return decode(path.read_bytes())
 
     def map(
@@ -134,6 +138,7 @@ class ArtifactStore:
         sources = self._sources.digest(modules) if modules else ""
         common = digest({"stage": stage, "inputs": inputs, "sources": sources})
         paths = [self._path(stage, digest([common, key_of(unit)])) for unit in units]
+        counting.used(stage, [path.stem for path in paths], inputs)
         named: dict[Path, frozenset[str] | None] = dict.fromkeys(paths)
         if about is not None:
             for path, unit in zip(paths, units, strict=True):
@@ -152,7 +157,8 @@ class ArtifactStore:
                         batch.setdefault(path, unit)
                 if not batch:
                     continue
-                values = compute_batch(list(batch.values()))
+                with counting.computing(stage, [path.stem for path in batch]):
+                    values = compute_batch(list(batch.values()))
                 if len(values) != len(batch):
                     raise ValueError(f"{stage}: {len(batch)} items gave {len(values)} values")
                 self._write(

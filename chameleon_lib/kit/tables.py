@@ -1,25 +1,92 @@
-"""Tables: checked, saved as byte-stable CSV with a caption, shown as accessible HTML."""
+"""Tables: checked, saved as byte-stable CSV with a caption, shown as accessible HTML.
+
+What is saved comes back byte-identical: file ids, rounded numbers and CSV are made here alone.
+"""
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import json
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from markupsafe import Markup
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.csvtext import check_id, format_cell, to_csv
 from chameleon_lib.kit.stats import Estimate
 
 Kind = Literal["result", "control", "diagnostic"]
 KINDS: tuple[Kind, ...] = ("result", "control", "diagnostic")
+
+
+DIGITS = 6
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def check_id(name: str) -> str:
+    """Return `name` if it can be a file name on every system, else raise UserError."""
+    if not _ID.fullmatch(name):
+        raise UserError(f"{name!r} is no usable id; use letters, digits, '_', '-' and '.'.")
+    return name
+
+
+def made(notebook: str, made_by: Callable[..., object] | None) -> dict[str, str]:
+    """What a saved file says of where it comes from; pages link to both.
+
+    Args:
+        notebook: stem of the notebook that saves it, or empty.
+        made_by: the function that computed it, or None; kept as `module:qualname`.
+
+    Raises:
+        UserError: for what has no name in a module, such as a lambda or a partial.
+    """
+    found = {"notebook": notebook} if notebook else {}
+    if made_by is not None:
+        module, name = (getattr(made_by, key, None) for key in ("__module__", "__qualname__"))
+        if not module or not name or "<" in name:
+            raise UserError(f"made_by wants a named function of a module, got {made_by!r}.")
+        found["made_by"] = f"{module}:{name}"
+    return found
+
+
+def round_sig(value: float, digits: int = DIGITS) -> float:
+    """Round to significant digits, so that the last bits of a sum never reach a file."""
+    return float(f"{value:.{digits}g}")
+
+
+def format_cell(value: Any) -> str:
+    """Format one CSV cell: 6 significant digits, 'true'/'false', empty for missing."""
+    if value is None or value is pd.NA:
+        return ""
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)):
+        number = float(value)
+        if math.isnan(number):
+            return ""
+        return f"{number + 0.0:.{DIGITS}g}" if number else "0"
+    return str(value)
+
+
+def to_csv(df: pd.DataFrame) -> str:
+    """Render a frame as CSV text: columns as given, no index, LF line ends."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([str(column) for column in df.columns])
+    for row in df.itertuples(index=False, name=None):
+        writer.writerow([format_cell(cell) for cell in row])
+    return buffer.getvalue()
 
 
 def estimate_columns(estimate: Estimate, name: str = "value") -> dict[str, float | int]:
@@ -103,7 +170,14 @@ def check_table(df: pd.DataFrame, name: str, profile: str, kind: Kind = "result"
 
 
 def save_table(
-    df: pd.DataFrame, table_id: str, profile: str, caption: str, *, kind: Kind = "result"
+    df: pd.DataFrame,
+    table_id: str,
+    profile: str,
+    caption: str,
+    *,
+    kind: Kind = "result",
+    notebook: str = "",
+    made_by: Callable[..., object] | None = None,
 ) -> Path:
     """Check a frame and write tables/<table_id>.csv and its caption to <table_id>.json.
 
@@ -114,6 +188,8 @@ def save_table(
         caption: what the table says, with units.
         kind: "control" puts the table on the index page beside the verdicts; "diagnostic" rows
             need no interval.
+        notebook: stem of the notebook that saves it; pages link to it.
+        made_by: the function that computed the frame; pages show its code.
 
     Returns:
         Path of the CSV.
@@ -121,22 +197,15 @@ def save_table(
     if not caption.strip():
         raise UserError(f"Table {table_id} needs a caption.")
     checked = check_table(df, check_id(table_id), profile, kind)
+    side = {"id": table_id, "profile": profile, "caption": caption, "kind": kind}
+    side |= made(notebook, made_by)
     folder = paths.tables_dir(profile)
     path = folder / f"{table_id}.csv"
     paths.replace_text(path, to_csv(checked))
-    side = {"id": table_id, "profile": profile, "caption": caption, "kind": kind}
     paths.replace_text(
         folder / f"{table_id}.json", json.dumps(side, indent=1, sort_keys=True, ensure_ascii=False)
     )
     return path
-
-
-def read_table(table_id: str, profile: str) -> pd.DataFrame:
-    """Read a saved table back; plots are drawn from this, never from memory."""
-    path = paths.tables_dir(profile) / f"{check_id(table_id)}.csv"
-    if not path.is_file():
-        raise UserError(f"There is no table {table_id!r} of profile {profile!r}; run its notebook.")
-    return pd.read_csv(path)
 
 
 def merge_intervals(df: pd.DataFrame) -> pd.DataFrame:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.csvtext import round_sig
 from chameleon_lib.kit.stats import (
     DIRECTION_ONLY,
     DOES_NOT_HOLD,
@@ -25,6 +26,7 @@ from chameleon_lib.kit.stats import (
     TOO_FEW_USERS,
     Estimate,
 )
+from chameleon_lib.kit.tables import made, round_sig, to_csv
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,13 @@ class Verdict:
         split: the data split, such as "dev".
         own: whether the claim is the kit's and not the paper's; its words are then "holds" and
             "does not hold", since nothing can be reproduced that was never claimed.
-        setting: where it is claimed, such as "LaMP-2, decoder (Mistral class)".
-        measure: what `ours` is, such as "accuracy change"; see `plain`.
+        task: the task in which it is claimed, as readers know it, such as "LaMP-2".
+        model: the model of which it is claimed, such as "decoder (Mistral class)".
+        metric: name of the metric, such as "accuracy".
+        measure: what `ours` is, such as "accuracy change".
+        plain: whether `ours` is the change of the metric as it was measured, with its own
+            interval. A slope, a difference shifted by a tolerance and an interval widened for many
+            comparisons are not; their `measure` says what they are.
     """
 
     words: str
@@ -63,8 +70,11 @@ class Verdict:
     note: str = ""
     split: str = ""
     own: bool = False
-    setting: str = ""
+    task: str = ""
+    model: str = ""
+    metric: str = ""
     measure: str = ""
+    plain: bool = False
 
     def __post_init__(self) -> None:
         def refuse(why: str) -> None:
@@ -99,31 +109,82 @@ class Verdict:
         return f"{where}{self.words}" + (f" ({self.measure})" if self.measure else "")
 
     @property
-    def plain(self) -> bool:
-        """Whether `ours` is the change of a metric as it was measured, with its own interval.
-
-        A slope, a difference shifted by a tolerance and an interval widened for many comparisons
-        are not; their `measure` says what they are and does not end in "change".
-        """
-        return self.measure.endswith(" change")
+    def setting(self) -> str:
+        """Where it is claimed, such as "LaMP-2, decoder (Mistral class)"; may be empty."""
+        return ", ".join(filter(None, (self.task, self.model)))
 
 
-def save_verdicts(verdicts: Sequence[Verdict], notebook_id: str, profile: str) -> Path:
-    """Write the verdicts of one notebook to outputs/<profile>/verdicts/<notebook_id>.json."""
+def save_verdicts(
+    verdicts: Sequence[Verdict],
+    notebook_id: str,
+    profile: str,
+    *,
+    made_by: Callable[..., object] | None = None,
+) -> Path:
+    """Write the verdicts of one notebook to verdicts/<notebook_id>.json and .csv.
+
+    Args:
+        verdicts: in the order in which pages show them.
+        notebook_id: stem of the notebook that judged.
+        profile: run profile.
+        made_by: the function that judged; pages show its code.
+    """
     for verdict in verdicts:
         if verdict.notebook != notebook_id:
             raise UserError(
                 f"Verdict {verdict.claim!r} names notebook {verdict.notebook!r}, "
                 f"but is saved by {notebook_id!r}."
             )
-    record = {
+    record: dict[str, Any] = {
         "profile": profile,
         "verdicts": [_rounded(asdict(verdict)) for verdict in verdicts],
+        **made("", made_by),
     }
     path = paths.verdicts_dir(profile) / f"{notebook_id}.json"
     text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
     paths.replace_text(path, text + "\n")
+    paths.replace_text(path.with_suffix(".csv"), to_csv(_table(verdicts, profile)))
     return path
+
+
+def _table(verdicts: Sequence[Verdict], profile: str) -> pd.DataFrame:
+    """The verdicts for those who read tables."""
+    return pd.DataFrame(
+        [
+            {
+                "profile": profile,
+                "claim of": "us" if v.own else "the paper",
+                "section": v.section,
+                "setting": v.setting,
+                "claim": v.words,
+                "measure": v.measure,
+                "paper": v.paper,
+                "ours": v.ours.value if v.ours else None,
+                "ci_low": v.ours.low if v.ours else None,
+                "ci_high": v.ours.high if v.ours else None,
+                "n": v.n,
+                "seeds": v.seeds,
+                "verdict": v.status,
+                "table": v.csv,
+            }
+            for v in verdicts
+        ]
+    )
+
+
+def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """The verdicts as a notebook shows them, one row each."""
+    return pd.DataFrame(
+        {
+            "claim": [v.claim for v in verdicts],
+            "paper": [v.paper for v in verdicts],
+            "ours": [str(v.ours) for v in verdicts],
+            "n": [v.n for v in verdicts],
+            "seeds": [v.seeds for v in verdicts],
+            "verdict": [v.status for v in verdicts],
+            "controls": [v.note for v in verdicts],
+        }
+    )
 
 
 def _rounded(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,57 +1,205 @@
-"""Compare a fresh run with the committed one and say why a number may differ."""
+"""Compare a fresh run with the committed one, cell by cell, and say why a number may differ."""
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from chameleon_lib.command_line import Parser
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.compare import (
-    Difference,
-    Tolerances,
-    compare,
-    compare_verdicts,
-    table_names,
-)
 from chameleon_lib.kit.facts import load_run_facts
+from chameleon_lib.kit.verdicts import load_verdicts
 
-__all__ = ["Difference", "Tolerances", "compare", "likely_reason", "main", "report"]
+# Largest absolute differences taken for the same number, by words in the name of its column: scores
+# (one flipped answer moves them by 1 / n), and margins, losses and other log-probabilities.
+_SCORES = ("accuracy", "acc", "f1", "macro_f1", "mae", "rmse", "rouge", "rouge1", "rougel",
+           "rate", "share", "valid", "changed", "agreement")  # fmt: skip
+_SCORE = 0.02
+_NATS = ("margin", "nats", "loss", "kl", "logprob", "log_prob", "logp", "entropy", "floor")
+_NAT = 0.05
+_RELATIVE = 1e-6  # of every other number; whole numbers must be equal
+_MEASURES = ("metric", "measure", "quantity")
+_RESULTS = {"status", "verdict", "note"}  # text that is computed, hence no key of a row
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One place where two runs disagree; `tolerance` is None where none applies."""
+
+    file: str
+    row: str
+    column: str
+    committed: str
+    fresh: str
+    tolerance: float | None = None
+
+
+def compare(committed: Path, fresh: Path) -> list[Difference]:
+    """Compare tables/*.csv and figures/*.csv of two outputs folders.
+
+    Rows are matched by their text columns, and by order among rows with equal text. The class of
+    a number comes from its column name, or for columns such as `value` from the row's `metric`.
+
+    Raises:
+        UserError: the committed folder holds no table, so nothing could be checked.
+    """
+    old, new = table_names(committed), table_names(fresh)
+    if not old:
+        raise UserError(f"{paths.display(committed)} holds no tables to compare with.")
+    found = [Difference(name, "", "", "present", "missing") for name in sorted(old - new)]
+    found += [Difference(name, "", "", "missing", "present") for name in sorted(new - old)]
+    for name in sorted(old & new):
+        found += _compare_table(name, _read(committed / name), _read(fresh / name))
+    return found
+
+
+def compare_verdicts(committed: Path, fresh: Path, profile: str) -> list[Difference]:
+    """List claims whose verdict changed, appeared or vanished."""
+    old, new = (
+        {(v.notebook, v.claim): v.status for v in load_verdicts(profile, folder / "verdicts")}
+        for folder in (committed, fresh)
+    )
+    return [
+        Difference(f"verdicts/{notebook}.json", claim, "status", before, after)
+        for notebook, claim in sorted(old.keys() | new.keys())
+        for before in [old.get((notebook, claim), "missing")]
+        for after in [new.get((notebook, claim), "missing")]
+        if before != after
+    ]
+
+
+def table_names(folder: Path) -> set[str]:
+    """Tables, and the frames behind figures, of an outputs folder."""
+    files = [*folder.glob("tables/*.csv"), *folder.glob("figures/*.csv")]
+    return {path.relative_to(folder).as_posix() for path in files}
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            reader = csv.DictReader(handle, restval="", restkey="(beyond the header)")
+            rows, columns = list(reader), reader.fieldnames
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{paths.display(path)} cannot be read as a table: {error}.") from error
+    if not columns:
+        raise UserError(f"{paths.display(path)} is empty; make the table again.")
+    return rows
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except (ValueError, TypeError):
+        return None
+
+
+def _keyed(rows: list[dict[str, str]], keys: list[str]) -> dict[str, dict[str, str]]:
+    seen: Counter[str] = Counter()
+    out = {}
+    for row in rows:
+        key = ", ".join(row[column] for column in keys if column in row)
+        seen[key] += 1
+        out[f"{key} #{seen[key]}"] = row
+    return out
+
+
+def _compare_table(
+    name: str, old: list[dict[str, str]], new: list[dict[str, str]]
+) -> list[Difference]:
+    columns = [list(rows[0]) if rows else [] for rows in (old, new)]
+    gone = [column for column in columns[0] if column not in columns[1]]
+    come = [column for column in columns[1] if column not in columns[0]]
+    found = [Difference(name, "", column, "present", "missing") for column in gone]
+    found += [Difference(name, "", column, "missing", "present") for column in come]
+    shared = [column for column in columns[0] if column in columns[1]]
+    keys = [
+        column
+        for column in shared
+        if column not in _RESULTS and any(_is_text(row[column]) for row in old + new)
+    ]
+    before, after = _keyed(old, keys), _keyed(new, keys)
+    for key in [*before, *(key for key in after if key not in before)]:
+        label = key.removesuffix(" #1")
+        if key not in before or key not in after:
+            ends = ("present", "missing") if key in before else ("missing", "present")
+            found.append(Difference(name, label, "", *ends))
+            continue
+        for column in shared:
+            pair = before[key][column], after[key][column]
+            tolerance = _tolerance(column, before[key])
+            if not _same(*pair, tolerance):
+                found.append(Difference(name, label, column, *pair, tolerance))
+    return found
+
+
+def _is_text(cell: str) -> bool:
+    return cell != "" and _number(cell) is None
+
+
+def _tolerance(column: str, row: dict[str, str]) -> float | None:
+    """Absolute tolerance of a cell, or None if whole numbers and relative errors decide."""
+    own = _class(column)
+    if own is not None or column in ("n", "seeds", "b", "c", "p", "layer", "k", "seed"):
+        return own
+    measured = [row[name] for name in _MEASURES if name in row]
+    return _class(measured[0]) if measured else None
+
+
+def _class(name: str) -> float | None:
+    words = name.casefold().replace("-", "_").replace(" ", "_").split("_")
+    joined = "_".join(words)
+    if any(word in words or ("_" in word and word in joined) for word in _NATS):
+        return _NAT
+    if any(word in words for word in _SCORES):
+        return _SCORE
+    return None
+
+
+def _same(old: str, new: str, tolerance: float | None) -> bool:
+    if old == new:
+        return True
+    a, b = _number(old), _number(new)
+    if a is None or b is None or math.isnan(a) or math.isnan(b):
+        return False
+    if tolerance is not None:
+        # Cells are rounded when written; a hair of slack keeps the bound itself inside.
+        return abs(a - b) <= tolerance * (1 + 1e-9)
+    if a.is_integer() and b.is_integer():
+        return a == b
+    return abs(a - b) <= _RELATIVE * max(abs(a), abs(b))
 
 
 def likely_reason(committed: Path, fresh: Path) -> str:
     """Name what differs between the recorded facts of two runs; else blame the code."""
-    old, new = load_run_facts(committed), load_run_facts(fresh)
+    old, new = (_flat(load_run_facts(folder)) for folder in (committed, fresh))
     if not old or not new:
         return "unknown: a run recorded no facts (run_facts.json)"
-    reasons = []
-    for label, keys in (("thread count", ("threads",)), ("Python", ("python",)),
-                        ("CPU flags", ("cpu", "flags")), ("machine type", ("cpu", "machine")),
-                        ("model files", ("models",)), ("data", ("data",)),
-                        ("number of seeds", ("seeds",)), ("users", ("users",)),
-                        ("backbones", ("backbones",)), ("profile", ("profile",)),
-                        ("environment.yml", ("environment_sha256",))):  # fmt: skip
-        a, b = _dig(old, keys), _dig(new, keys)
-        if a != b:
-            short = not isinstance(a, dict) and not isinstance(b, dict)
-            reasons.append(f"{label} ({_text(a)} → {_text(b)})" if short else label)
-    before, after = old.get("versions", {}), new.get("versions", {})
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
-            reasons.append(f"{name} version ({before.get(name)} → {after.get(name)})")
+    reasons = [
+        f"{name} ({_text(old.get(name))} → {_text(new.get(name))})"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
     return "; ".join(reasons) if reasons else "the code changed (all recorded run facts agree)"
 
 
-def _dig(facts: dict[str, object], keys: tuple[str, ...]) -> object:
-    value: object = facts
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+def _flat(facts: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Facts by the words of their place, such as "versions torch"."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        key = f"{above} {name}".strip()
+        found |= _flat(value, key) if isinstance(value, dict) else {key: value}
+    return found
 
 
 def _text(value: object) -> str:
@@ -64,39 +212,45 @@ def report(differences: Sequence[Difference], reason: str) -> str:
     """Lay the differences out as a text table, one line per cell, with the likely reason."""
     head = ("file", "row", "column", "committed", "fresh", "tolerance")
     rows = [head] + [
-        (d.file, d.row, d.column, d.committed, d.fresh, _limit(d.tolerance)) for d in differences
-    ]
+        (d.file, d.row, d.column, d.committed, d.fresh,
+         "exact" if d.tolerance is None else f"{d.tolerance:g}")
+        for d in differences
+    ]  # fmt: skip
     widths = [min(48, max(len(row[i]) for row in rows)) for i in range(len(head))]
     lines = ["  ".join(f"{c:{w}}" for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
     return "\n".join([*lines, f"likely reason: {reason}"])
 
 
-def _limit(tolerance: float | None) -> str:
-    return "exact" if tolerance is None else f"{tolerance:g}"
+def verify_run(profile: str, against: Path | None = None, fresh: Path | None = None) -> int:
+    """Compare a run with the committed one, and print what differs.
 
+    Args:
+        profile: run profile.
+        against: committed outputs; None for outputs/<profile>.
+        fresh: outputs of a run already made; None runs the profile into a temporary folder.
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a profile into a temporary folder and compare; 0 same, 1 differences, 2 cannot tell."""
-    parser = Parser(
-        prog="python -m chameleon_lib verify", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--profile", default="demo", help="run profile (default: demo)")
-    parser.add_argument("--against", type=Path, help="committed outputs (outputs/<profile>)")
-    parser.add_argument("--fresh", type=Path, help="outputs of a run already made; runs nothing")
-    args = parser.parse_args(argv)
-    try:
-        committed = args.against or paths.outputs_dir(args.profile)
-        if not table_names(committed):
-            raise UserError(f"{paths.display(committed)} holds no tables to compare with.")
-        if args.fresh is not None:
-            if not table_names(args.fresh):
-                raise UserError(f"{paths.display(args.fresh)} holds no tables of a fresh run.")
-            return _judge(committed, args.fresh, args.profile)
+    Returns:
+        0 if all is the same within the tolerances, else 1.
+
+    Raises:
+        UserError: one of the two holds no table, or the fresh run failed.
+    """
+    committed = against or paths.outputs_dir(profile)
+    if not table_names(committed):
+        raise UserError(f"{paths.display(committed)} holds no tables to compare with.")
+    if fresh is None:
         with tempfile.TemporaryDirectory(prefix="chameleon-verify-") as scratch:
-            return _judge(committed, _run(args.profile, Path(scratch)), args.profile)
-    except UserError as error:
-        print(f"verify: {error}", file=sys.stderr)
-        return 2
+            return verify_run(profile, committed, _run(profile, Path(scratch)))
+    if not table_names(fresh):
+        raise UserError(f"{paths.display(fresh)} holds no tables of a fresh run.")
+    differences = compare(committed, fresh) + compare_verdicts(committed, fresh, profile)
+    if not differences:
+        tables = len(table_names(committed))
+        print(f"{tables} tables agree within the tolerances; every verdict is the same.")
+        return 0
+    print(report(differences, likely_reason(committed, fresh)))
+    print(f"{len(differences)} differences in {len({d.file for d in differences})} files.")
+    return 1
 
 
 def _run(profile: str, scratch: Path) -> Path:
@@ -114,12 +268,41 @@ def _run(profile: str, scratch: Path) -> Path:
     return scratch / "outputs" / profile
 
 
-def _judge(committed: Path, fresh: Path, profile: str) -> int:
-    differences = compare(committed, fresh) + compare_verdicts(committed, fresh, profile)
-    tables = len(table_names(committed))
-    if not differences:
-        print(f"{tables} tables agree within the tolerances; every verdict is the same.")
-        return 0
-    print(report(differences, likely_reason(committed, fresh)))
-    print(f"{len(differences)} differences in {len({d.file for d in differences})} files.")
-    return 1
+def compare_line(profile: str) -> str:
+    """How the run in outputs/<profile> compares with the one in the last commit, in one line."""
+    fresh = paths.outputs_dir(profile)
+    with tempfile.TemporaryDirectory(prefix="chameleon-committed-") as scratch:
+        committed = Path(scratch)
+        if not _checked_out(profile, committed) or not table_names(fresh):
+            return f"No committed run of profile {profile} to compare with."
+        try:
+            found = compare(committed, fresh) + compare_verdicts(committed, fresh, profile)
+            reason = likely_reason(committed, fresh)
+        except UserError as error:
+            return f"Not to be compared with the committed run: {error}"
+        names = table_names(committed)
+        same = sum((fresh / name).is_file()
+                   and (fresh / name).read_bytes() == (committed / name).read_bytes()
+                   for name in names)  # fmt: skip
+    bytes_of = f"{same} of {len(names)} tables have the bytes of the committed run"
+    if not found:
+        return f"{bytes_of}, all agree within the tolerances; every verdict is the same."
+    verdicts = sum(d.file.startswith("verdicts/") for d in found)
+    return (
+        f"{bytes_of}; cells beyond the tolerances: {len(found) - verdicts}, changed verdicts: "
+        f"{verdicts} (likely reason: {reason}); see git diff {paths.display(fresh)}."
+    )
+
+
+def _checked_out(profile: str, folder: Path) -> bool:
+    """Write tables, verdicts and facts of the last commit to a folder; False if it has none."""
+    archive = subprocess.run(
+        ["git", "archive", f"HEAD:outputs/{profile}"],
+        cwd=paths.root(), capture_output=True, check=False,
+    )  # fmt: skip
+    if archive.returncode:
+        return False
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        wanted = [member for member in files if member.name.endswith((".csv", ".json"))]
+        files.extractall(folder, wanted, filter="data")
+    return bool(table_names(folder))

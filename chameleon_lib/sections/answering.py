@@ -6,24 +6,26 @@ store under the prompts themselves and the edit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from chameleon_lib.core.backbone import Prepared
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.preferences import PreparedUser, decode_settings, max_new_tokens
-from chameleon_lib.core.protocols import Prepared
-from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.core.pairs import (
+    PreparedUser,
+    decode_settings,
+    max_new_tokens,
+    prompt_texts,
+)
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
-from chameleon_lib.lamp.prompts import answer_prompt, official_prompt, unseen_prompt
 from chameleon_lib.sections.study import Study
 
-# Prompts that an answer can be asked with; "insight" is the personalised prompt of A.3.
-PROMPTS = ("instruct", "insight", "neutral", "official", "official_history", "unseen")
+Key = TypeVar("Key", bound=Hashable)
 _EDITED = ("instruct", "insight")  # edits are asked with these, in every draw again
 
 
@@ -83,7 +85,7 @@ class Exam:
             raise UserError(f"{len(texts)} {kind} prompts for {len(self._same)} queries.")
         self._texts[kind] = list(texts)
 
-    def answer(self, arms: Mapping[str, tuple[str, Edit | None]]) -> dict[str, Answers]:
+    def answer(self, arms: Mapping[Key, tuple[str, Edit | None]]) -> dict[Key, Answers]:
         """Answers and margins of many arms.
 
         Args:
@@ -141,41 +143,6 @@ class Exam:
                 margin = (personal - generic).double().cpu()
                 margin = margin.masked_fill(self._same, float("nan"))
         return {"json": texts, "tensors": {"margin": margin}}
-
-
-def prompt_texts(
-    task: str, users: Sequence[PreparedUser], kind: str, settings: EditSettings
-) -> list[str]:
-    """The prompts of all queries of ``users`` in one of :data:`PROMPTS`."""
-    texts = []
-    for user in users:
-        insights = user.insights_for(settings.insight_scope)
-        for query, (personal, neutral) in zip(user.user.queries, insights, strict=True):
-            if kind == "official":
-                texts.append(official_prompt(task, (), query))
-            elif kind == "official_history":
-                texts.append(official_prompt(task, user.items, query))
-            elif kind == "unseen":
-                baseline = settings.prompts_baseline
-                texts.append(unseen_prompt(task, query.text, baseline=baseline))  # type: ignore[arg-type]
-            else:
-                role, insight = {
-                    "instruct": ("P", None),
-                    "insight": ("P", personal),
-                    "neutral": ("N", neutral),
-                }[kind]
-                texts.append(
-                    answer_prompt(
-                        task,
-                        user.items,
-                        query.text,
-                        role=role,  # type: ignore[arg-type]
-                        insight=insight,
-                        baseline=settings.prompts_baseline,  # type: ignore[arg-type]
-                        fix_typos=settings.prompts_fix_typos,
-                    )
-                )
-    return texts
 
 
 def edit_key(edit: Edit | None) -> Any:

@@ -8,30 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from chameleon_lib.backbones.demo.world import Truth, World, WorldSettings, build_world
+from chameleon_lib.core.task import User, get_task, registered
+from chameleon_lib.data.lamp import SeveralFiles, find_split, load_parts
+from chameleon_lib.data.users import MIN_OVERLAP, check_disjoint
+from chameleon_lib.demo.world import Truth, World, WorldSettings, build_world
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.profiles import RunProfile
-from chameleon_lib.lamp.data import SeveralFiles, find_split, load_samples
-from chameleon_lib.lamp.grouping import (
-    DECLARATION,
-    SAMPLES,
-    Choice,
-    grouping_report,
-    read_choice,
-    users_by_part,
-)
-from chameleon_lib.lamp.import_report import REPORT
-from chameleon_lib.lamp.lean import Slimmer, slimmer
-from chameleon_lib.lamp.records import User
-from chameleon_lib.lamp.samples import Sample
-from chameleon_lib.lamp.tasks import get_task
-from chameleon_lib.lamp.users import MIN_OVERLAP, check_disjoint, default_grouping
 
-# A folder with one labelled split only (official test labels are withheld) is divided by user.
-OWN_SPLIT = {"train": 0.4, "dev": 0.1, "test": 0.5}
-FIT_SPLIT, SCORED_SPLIT = {"train": 0.9, "dev": 0.1}, {"test": 1.0}  # of a file each
-SALT = "chameleon-kit"
 PARTS = ("train", "dev", "test")
 
 
@@ -68,12 +52,15 @@ def available_tasks(
 ) -> tuple[list[str], list[str]]:
     """Tasks that can run, of ``tasks`` or all, and a sentence for each whose files are missing.
 
+    Tasks that the profile does not name run as well where the folder holds their files.
+
     Raises:
         UserError: None of the tasks, no such folder, or the demo profile with a folder.
     """
     _refuse_demo(profile, data_dir)
-    scored = _file_of(eval_split)
-    wanted = [task for task in profile.tasks if not tasks or task in tasks]
+    scored = "dev" if eval_split == "custom" else eval_split
+    possible = dict.fromkeys([*profile.tasks, *(registered() if data_dir else [])])
+    wanted = [task for task in possible if not tasks or task in tasks]
     if not wanted:
         raise UserError(f"Profile {profile.name} has none of the tasks {', '.join(tasks)}.")
     if not data_dir:
@@ -87,9 +74,11 @@ def available_tasks(
         except SeveralFiles:
             raise
         except UserError as problem:
-            missing.append(f"{get_task(task).title} is left out: {problem}")
+            if task in profile.tasks or task in tasks:
+                missing.append(f"{get_task(task).title} is left out: {problem}")
         else:
             found.append(task)
+    wanted = [task for task in wanted if task in profile.tasks or task in tasks]
     if not found:
         raise UserError(
             f"{data_dir} holds a {scored} split of none of {', '.join(wanted)}; put "
@@ -126,10 +115,16 @@ def load_task_data(
     cap = dict(
         zip(PARTS, (min(n, max_users) if max_users else n for n in limits), strict=True)
     )
-    imported = False
+    imported, overlap = False, MIN_OVERLAP
+    truth: Mapping[str, Truth] | None = None
     if data_dir:
-        parts, source, imported = _from_files(Path(data_dir), task, eval_split, cap)
-        truth: Mapping[str, Truth] | None = None
+        found = load_parts(
+            Path(data_dir), task, cap,
+            scored="dev" if eval_split == "custom" else eval_split,
+            use_train=eval_split != "custom",
+        )  # fmt: skip
+        parts, source, imported = found.users, found.source, found.imported
+        overlap = found.min_overlap
     elif profile.data == "demo":
         built = _world(task, WorldSettings(users=limits, **(world or {})))
         parts, truth = {split: users for split, users in built.users.items()}, built.truth
@@ -142,7 +137,6 @@ def load_task_data(
         )
     everyone = tuple(user for part in PARTS for user in parts[part])
     train, dev, test = (tuple(parts[part][: cap[part]]) for part in PARTS)
-    overlap = read_choice(Path(data_dir), task).min_overlap if data_dir else MIN_OVERLAP
     check_disjoint(train, test, min_overlap=overlap)
     hashed = digest([train, dev, test])
     return TaskData(task, train, dev, test, everyone, truth, source, hashed, imported)
@@ -161,96 +155,6 @@ def _refuse_demo(profile: RunProfile, data_dir: str) -> None:
 def _world(task: str, settings: WorldSettings) -> World:
     """The embedded world; many cells ask for the same one."""
     return build_world(task, settings)
-
-
-def _file_of(eval_split: str) -> str:
-    return "dev" if eval_split == "custom" else eval_split
-
-
-def _from_files(
-    folder: Path, task: str, eval_split: str, limits: Mapping[str, int]
-) -> tuple[dict[str, list[User]], str, bool]:
-    """Users by part, what they are, and whether a table of one's own gave them.
-
-    Official files are a train file and the scored one; one file alone is divided by hash.
-    """
-    scored = _file_of(eval_split)
-    questions, outputs = find_split(folder, task, scored)
-    if outputs is None:
-        raise UserError(f"{questions} has no outputs file beside it, so nothing can be scored.")
-    choice = read_choice(folder, task)
-    train_files = None if eval_split == "custom" else _train_files(folder, task)
-    # Which division it is shows when both files are read; till then the users of either are kept.
-    divisions = (OWN_SPLIT,) if train_files is None else (OWN_SPLIT, SCORED_SPLIT)
-    slim = slimmer(task, SALT, limits, *divisions)
-    samples = load_samples(questions, outputs, task, slim=slim)
-    imported = (questions.parent / REPORT).is_file()
-    slim_fit = slimmer(task, SALT, limits, FIT_SPLIT)
-    fitting = load_samples(*train_files, task, slim=slim_fit) if train_files is not None else []
-    shared = _names(samples, slim) & _names(fitting, slim_fit)
-    if train_files is None or shared:
-        parts = users_by_part(samples, task, OWN_SPLIT, SALT, choice)
-        source = "users of an imported table" if imported else f"official LaMP {scored} users"
-        source += ", divided 40/10/50 by a hash of the user"
-        if not imported:
-            why = "no train file is used"
-            if shared:
-                why = f"the train file has {len(shared)} of the same users: a time-based split"
-            source += f" (own split: {why}, and official test labels are withheld)"
-        return parts, source + _unit(samples, task, choice, parts), imported
-    parts = users_by_part(samples, task, SCORED_SPLIT, SALT, choice)
-    source = (
-        f"official LaMP: train users fit, {scored} users are scored (official test labels are "
-        f"withheld){_unit(samples, task, choice, parts)}"
-    )
-    fit_parts = users_by_part(fitting, task, FIT_SPLIT, SALT, choice)
-    return {**fit_parts, **parts}, source, imported
-
-
-def _names(samples: Sequence[Sample], slim: Slimmer | None) -> set[str]:
-    """User ids that the records of a file give."""
-    if slim is not None:
-        return slim.named  # the samples have names of its making
-    return {sample.user_id for sample in samples if sample.user_id is not None}
-
-
-def _unit(
-    samples: Sequence[Sample], task: str, choice: Choice, parts: Mapping[str, Sequence[User]]
-) -> str:
-    """What counts as a user, where the files do not say it: the end of a sentence."""
-    if choice.users == SAMPLES:
-        return (
-            f"; each of the {len(samples)} samples counts as a user, as {DECLARATION} declares, "
-            "so intervals are too narrow where one person has several"
-        )
-    if default_grouping(task) != "overlap" or samples[0].user_id is not None:
-        return ""
-    asked = sum(len(user.queries) for users in parts.values() for user in users)
-    lost = len(samples) - asked
-    return f"; {grouping_report(samples, choice.min_overlap).sentence()}" + (
-        f"; {lost} questions are left out, or no history of their user would be left" * (lost > 0)
-    )
-
-
-def _train_files(folder: Path, task: str) -> tuple[Path, Path] | None:
-    """Questions and outputs of the train users; None where the folder holds no train file at all.
-
-    Raises:
-        UserError: Several train files, one in a place of its own, or one without golds.
-    """
-    try:
-        questions, outputs = find_split(folder, task, "train")
-    except UserError:
-        anywhere = f"{task.replace('_', '[_-]')}*/**/train_questions.json"
-        if any(folder.glob(anywhere)):
-            raise
-        return None
-    if outputs is None:
-        raise UserError(
-            f"{questions} has no outputs file beside it, so its users cannot feed the positive "
-            "control; add it, or set eval_split to 'custom' to use no train file."
-        )
-    return questions, outputs
 
 
 def without_gold(users: Sequence[User]) -> list[User]:

@@ -13,7 +13,7 @@ import torch
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.preferences import PreparedUser, max_new_tokens
+from chameleon_lib.core.pairs import PreparedUser, max_new_tokens
 from chameleon_lib.errors import UserError
 from chameleon_lib.sections.answering import decode_settings, edit_key, prompt_texts
 from chameleon_lib.sections.study import Study
@@ -58,7 +58,7 @@ def edit_size(study: Study, users: Sequence[PreparedUser], edit: Edit) -> Log:
             "edit": edit_key(edit),
         },
         compute,
-        modules=("chameleon_lib.core.hook", "chameleon_lib.backbones"),
+        modules=("chameleon_lib.core.edit", "chameleon_lib.backbones"),
         about=[user.user.id for user in some],
     )
     owners = [user.user.id for user in some for _ in user.user.queries]

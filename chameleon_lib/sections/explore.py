@@ -1,4 +1,4 @@
-"""Quick questions for the Explore cells: few users, one backbone, one change at a time.
+"""Quick questions for the Explore cells: few users or one, one backbone, one change at a time.
 
 Everything stands on the fit of the quickstart, so that a warm store answers within seconds. The
 numbers show how something works; what it is worth is measured on all users by the notebooks.
@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from chameleon_lib.core.contrasts import contrasts_from_pairs
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.plain_prompts import PlainPrompts
-from chameleon_lib.core.preferences import PreferencePair, PreparedUser, keep_different
+from chameleon_lib.core.pairs import PreparedUser
+from chameleon_lib.core.task import HistoryItem, User, is_valid_answer
+from chameleon_lib.data.metrics import higher_is_better, per_sample_scores
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.figures import COLOURS, INK, MUTED, FigureOutput, show_figure, style
 from chameleon_lib.kit.profiles import RunProfile
-from chameleon_lib.lamp.metrics import per_sample_scores
-from chameleon_lib.lamp.tasks import is_valid_answer
 from chameleon_lib.sections.answering import Answers, Exam
 from chameleon_lib.sections.data import without_gold
-from chameleon_lib.sections.fits import stored_directions, stored_fit
 from chameleon_lib.sections.playground import FITTED, NO_EDIT, PAPER, strengthened
 from chameleon_lib.sections.quickstart import Tour, take_tour
 from chameleon_lib.sections.scoring import reference_answers
@@ -150,48 +150,153 @@ def group_sizes(sample: Sample, sizes: Sequence[int]) -> pd.DataFrame:
     Raises:
         UserError: A size that leaves no pair, or more users than the group has.
     """
-    members = list(dict.fromkeys(pair.user_id for pair in sample.tour.pairs))
-    arms = _plain()
+    tour, arms = sample.tour, _plain()
+    members = list(dict.fromkeys(pair.user_id for pair in tour.pairs))
     for size in sizes:
         if not 1 <= size <= len(members):
             raise UserError(f"A size is {size}; the group has {len(members)} users.")
-        chosen = set(members[:size])
-        kept = [pair for pair in sample.tour.kept if pair.user_id in chosen]
-        if not kept:
+        pairs = [pair for pair in tour.kept if pair.user_id in members[:size]]
+        if not pairs:
             raise UserError(f"The first {size} users gave no pair with two different answers.")
-        edit = _paper_edit(sample.study, kept)
+        edit = sample.study.with_(pairs_on_too_few="warn").case(pairs, 0).edit("paper")
         layers = ", ".join(map(str, edit.layers))
-        arms[f"{size} users, {len(kept)} pairs, layers {layers}"] = ("instruct", edit)
+        arms[f"{size} users, {len(pairs)} pairs, layers {layers}"] = ("instruct", edit)
     return compare(sample, arms)
-
-
-def _paper_edit(study: Study, kept: Sequence[PreferencePair]) -> Edit:
-    return stored_directions(study, "paper", *study.activations(kept), 0).to_edit(study.settings)
 
 
 def fit_steps(sample: Sample, steps: Sequence[int]) -> pd.DataFrame:
     """The fitted edit after several numbers of steps, each fit from the start."""
-    tour, arms = sample.tour, _plain()
+    arms = _plain()
     for count in steps:
-        settings = tour.study.settings.with_(fit_steps=count)
-        study = Study(
-            tour.study.profile, tour.study.backbone_id, tour.study.task, settings, tour.study.store
-        )
-        kept, identical = keep_different(tour.pairs, settings)
-        contrasts = contrasts_from_pairs(study.task, kept, identical, settings)
-        texts = PlainPrompts(study.backbone, [contrast.prompt for contrast in contrasts])
-        edit, record = stored_fit(study, contrasts, texts, 0, f"{count} steps")
-        arms[f"{count} steps, held-out best at {record['best_step']}"] = ("instruct", edit)
+        case = replace(sample.tour.case, method=sample.study.with_(fit_steps=count), fits={})
+        edit = case.edit("fitted")
+        best = case.fits["fitted"].best_step
+        arms[f"{count} steps, held-out best at {best}"] = ("instruct", edit)
     return compare(sample, arms)
 
 
 def random_directions(sample: Sample, draws: int) -> pd.DataFrame:
     """The paper's edit beside random directions at the same layers and strengths."""
-    tour = sample.tour
-    h_p, h_n = tour.study.activations(tour.kept)
-    arms = _plain() | {PAPER: ("instruct", tour.edit)}
+    arms = _plain() | {PAPER: ("instruct", sample.tour.edit)}
     for seed in range(draws):
-        directions = stored_directions(tour.study, "random", h_p, h_n, seed)
-        edit = directions.to_edit(tour.study.settings, tour.layers)
-        arms[f"random {seed}"] = ("instruct", edit)
+        arms[f"random {seed}"] = ("instruct", sample.tour.case.edit("random", seed))
     return compare(sample, arms)
+
+
+def two_users(sample: Sample, first: int, second: int) -> pd.DataFrame:
+    """One query, asked with the history of either user: who gets which answer?
+
+    Args:
+        sample: Users and edits.
+        first: Number of a user of the sample; the query is this user's first one.
+        second: Number of another one.
+    """
+    one, other = (_user(sample, number) for number in (first, second))
+    asked = replace(other.user, queries=one.user.queries[:1])
+    prepared, _ = sample.study.prepare([replace(one.user, queries=asked.queries), asked])
+    return _said(sample, dict(zip((f"user {first}", f"user {second}"), prepared, strict=True)))
+
+
+def edit_history(
+    sample: Sample,
+    user: int,
+    *,
+    drop: Sequence[int] = (),
+    relabel: Mapping[int, str] | None = None,
+) -> pd.DataFrame:
+    """A user's first query, with the history as it is and after a change to it.
+
+    Args:
+        sample: Users and edits.
+        user: Number of a user of the sample.
+        drop: Items to leave out, numbered from 1 as in the quickstart's table.
+        relabel: Item number → another label.
+
+    Raises:
+        UserError: An item that is not there, or none left.
+    """
+    one = _user(sample, user).user
+    relabel = relabel or {}
+    for number in [*drop, *relabel]:
+        if not 1 <= number <= len(one.history):
+            raise UserError(f"There is no item {number}; user {user} has {len(one.history)}.")
+    items = tuple(
+        HistoryItem(item.id, item.text, relabel.get(number, item.label))
+        for number, item in enumerate(one.history, start=1)
+        if number not in drop
+    )
+    if not items:
+        raise UserError("No item is left; drop fewer.")
+    queries = one.queries[:1]
+    both: list[User] = [replace(one, queries=queries), replace(one, history=items, queries=queries)]
+    prepared, _ = sample.study.prepare(both)
+    return _said(sample, dict(zip(("as it is", "changed"), prepared, strict=True)))
+
+
+def _user(sample: Sample, number: int) -> PreparedUser:
+    if not 0 <= number < len(sample.users):
+        raise UserError(f"user is {number}; the sample has the users 0 to {len(sample.users) - 1}.")
+    return sample.users[number]
+
+
+def _said(sample: Sample, users: Mapping[str, PreparedUser]) -> pd.DataFrame:
+    """Insight and answers of prepared users with one query each."""
+    tour, study = sample.tour, sample.study
+    pairs = study.pairs(list(users.values()))
+    reference = replace(
+        sample.exam.reference,
+        personal=[pair.answer_p for pair in pairs],
+        generic=[pair.answer_n for pair in pairs],
+    )
+    arms: dict[str, tuple[str, Edit | None]] = {
+        NO_EDIT: ("instruct", None),
+        PAPER: ("instruct", tour.edit),
+        FITTED: ("instruct", tour.fitted),
+        "insight in the prompt": ("insight", None),
+    }
+    found = Exam(study, list(users.values()), reference).answer(arms)
+    return pd.DataFrame(
+        {
+            "history": list(users),
+            "query": [pair.query for pair in pairs],
+            "insight": [user.insight_p for user in users.values()],
+            **{name: answers.texts for name, answers in found.items()},
+        }
+    )
+
+
+def figure(frame: pd.DataFrame, sample: Sample, title: str) -> FigureOutput:
+    """Dots of the first metric and of the margin, one line per arm; the first arm is the mark.
+
+    Args:
+        frame: From a question asked of several users.
+        sample: Whom it was asked of.
+        title: What was varied.
+    """
+    metric, margin = str(frame.columns[1]), "margin (nats)"
+    better = {metric: higher_is_better(metric), margin: True}
+    profile, n = sample.study.profile.name, len(sample.users)
+    with style():
+        fig = Figure(figsize=(7.6, 1.5 + 0.27 * max(len(frame), 3)))
+        axes = fig.subplots(1, 2, sharey=True)
+        for number, (ax, name) in enumerate(zip(axes, better, strict=True)):
+            first, lines = float(frame[name].iloc[0]), range(len(frame))
+            ax.axvline(first, color=INK, lw=1.0, zorder=1)
+            ax.hlines(lines, first, frame[name], color=MUTED, lw=1.6, zorder=2)
+            ax.plot(frame[name], lines, ls="", marker="oD"[number], ms=7, mec=INK, mew=0.6,
+                    color=COLOURS[number], zorder=3)  # fmt: skip
+            ax.set_yticks(lines, frame["arm"])
+            ax.set_ylim(len(frame) - 0.5, -0.5)
+            ax.grid(axis="y", visible=False)
+            ax.xaxis.set_major_locator(MaxNLocator(5))
+            ax.set_xlabel(f"{name}  ({'→' if better[name] else '←'} better)")
+        fig.suptitle(f"{title} · {profile} profile", x=0.01, ha="left", fontweight="bold")
+    ends = "; ".join(
+        f"{arm}: {value:.3f}" for arm, value in zip(frame["arm"], frame[metric], strict=True)
+    )
+    return show_figure(
+        fig,
+        alt=f"Dots per arm; {metric} of {ends}.",
+        caption=f"The line marks the first arm. {n} users, one group, one model: a look, no "
+        f"evidence ({profile} profile).",
+    )

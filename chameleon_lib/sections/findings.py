@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import pandas as pd
 from markupsafe import Markup
 
-from chameleon_lib.kit.figures import FigureOutput, dot_ci, save_figure
+from chameleon_lib.kit.figures import FigureOutput, dot_ci
 from chameleon_lib.kit.profiles import RunProfile
+from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import (
     DIRECTION_ONLY,
     DOES_NOT_HOLD,
@@ -136,7 +137,7 @@ def may_not_conclude(verdicts: Sequence[Verdict], profile: RunProfile) -> list[s
     return sentences
 
 
-def figure(verdicts: Sequence[Verdict], profile: RunProfile) -> FigureOutput | str:
+def figure(verdicts: Sequence[Verdict], publish: Publisher) -> FigureOutput | str:
     """Every judged change of a metric with its 95 % interval, one panel per metric.
 
     Slopes, shifted differences and widened intervals would stand on the wrong scale there; the
@@ -159,7 +160,7 @@ def figure(verdicts: Sequence[Verdict], profile: RunProfile) -> FigureOutput | s
     rows = [
         {
             "claim": f"{v.section} · {v.claim.split(' (')[0]}"[:90],
-            "metric": v.scorer.split(",")[0].split(" ")[0],
+            "metric": v.metric,
             "status": v.status,
             "value": v.ours.value,
             "ci_low": v.ours.low,
@@ -176,20 +177,20 @@ def figure(verdicts: Sequence[Verdict], profile: RunProfile) -> FigureOutput | s
     drawn = dot_ci(
         frame,
         title="Every judged change",
-        profile=profile.name,
+        profile=publish.profile,
         xlabel="ours",
         row="claim",
         panel="metric",
         reference_label="no effect",
     )
-    return save_figure(
+    return publish.figure(
         drawn,
         "99_effects",
         alt=f"Forest plot of {len(frame)} effects with 95 % intervals: {words}.",
         caption=(
             f"All {len(frame)} judged changes of a metric with 95 % intervals over users; errors "
-            f"(mae) are better to the left. {words} ({profile.name} profile).{left_out}"
+            f"(mae) are better to the left. {words} ({publish.profile} profile).{left_out}"
         ),
         data=frame,
-        profile=profile.name,
+        made_by=figure,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from chameleon_lib.core.preferences import PreparedUser
+from chameleon_lib.core.pairs import PreparedUser
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.store import ArtifactStore
@@ -93,7 +93,7 @@ class Plan:
         if known is None:
             test = without_gold(data.test)
             names = sorted(self.profile.backbones, key=lambda name: name == last)
-            usable = [self.study(name).prepare(test)[0] for name in names]
+            usable = [self.study(name).prepare(test).users for name in names]
             known = frozenset.intersection(
                 *(frozenset(user.user.id for user in users) for users in usable)
             )
@@ -104,8 +104,9 @@ class Plan:
         """Everything a cell starts from."""
         study, data = self.study(backbone), self.data()
         common = self.common_users(data, last=backbone)
-        users, counts = study.prepare(without_gold(data.test))
-        return Desk(study, data, [user for user in users if user.user.id in common], counts)
+        found = study.prepare(without_gold(data.test))
+        test = [user for user in found.users if user.user.id in common]
+        return Desk(study, data, test, found.counts)
 
 
 def studied(profile: RunProfile) -> RunProfile:

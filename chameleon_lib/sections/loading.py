@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-from chameleon_lib.backbones import HFBackbone, demo, revisions
+from chameleon_lib import demo
+from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.embedder import load_embedder
-from chameleon_lib.backbones.models import load_backbone
+from chameleon_lib.backbones.load import load_backbone
 from chameleon_lib.backbones.revisions import LOCK_NAME
-from chameleon_lib.core.protocols import Backbone, Embedder
+from chameleon_lib.core.backbone import Backbone, Embedder
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import paths
+from chameleon_lib.kit import counting, paths
 from chameleon_lib.kit.profiles import RunProfile
 
 # Answers of the embedded world are short; real tweets cost the embedded tokenizer more tokens. The
@@ -60,13 +61,12 @@ def _embedded(backbone_id: str) -> Backbone:
     _, family, seed = parts
     # They are read in a tenth of a second; a bar for each would fill a notebook in JupyterLab.
     transformers_logging.disable_progress_bar()
-    return load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
+    backbone = load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
+    counting.watch(backbone_id, backbone.model)
+    return backbone
 
-
-GENERATORS = ("transformers", "vllm")
 
 _latest: dict[tuple[Any, ...], HFBackbone] = {}  # at most one entry
-_writers: dict[tuple[str, str], Any] = {}  # likewise
 
 
 def _from_hub(backbone_id: str, dtype: str, prompts_chat: str, profile: RunProfile) -> Backbone:
@@ -77,7 +77,6 @@ def _from_hub(backbone_id: str, dtype: str, prompts_chat: str, profile: RunProfi
     if key not in _latest:
         # Before the load, not after it as in an lru_cache: two such models may not fit together.
         _latest.clear()
-        _writers.clear()
         gpu = torch.cuda.is_available()
         _latest[key] = load_backbone(
             backbone_id,
@@ -92,37 +91,6 @@ def _from_hub(backbone_id: str, dtype: str, prompts_chat: str, profile: RunProfi
         )
         _latest[key].prefix_bytes = profile.prefix_bytes
     return _latest[key]
-
-
-def open_writer(
-    backbone: Backbone, backbone_id: str, settings: EditSettings, profile: RunProfile
-) -> Backbone:
-    """Who writes insights and pairs, unedited: the backbone itself, or vLLM where it is asked for.
-
-    vLLM serves decoders of the hub and decodes greedily; whatever else is written by the backbone.
-
-    Raises:
-        UserError: An unknown generator, 4-bit weights beside vLLM, or vLLM cannot be had.
-    """
-    if profile.generator not in GENERATORS:
-        raise UserError(
-            f"generator is '{profile.generator}'; choose one of {', '.join(GENERATORS)}."
-        )
-    greedy = not settings.decode_do_sample and settings.decode_num_beams == 1
-    served = isinstance(backbone, HFBackbone) and backbone.family == "decoder" and greedy
-    if profile.generator == "transformers" or backbone_id.startswith("demo:") or not served:
-        return backbone
-    assert isinstance(backbone, HFBackbone)
-    if profile.quantization != "none":
-        raise UserError("vLLM would write with other weights than the 4-bit ones; choose one.")
-    key = (backbone.fingerprint, settings.model_dtype)
-    if key not in _writers:
-        _writers.clear()
-        from chameleon_lib.backbones.vllm_engine import VllmWriter
-
-        _, folder = revisions.resolve(backbone_id, dict(profile.revisions).get(backbone_id))
-        _writers[key] = VllmWriter(backbone, str(folder), dtype=settings.model_dtype)
-    return cast(Backbone, _writers[key])
 
 
 @lru_cache(maxsize=1)

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from chameleon_lib.core.contrasts import contrasts_from_pairs
+from chameleon_lib.core.case import Case
 from chameleon_lib.core.directions import Directions
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.history import item_texts
-from chameleon_lib.core.plain_prompts import PlainPrompts
-from chameleon_lib.core.preferences import (
-    PreferencePair,
-    PreparedUser,
-    check_pair_count,
-    keep_different,
-    pair_texts,
-)
+from chameleon_lib.core.pairs import PreferencePair, PreparedUser, pair_texts
+from chameleon_lib.core.task import User
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
-from chameleon_lib.lamp.records import User
 from chameleon_lib.sections.answering import Exam, Reference
 from chameleon_lib.sections.arms import draw_group
 from chameleon_lib.sections.data import TaskData, load_task_data, without_gold
-from chameleon_lib.sections.fits import checked_directions, stored_fit
 from chameleon_lib.sections.loading import settings_for
 from chameleon_lib.sections.scoring import reference_answers
 from chameleon_lib.sections.study import Study
@@ -40,25 +33,48 @@ class Tour:
         study: Backbone, task and settings.
         data: Users of the task.
         user: The user of the tour, with selected history and insights; its gold is unused.
-        pairs: Unfiltered pairs of the group the directions come from.
-        kept: Those with different outputs.
-        identical: The others.
-        directions: The paper's directions at every layer.
-        layers: The edited layers.
-        edit: The paper's edit.
-        fitted: The same edit, fitted by the preference loss.
+        case: The pairs of the group the directions come from, and the edits they make.
     """
 
     study: Study
     data: TaskData
     user: PreparedUser
-    pairs: list[PreferencePair]
-    kept: list[PreferencePair]
-    identical: list[PreferencePair]
-    directions: Directions
-    layers: tuple[int, ...]
-    edit: Edit
-    fitted: Edit
+    case: Case
+
+    @property
+    def pairs(self) -> list[PreferencePair]:
+        """Unfiltered pairs of the group."""
+        return self.case.pairs
+
+    @property
+    def kept(self) -> list[PreferencePair]:
+        """Those with different outputs."""
+        return self.case.kept
+
+    @property
+    def identical(self) -> list[PreferencePair]:
+        """The others."""
+        return self.case.identical
+
+    @property
+    def directions(self) -> Directions:
+        """The paper's directions at every layer."""
+        return self.case.main
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The edited layers."""
+        return self.case.layers
+
+    @cached_property
+    def edit(self) -> Edit:
+        """The paper's edit."""
+        return self.case.edit("paper")
+
+    @cached_property
+    def fitted(self) -> Edit:
+        """The same edit, fitted by the preference loss."""
+        return self.case.edit("fitted")
 
 
 def take_tour(
@@ -91,22 +107,13 @@ def tour_of(study: Study, data: TaskData, user: User) -> Tour:
     Raises:
         UserError: The user does not fit the context, or not one pair is left to fit on.
     """
-    prepared, _ = study.prepare(without_gold([user]))
+    prepared = study.prepare(without_gold([user])).users
     if not prepared:
         raise UserError(f"User {user.id!r} does not fit the context; choose another user.")
-    train, _ = study.prepare(without_gold(data.train))
-    group = draw_group(train, study.settings.group_size, 0)
-    pairs = study.pairs(group)
-    kept, identical = keep_different(pairs, study.settings)
-    check_pair_count(len(kept), study.settings.with_(pairs_on_too_few="warn"))
-    h_p, h_n = study.activations(kept)
-    directions = checked_directions(study, h_p, h_n, 0)
-    layers = directions.choose_layers(study.settings)
-    contrasts = contrasts_from_pairs(study.task, kept, identical, study.settings)
-    prompts = PlainPrompts(study.backbone, [contrast.prompt for contrast in contrasts])
-    fitted, _ = stored_fit(study, contrasts, prompts, 0, "fitted")
-    edit = directions.to_edit(study.settings, layers)
-    return Tour(study, data, prepared[0], pairs, kept, identical, directions, layers, edit, fitted)
+    train = study.prepare(without_gold(data.train)).users
+    pairs = study.pairs(draw_group(train, study.settings.group_size, 0))
+    case = study.with_(pairs_on_too_few="warn").case(pairs, 0, checks=True)
+    return Tour(study, data, prepared[0], case)
 
 
 def history(tour: Tour) -> pd.DataFrame:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.sections.answering import Answers
 from chameleon_lib.sections.data import TaskData
+from chameleon_lib.sections.frame import NO_DRAW, Arm, long_frame
+from chameleon_lib.sections.methods import model_of
 
+# By family, where rows are about a backbone itself and not about results.
 FAMILY_TITLES = {
     "decoder": "decoder (Mistral class)",
     "encoder-decoder": "encoder-decoder (T5 class)",
@@ -25,39 +30,39 @@ class Cell:
 
     Attributes:
         backbone: Backbone id.
-        family: ``decoder`` or ``encoder-decoder``.
         task: Task name.
         answers: Method id → one :class:`Answers` per seed (draws, or random directions).
         scores: Method id → score name → (seeds, queries).
         counts: Users left out and why.
         draws: Log of every draw.
         condition: What was varied, such as "20 users"; empty where nothing is.
+        arms: Method id → which group each of its answers is from; by their place if empty.
     """
 
     backbone: str
-    family: str
     task: str
     answers: dict[str, list[Answers]]
     scores: dict[str, dict[str, np.ndarray]]
     counts: dict[str, int]
     draws: list[dict[str, Any]]
     condition: str = ""
+    arms: dict[str, list[Arm]] = field(default_factory=dict)
 
     @property
-    def drawn(self) -> list[int]:
-        """Numbers of the groups that gave an edit; the log of another says why it was refused."""
-        return [log["draw"] for log in self.draws if "refused" not in log]
+    def model(self) -> str:
+        """The backbone without its training seed."""
+        return model_of(self.backbone)
 
-    def in_draws(self, draws: Collection[int], method: str) -> Cell:
-        """The cell with those answers of an edit alone that are from some groups."""
-        at = [place for place, draw in enumerate(self.drawn) if draw in draws]
-        answers = [self.answers[method][place] for place in at]
-        scores = {name: values[at] for name, values in self.scores[method].items()}
-        return replace(
-            self,
-            answers={**self.answers, method: answers},
-            scores={**self.scores, method: scores},
-        )
+    def arms_of(self, method: str) -> list[Arm]:
+        """Which group each answer of a method is from."""
+        if method in self.arms:
+            return self.arms[method]
+        draws = [log.get("draw", at) for at, log in enumerate(self.draws) if "refused" not in log]
+        count = len(self.answers[method])
+        each, rest = divmod(count, max(len(draws), 1))
+        if not draws or rest or not each:
+            return [Arm(method, NO_DRAW, at) for at in range(count)]
+        return [Arm(method, draws[at // each], at % each) for at in range(count)]
 
 
 @dataclass(frozen=True)
@@ -71,20 +76,54 @@ class Run:
     cells: list[Cell]
     notes: list[str] = field(default_factory=list)
 
-    def of(self, task: str, family: str, condition: str = "") -> list[Cell]:
-        """The cells of one task, family and condition: one per training seed of the backbone."""
-        wanted = (task, family, condition)
-        return [c for c in self.cells if (c.task, c.family, c.condition) == wanted]
+    def at(self, task: str, model: str, condition: str = "") -> list[Cell]:
+        """The cells of one task, model and condition: one per training seed of the model."""
+        wanted = (task, model, condition)
+        return [c for c in self.cells if (c.task, c.model, c.condition) == wanted]
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """All results as one long frame; its columns are those of ``sections.frame``."""
+        asked = {
+            task: [
+                (user.id, query.id)
+                for user in data.test
+                if user.id in set(self.test_users[task])
+                for query in user.queries
+            ]
+            for task, data in self.data.items()
+        }
+        users, queries = (
+            {task: [pair[at] for pair in pairs] for task, pairs in asked.items()} for at in (0, 1)
+        )
+        return long_frame(
+            [
+                {
+                    "task": cell.task,
+                    "model": cell.model,
+                    "backbone": cell.backbone,
+                    "condition": cell.condition,
+                    **arm._asdict(),
+                    "user": users[cell.task],
+                    "query": queries[cell.task],
+                    "scores": {name: rows[at] for name, rows in cell.scores[method].items()},
+                    "texts": cell.answers[method][at].texts,
+                }
+                for cell in self.cells
+                for method in cell.scores
+                for at, arm in enumerate(cell.arms_of(method))
+            ]
+        )
+
+    @property
+    def models(self) -> list[str]:
+        """Models in order."""
+        return list(dict.fromkeys(cell.model for cell in self.cells))
 
     @property
     def conditions(self) -> list[str]:
         """Conditions in order."""
         return list(dict.fromkeys(cell.condition for cell in self.cells))
-
-    @property
-    def families(self) -> list[str]:
-        """Backbone families in order."""
-        return list(dict.fromkeys(cell.family for cell in self.cells))
 
 
 def sorted_ids(data: TaskData, chosen: Collection[str]) -> list[str]:
@@ -92,22 +131,10 @@ def sorted_ids(data: TaskData, chosen: Collection[str]) -> list[str]:
     return [user.id for user in data.test if user.id in chosen]
 
 
-def stacked(cells: Sequence[Cell], method: str, score: str) -> np.ndarray:
-    """(seeds, queries) of one method over all training seeds of a family."""
-    return np.concatenate([cell.scores[method][score] for cell in cells])
-
-
 def query_users(run_: Run, task: str) -> list[str]:
     """The user of every test query, in the order of the scores."""
     chosen = set(run_.test_users[task])
     return [u.id for u in run_.data[task].test if u.id in chosen for _ in u.queries]
-
-
-def query_golds(run_: Run, task: str) -> list[str]:
-    """The gold of every test query, in the order of the scores."""
-    chosen = set(run_.test_users[task])
-    users = [u for u in run_.data[task].test if u.id in chosen]
-    return [str(q.gold) for u in users for q in u.queries]
 
 
 def agreeing(run_: Run, task: str) -> np.ndarray:
@@ -122,3 +149,18 @@ def agreeing(run_: Run, task: str) -> np.ndarray:
             for p, g in zip(truth[user].personal, truth[user].generic, strict=True)
         ]
     )
+
+
+def agreeing_queries(run_: Run, task: str) -> list[str]:
+    """Test queries with one answer for user and anyone, in an embedded world."""
+    asked = [query.id for user in run_.data[task].test for query in user.queries
+             if user.id in set(run_.test_users[task])]  # fmt: skip
+    return [query for query, same in zip(asked, agreeing(run_, task), strict=True) if same]
+
+
+def split_of(run: Run, task: str) -> str:
+    """Which users are scored, in words."""
+    data = run.data[task]
+    if data.imported:
+        return "users of an imported table"
+    return "official dev users" if data.truth is None else "test users of the embedded world"

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from chameleon_lib.backbones.demo.tastes import habits_followed
-from chameleon_lib.core.preferences import PreparedUser
+from chameleon_lib.core.pairs import PreparedUser
+from chameleon_lib.core.task import User, is_valid_answer
+from chameleon_lib.data.metrics import per_sample_scores
+from chameleon_lib.demo.world import habits_followed
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.metrics import per_sample_scores
-from chameleon_lib.lamp.tasks import is_valid_answer
 from chameleon_lib.sections.answering import Answers, Reference
 from chameleon_lib.sections.data import TaskData
+from chameleon_lib.sections.frame import confusion_codes
 from chameleon_lib.sections.grid import Desk
 from chameleon_lib.sections.methods import METHODS
-from chameleon_lib.sections.results import Cell
+from chameleon_lib.sections.results import Arm, Cell
 from chameleon_lib.sections.study import Study
 
 
@@ -35,9 +37,15 @@ def reference_answers(study: Study, data: TaskData, test: Sequence[PreparedUser]
     )
 
 
+def with_gold(group: Sequence[PreparedUser], users: Sequence[User]) -> list[PreparedUser]:
+    """The prepared users with the gold answers that were withheld from the stages before."""
+    golds = {user.id: user for user in users}
+    return [replace(user, user=golds[user.user.id]) for user in group]
+
+
 def score_cell(
     desk: Desk,
-    results: Mapping[str, Sequence[Answers]],
+    answers: Mapping[Arm, Answers],
     logs: Sequence[Mapping[str, Any]],
     condition: str = "",
 ) -> Cell:
@@ -45,13 +53,18 @@ def score_cell(
 
     Args:
         desk: Whose answers they are.
-        results: Method id → one :class:`Answers` per seed; ``instruct`` must be there.
+        answers: Arm → its answers, in the order of the draws; ``instruct`` must be there.
         logs: Log of every draw.
         condition: What was varied.
 
     Raises:
         UserError: A method that ``METHODS`` does not know, or no Instruct to compare with.
     """
+    results: dict[str, list[Answers]] = {}
+    arms: dict[str, list[Arm]] = {}
+    for arm, found in answers.items():
+        results.setdefault(arm.method, []).append(found)
+        arms.setdefault(arm.method, []).append(arm)
     known = [method.id for method in METHODS]
     unknown = sorted(set(results) - set(known))
     if unknown or "instruct" not in results:
@@ -60,7 +73,6 @@ def score_cell(
     gold = [str(q.gold) for user in desk.data.test if user.id in tested for q in user.queries]
     return Cell(
         desk.study.backbone_id,
-        desk.study.backbone.family,
         desk.study.task,
         {name: list(results[name]) for name in known if name in results},
         {
@@ -73,6 +85,7 @@ def score_cell(
         desk.counts,
         [dict(log) for log in logs],
         condition,
+        arms,
     )
 
 
@@ -88,6 +101,7 @@ def _scores(
     rows: dict[str, list[np.ndarray]] = {}
     for answer in answers:
         one: dict[str, Any] = dict(per_sample_scores(task, gold, answer.texts))
+        one["confusion"] = confusion_codes(task, gold, answer.texts)
         one["valid"] = [is_valid_answer(task, text) for text in answer.texts]
         one["changed"] = [a != b for a, b in zip(answer.texts, instruct.texts, strict=True)]
         one["margin"] = answer.margin

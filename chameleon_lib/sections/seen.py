@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.preferences import PreparedUser
+from chameleon_lib.core.pairs import PreparedUser
+from chameleon_lib.core.task import get_task
+from chameleon_lib.data.metrics import higher_is_better, per_sample_scores
 from chameleon_lib.kit.stats import Estimate, bootstrap_metric
-from chameleon_lib.lamp.metrics import higher_is_better, per_sample_scores
-from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.answering import Exam, Reference
 from chameleon_lib.sections.data import without_gold
-from chameleon_lib.sections.estimates import STATISTICS, group_sums
+from chameleon_lib.sections.frame import STATISTICS, group_sums
 from chameleon_lib.sections.study import Study
 
 Log = dict[str, Any]

@@ -35,10 +35,6 @@ def test_equal_texts_are_embedded_once_and_keep_their_places() -> None:
     assert found.dtype == np.float32 and found[:, 0].tolist() == [2.0, 1.0, 2.0]
 
 
-def test_no_texts_give_an_empty_matrix() -> None:
-    assert embedder.SentenceEmbedder(CountingModel(), name="x").encode([]).shape == (0, 2)
-
-
 @installed
 def test_the_offline_embedder_gives_unit_vectors_that_know_meaning() -> None:
     model = embedder.load_embedder(offline=True)
@@ -48,11 +44,6 @@ def test_the_offline_embedder_gives_unit_vectors_that_know_meaning() -> None:
     assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     assert found[0] @ found[1] > found[0] @ found[2] + 0.2
     assert np.array_equal(found, model.encode(texts))
-
-
-def test_other_embedders_have_no_offline_copy() -> None:
-    with pytest.raises(UserError, match="no offline copy"):
-        embedder.load_embedder("all-mpnet-base-v2", offline=True)
 
 
 def test_a_missing_package_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:

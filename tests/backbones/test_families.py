@@ -1,40 +1,96 @@
-"""One matrix: every architecture of the site table x everything the kit does with a backbone.
-
-Real architecture code, random weights, tiny sizes. ``naive`` recomputes without batches, caches or
-prefixes; what single families do beyond that (their traps) is in ``test_family_traps``.
-"""
+"""Families: the table, edits and readings of every kind of model, and traps of some."""
 
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from chameleon_lib.backbones import SITES, HFBackbone, load_backbone
+from chameleon_lib.backbones import HFBackbone, backbone_from, load_backbone
+from chameleon_lib.backbones.families import MODEL_FAMILIES, model_family, site_modules
+from chameleon_lib.core.backbone import DecodeSettings
 from chameleon_lib.core.chameleon import Chameleon
-from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.protocols import DecodeSettings
-from chameleon_lib.lamp.prompts import ANSWER_CUE, answer_prompt
-from chameleon_lib.lamp.records import HistoryItem, User
+from chameleon_lib.core.edit import Edit, EditHook, edit_factors
+from chameleon_lib.core.task import ANSWER_CUE, HistoryItem, User, answer_prompt
+from chameleon_lib.errors import UserError
 from tests.backbones import naive
-from tests.backbones.demo.small import HashEmbedder, small_backbone
 from tests.backbones.tiny import (
     ANSWERS,
+    CONFIGS,
     PROMPTS,
     make_backbone,
     make_edit,
+    make_model,
     make_tokenizer,
 )
 from tests.core.method import SETTINGS, train_users
+from tests.demo.small import HashEmbedder, small_backbone
 
-ALL = sorted(SITES)
+
+def test_every_family_of_the_table_has_a_test_model() -> None:
+    assert set(CONFIGS) == set(MODEL_FAMILIES)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_mlp_output_has_model_width_and_no_residual(family: str) -> None:
+    model = make_model(family)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.tensor([[0, 5]])
+    seen: list[torch.Tensor] = []
+    modules = site_modules(model, family, "mlp_out", 3)
+    for module in modules:
+        module.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    # A site without residual gives zero when the weights behind it are zero.
+    with torch.no_grad():
+        for module in modules:
+            for weight in module.parameters():
+                weight.zero_()
+        model(**inputs)
+    assert len(seen) == 3
+    assert all(values.shape[-1] == 24 and not values.any() for values in seen)
+
+
+def test_t5_block_output_holds_the_residual_and_is_another_module() -> None:
+    model = make_model("t5")
+    paths = model_family("t5")
+    assert paths.mlp_out == paths.block_out + ".DenseReluDense"
+    seen: list[torch.Tensor] = []
+    with torch.no_grad():
+        for site in ("mlp_out", "block_out"):
+            module = site_modules(model, "t5", site, 3)[0]
+            module.register_forward_hook(lambda _m, _i, output: seen.append(output))
+        model(input_ids=torch.tensor([[5, 6]]), decoder_input_ids=torch.tensor([[0, 5]]))
+    assert not torch.allclose(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "phi3"])
+def test_families_without_a_gate_say_so(family: str) -> None:
+    with pytest.raises(UserError, match="no gate_proj site"):
+        site_modules(make_model(family), family, "gate_proj", 3)
+
+
+def test_an_ungated_t5_has_no_gate() -> None:
+    model = make_model("t5", feed_forward_proj="relu")
+    with pytest.raises(UserError, match="no module"):
+        site_modules(model, "t5", "gate_proj", 3)
+
+
+def test_unknown_families_and_sites_are_refused_with_the_fix() -> None:
+    with pytest.raises(UserError, match=r"'bloom' is unknown .*families\.py"):
+        model_family("bloom")
+    with pytest.raises(UserError, match="attn"):
+        site_modules(make_model("gpt2"), "gpt2", "attn", 3)
+
+
+ALL = sorted(MODEL_FAMILIES)
 ASKED, GROUPS, N = PROMPTS[:3], [7, 7, 3], 4
 
 
@@ -168,19 +224,14 @@ def test_a_group_edit_is_fitted_and_moves_the_answers_of_its_users(family: str) 
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_a_short_context_drops_history_items_with_their_count_in_the_log_and_no_query(
-    family: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_short_context_drops_history_items_with_their_count_and_no_query(family: str) -> None:
     users, context = train_users(n=3), 60
     backbone = small_backbone(family, seed_of(family))
     backbone.model.config.get_text_config().max_position_embeddings = context
-    model = Chameleon(backbone, HashEmbedder(), SETTINGS)
-    with caplog.at_level(logging.WARNING):
-        prepared = model.prepare(users)
+    prepared, left = Chameleon(backbone, HashEmbedder(), SETTINGS).prepare(users)
     dropped = sum(4 - len(user.items) for user in prepared)
-    assert len(prepared) == 3 and model.counts["too_long"] == 0 and dropped > 0
-    assert model.counts["dropped_items"] == dropped
-    assert [f"'dropped_items': {dropped}" in line for line in caplog.messages] == [True]
+    assert len(prepared) == 3 and not left and dropped > 0
+    assert sum(user.dropped_items for user in prepared) == dropped
     for user in prepared:
         for prompt, query in zip(prompts_of(user.user, user.items), user.user.queries, strict=True):
             # The model reads the whole question and the answer cue, and has room to answer.
@@ -188,3 +239,90 @@ def test_a_short_context_drops_history_items_with_their_count_in_the_log_and_no_
             seen = backbone.codec.tokenizer.decode(ids)
             assert query.text in seen and ANSWER_CUE in seen
             assert len(ids) == backbone.count_tokens(prompt) <= context - 5
+
+
+T5 = ("t5", "mt5", "umt5")
+WINDOWED: dict[str, dict[str, Any]] = {
+    "mistral": {},
+    "mixtral": {},
+    "phi3": {},
+    "qwen2": {"use_sliding_window": True, "max_window_layers": 1},
+    "gemma2": {},
+    "gemma3_text": {},
+    "gemma3": {},
+}
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_sliding_windows_of_some_layers_are_kept(family: str) -> None:
+    backbone = make_backbone(family, seed_of(family), sliding_window=8, **WINDOWED[family])
+    edit = make_edit("last")
+    expected = [naive.greedy(backbone, prompt, N, edit) for prompt in ASKED]
+    assert backbone.generate(ASKED, max_new_tokens=N, edit=edit, groups=GROUPS) == expected
+    assert expected != tiny(family).generate(ASKED, max_new_tokens=N, edit=edit)
+
+
+def folded(weight: Tensor, u: Tensor, z: Tensor, *, transposed: bool) -> Tensor:
+    """``(I + U Z) W`` for a projection ``(out, in)``, or ``(in, out)`` if transposed."""
+    wide = weight.mT if transposed else weight
+    changed = wide + u @ (z @ wide)
+    return changed.mT if transposed else changed
+
+
+OUTPUTS = {
+    "gpt2": "c_proj.weight",
+    "opt": "weight",
+    "mixtral": "experts.down_proj",
+    **dict.fromkeys(T5, "wo.weight"),
+}
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_the_edit_is_a_change_of_the_output_weights_of_every_expert(family: str) -> None:
+    backbone, edit = make_backbone(family), make_edit("all")
+    edited = naive.logits_of(backbone, ASKED[0], [5, 6], edit)
+    plain = naive.logits_of(backbone, ASKED[0], [5, 6])
+    for row, layer in enumerate(edit.layers):
+        u, z = edit_factors(edit.theta_p[row], edit.theta_n[row], edit.alpha_p, edit.alpha_n)
+        site = backbone.sites()[layer]
+        name = OUTPUTS.get(family, "down_proj.weight")
+        weight = site.get_parameter(name)
+        weight.data = folded(weight, u.float(), z.float(), transposed=family == "gpt2")
+        bias = getattr(site.get_submodule(name.rpartition(".")[0]), "bias", None)
+        if bias is not None:
+            assert bias.abs().max() > 0.1  # else the bias trap would not be seen
+            bias.data = bias + u.float() @ (z.float() @ bias)
+    merged = naive.logits_of(backbone, ASKED[0], [5, 6])
+    effect = (edited - plain).abs().max()
+    assert effect > 0.1 and (merged - edited).abs().max() < 1e-4 * effect
+
+
+@pytest.mark.parametrize("family", T5)
+def test_half_precision_is_refused_for_t5_and_its_float32_output_layer_keeps_its_type(
+    family: str, tmp_path: Path
+) -> None:
+    make_model(family).save_pretrained(tmp_path)
+    make_tokenizer(closes=True).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="overflows in float16 .* bfloat16"):
+        load_backbone(tmp_path, dtype="float16")
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype=torch.float16)
+    with pytest.raises(UserError, match="overflows in float16"):
+        backbone_from(model, make_tokenizer(closes=True), name="half")
+    sites = [block.layer[2].DenseReluDense for block in model.decoder.block]
+    assert {site.wo.weight.dtype for site in sites} == {torch.float32}
+    assert model.shared.weight.dtype == torch.float16
+    seen: list[Tensor] = []
+    with EditHook(sites, make_edit("all")), torch.no_grad():
+        handle = sites[0].register_forward_hook(lambda *args: seen.append(args[2]))
+        model(input_ids=torch.tensor([[5, 1]]), decoder_input_ids=torch.tensor([[0, 5]]))
+        handle.remove()
+    assert seen[0].dtype == torch.float32 and bool(seen[0].isfinite().all())
+
+
+def test_a_decoder_starts_from_padding_where_no_file_says_otherwise() -> None:
+    backbone = make_backbone("t5", decoder_start_token_id=None)
+    for config in (backbone.model.config, backbone.model.generation_config):
+        config.decoder_start_token_id = None
+    assert backbone.generate(ASKED, max_new_tokens=N) == tiny("t5").generate(
+        ASKED, max_new_tokens=N
+    )

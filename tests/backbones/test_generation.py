@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from chameleon_lib.backbones.generation import gumbel, noise_keys
-from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.protocols import DecodeSettings
+from chameleon_lib.core.backbone import DecodeSettings
 from chameleon_lib.errors import UserError
 from tests.backbones import naive
 from tests.backbones.tiny import (
@@ -41,20 +40,6 @@ def test_an_edited_batch_equals_the_naive_loop(family: str, positions: str) -> N
 
 
 @pytest.mark.parametrize("family", MAIN)
-def test_a_batch_equals_its_prompts_one_by_one(family: str) -> None:
-    backbone = make_backbone(family)
-    alone = [backbone.generate([prompt], max_new_tokens=N)[0] for prompt in PROMPTS]
-    assert backbone.generate(PROMPTS, max_new_tokens=N) == alone
-
-
-@pytest.mark.parametrize("family", MAIN)
-def test_a_longer_neighbour_changes_nothing(family: str) -> None:
-    backbone = make_backbone(family)
-    short = backbone.generate(PROMPTS[2:3], max_new_tokens=N)
-    assert backbone.generate([PROMPTS[2], PROMPTS[3] * 2], max_new_tokens=N)[:1] == short
-
-
-@pytest.mark.parametrize("family", MAIN)
 @pytest.mark.parametrize("positions", [None, "last", "all", "generated"])
 def test_grouped_equals_ungrouped(family: str, positions: str | None) -> None:
     backbone = make_backbone(family)
@@ -76,19 +61,6 @@ def test_a_sliding_window_is_kept_with_and_without_groups(window: int) -> None:
     expected = [naive.greedy(backbone, prompt, N) for prompt in PROMPTS]
     assert backbone.generate(PROMPTS, max_new_tokens=N) == expected
     assert backbone.generate(PROMPTS, max_new_tokens=N, groups=GROUPS) == expected
-
-
-@pytest.mark.parametrize("family", MAIN)
-@pytest.mark.parametrize("positions", ["last", "all", "generated"])
-def test_per_row_edits_equal_one_prompt_at_a_time(family: str, positions: str) -> None:
-    backbone, edit = make_backbone(family), make_edit(positions, rows=len(PROMPTS))
-    alone = [
-        backbone.generate([prompt], max_new_tokens=N, edit=edit.rows([row]))[0]
-        for row, prompt in enumerate(PROMPTS)
-    ]
-    together = backbone.generate(PROMPTS, max_new_tokens=N, edit=edit, groups=GROUPS)
-    assert together == alone
-    assert together != backbone.generate(PROMPTS, max_new_tokens=N)
 
 
 @pytest.mark.parametrize("family", MAIN)
@@ -213,31 +185,6 @@ def test_the_sampling_noise_draws_from_the_softmax() -> None:
 
 
 @pytest.mark.parametrize("family", MAIN)
-@pytest.mark.parametrize("positions", [None, "last", "all"])
-def test_beams_of_a_batch_equal_beams_of_each_prompt(family: str, positions: str | None) -> None:
-    backbone, decode = make_backbone(family), DecodeSettings(num_beams=3)
-    edit = None if positions is None else make_edit(positions)
-    together = backbone.generate(PROMPTS, max_new_tokens=N, edit=edit, decode=decode)
-    alone = [
-        backbone.generate([prompt], max_new_tokens=N, edit=edit, decode=decode)[0]
-        for prompt in PROMPTS
-    ]
-    assert together == alone
-
-
-@pytest.mark.parametrize("family", MAIN)
-def test_unedited_beams_equal_those_of_the_library(family: str) -> None:
-    backbone = make_backbone(family, **({"num_layers": 3} if family == "t5" else {}))
-    found = backbone.generate(PROMPTS[:1], max_new_tokens=N, decode=DecodeSettings(num_beams=3))
-    ids = torch.tensor(backbone.codec.prompts(PROMPTS[:1]))
-    out = backbone.model.generate(
-        ids, attention_mask=torch.ones_like(ids), num_beams=3, max_new_tokens=N, do_sample=False
-    )
-    start = ids.shape[1] if backbone.family == "decoder" else 1
-    assert found == backbone.codec.decode(out[:, start:])
-
-
-@pytest.mark.parametrize("family", MAIN)
 @pytest.mark.parametrize("positions", ["last", "all"])
 def test_beams_of_an_edit_per_row_equal_beams_of_each_prompt(family: str, positions: str) -> None:
     backbone, decode = make_backbone(family), DecodeSettings(num_beams=3)
@@ -248,12 +195,6 @@ def test_beams_of_an_edit_per_row_equal_beams_of_each_prompt(family: str, positi
         for row, prompt in enumerate(PROMPTS)
     ]
     assert together == alone
-
-
-@pytest.mark.parametrize("bad", [{"num_beams": 0}, {"temperature": 1.0}])
-def test_contradicting_decode_settings_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(UserError):
-        DecodeSettings(**bad)  # type: ignore[arg-type]
 
 
 def test_a_prompt_is_never_cut_but_refused() -> None:
@@ -275,20 +216,3 @@ def test_empty_prompts_and_wrong_counts_are_refused() -> None:
         backbone.generate(["a", "b"], max_new_tokens=2, groups=[1])
     with pytest.raises(UserError, match="edit of 3 rows"):
         backbone.generate(["a", "b"], max_new_tokens=2, edit=make_edit(rows=3))
-
-
-@pytest.mark.parametrize("positions", ["last", "all", "generated"])
-def test_opt_joins_rows_and_tokens_and_still_edits_every_row_by_its_own(positions: str) -> None:
-    backbone, edit = make_backbone("opt"), make_edit(positions, rows=len(PROMPTS))
-    alone = [
-        backbone.generate([prompt], max_new_tokens=N, edit=edit.rows([row]))[0]
-        for row, prompt in enumerate(PROMPTS)
-    ]
-    assert backbone.generate(PROMPTS, max_new_tokens=N, edit=edit, groups=GROUPS) == alone
-
-
-def test_zero_strength_gives_the_unedited_answers() -> None:
-    backbone, strong = make_backbone("mistral"), make_edit("all")
-    idle = Edit(strong.layers, strong.theta_p, strong.theta_n, 0.0, 0.0, positions="all")
-    plain = backbone.generate(PROMPTS, max_new_tokens=N)
-    assert backbone.generate(PROMPTS, max_new_tokens=N, edit=idle) == plain

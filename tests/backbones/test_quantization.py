@@ -10,16 +10,17 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from chameleon_lib.backbones import SITES, HFBackbone, load_backbone
-from chameleon_lib.backbones import quantization as module
-from chameleon_lib.backbones.quantization import check_quantization
-from chameleon_lib.baselines.dpo import train_dpo
-from chameleon_lib.baselines.tuning import tuned_backbone
+from chameleon_lib.backbones import HFBackbone, load_backbone
+from chameleon_lib.backbones import load as module
+from chameleon_lib.backbones.families import MODEL_FAMILIES
+from chameleon_lib.backbones.load import check_quantization
 from chameleon_lib.errors import UserError
+from chameleon_lib.rivals.dpo import train_dpo
+from chameleon_lib.rivals.tuned import tuned_backbone
 from tests.backbones.tiny import ANSWERS, PROMPTS, make_edit, make_model, make_tokenizer
-from tests.baselines.planted import contrasts, dpo, margin
+from tests.rivals.planted import contrasts, dpo, margin
 
-LINEAR = sorted(family for family, paths in SITES.items() if not paths.experts)
+LINEAR = sorted(family for family, paths in MODEL_FAMILIES.items() if not paths.experts)
 ASKED, N = PROMPTS[:3], 4
 needs_bitsandbytes = pytest.mark.skipif(
     util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"

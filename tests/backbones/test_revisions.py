@@ -126,14 +126,6 @@ def test_what_is_not_there_is_told_and_leaves_no_record(hub: Path, lock: Path) -
     assert not lock.parent.exists()
 
 
-def test_a_local_folder_has_no_commit_and_none_is_made_up(tmp_path: Path, lock: Path) -> None:
-    folder = tmp_path / "net"
-    make_model("mistral").save_pretrained(folder)
-    make_tokenizer(closes=False).save_pretrained(folder)
-    load_backbone(folder, lock=lock)
-    assert not lock.exists()
-
-
 def test_an_unknown_commit_stays_unknown(lock: Path) -> None:
     nothing = Revision(MODEL, None, None, "c" * 64)
     record(lock, nothing)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from chameleon_lib.backbones import HFBackbone, load_backbone
-from chameleon_lib.baselines.lora import copy_to_adapt
+from chameleon_lib.rivals.tuned import copy_to_adapt
 from tests.backbones.tiny import ANSWERS, CONFIGS, PROMPTS, make_edit, make_model, make_tokenizer
 
 WIDTH = CONFIGS["t5"]["d_model"]

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from chameleon_lib.backbones import HFBackbone, backbone_from, load_backbone
+from chameleon_lib.backbones import HFBackbone, backbone_from
 from chameleon_lib.backbones.text import TextCodec
-from chameleon_lib.core.chameleon import Chameleon
-from chameleon_lib.lamp.prompts import ANSWER_CUE, answer_prompt
+from chameleon_lib.core.task import answer_prompt
 from tests.backbones import naive
-from tests.backbones.demo.small import HashEmbedder
 from tests.backbones.tiny import make_edit, make_model, prepared_positions
 from tests.backbones.tokenizers_like import GEMMA, QWEN, byte_level_like, flan_like, mistral_like
-from tests.core.method import SETTINGS, train_users
+from tests.core.method import train_users
 
 N = 4
 
@@ -159,45 +155,3 @@ def test_a_flan_prompt_closes_with_its_end_and_the_decoder_starts_from_padding(
     ]  # fmt: skip
     expected = [naive.greedy(flan, text, N) for text in (prompt, "short")]
     assert flan.generate([prompt, "short"], max_new_tokens=N) == expected
-
-
-@pytest.mark.parametrize(("kind", "context"), [("mistral", 190), ("flan", 380)])
-def test_truncation_drops_whole_items_counts_them_and_spares_question_and_answer(
-    kind: str, context: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    backbone = around(mistral_like(), "mistral") if kind == "mistral" else around(flan_like(), "t5")
-    backbone.model.config.max_position_embeddings = context
-    model = Chameleon(backbone, HashEmbedder(), SETTINGS)
-    users = train_users(n=3)
-    with caplog.at_level(logging.WARNING):
-        prepared = model.prepare(users)
-    dropped = sum(4 - len(user.items) for user in prepared)
-    assert dropped > 0 and model.counts["dropped_items"] == dropped
-    assert any(f"'dropped_items': {dropped}" in line for line in caplog.messages)
-    for user in prepared:
-        for query in user.user.queries:
-            prompt = answer_prompt(
-                user.user.task, user.items, query.text, role="P", insight=user.insight_p
-            )
-            [ids] = backbone.codec.prompts([prompt])
-            seen = backbone.codec.tokenizer.decode(ids)
-            assert query.text in seen and ANSWER_CUE in seen
-            assert all(item.text in seen for item in user.items)
-            assert backbone.fits(prompt, 5)
-
-
-@pytest.mark.parametrize("kind", ["mistral", "flan"])
-def test_a_saved_tokenizer_comes_back_with_its_template(
-    kind: str, mistral: HFBackbone, flan: HFBackbone, tmp_path: Path
-) -> None:
-    backbone = mistral if kind == "mistral" else flan
-    backbone.model.save_pretrained(tmp_path)
-    backbone.codec.tokenizer.save_pretrained(tmp_path)
-    loaded = load_backbone(tmp_path)
-    prompts = prompts_of_both_agents(1)[0]
-    assert loaded.codec.chat == (kind == "mistral")
-    assert loaded.codec.prompts(prompts) == backbone.codec.prompts(prompts)
-    assert loaded.codec.answers(["handy"]) == backbone.codec.answers(["handy"])
-    assert loaded.generate(prompts, max_new_tokens=N) == backbone.generate(
-        prompts, max_new_tokens=N
-    )

@@ -11,8 +11,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, T5Tokenizer
 
-from chameleon_lib.backbones.demo.world import WorldSettings, build_world
-from chameleon_lib.lamp.prompts import answer_prompt
+from chameleon_lib.core.task import answer_prompt
+from chameleon_lib.demo.world import WorldSettings, build_world
 from tests.backbones.tiny import LINES, make_tokenizer
 
 MISTRAL = (

@@ -7,25 +7,15 @@ import time
 import pytest
 from torch import Tensor
 
-from chameleon_lib.backbones.demo import train
-from chameleon_lib.bench import ccs, edit, generation, models
-from chameleon_lib.bench.ccs import CCSWork
-from chameleon_lib.bench.edit import DecodeWork
-from chameleon_lib.bench.generation import GenerationWork
-from chameleon_lib.bench.rows import Row
 from chameleon_lib.core.ccs import CCSResult, fit_ccs
-from chameleon_lib.errors import UserError
+from chameleon_lib.demo import FAMILIES
 from chameleon_lib.kit.paths import root
+from tests.bench import ccs, generation, models
+from tests.bench.ccs import CCSWork
+from tests.bench.generation import GenerationWork
+from tests.bench.measure import Row
 
 CCS = CCSWork(layers=2, pairs=12, d=64, tries=3, epochs=40, rounds=2)
-
-
-@pytest.fixture
-def no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(family: str, seed: int) -> None:
-        raise UserError(f"{family}-{seed} is not here.")
-
-    monkeypatch.setattr(models, "checkpoint", absent)
 
 
 def _positive(rows: list[Row]) -> bool:
@@ -71,10 +61,6 @@ def test_ccs_stops_the_span_solver_at_the_losses_of_the_reference(
     assert all(bool((stop == losses[0]).all()) for stop in stops)
 
 
-def test_ccs_rounds_check_other_probes() -> None:
-    assert [ccs.probe_of(CCS, number) for number in range(4)] == [(0, 0), (1, 1), (0, 2), (1, 0)]
-
-
 def test_ccs_says_no_where_the_losses_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     def spoiled(h_n: Tensor, h_p: Tensor, *arguments: object, **named: object) -> CCSResult:
         return fit_ccs(h_n, h_p + 1, *arguments, **named)  # type: ignore[arg-type]
@@ -105,7 +91,7 @@ def test_generation_gives_the_same_texts_from_random_weights() -> None:
     tasks = ("LaMP_2", "LaMP_7")
     work = GenerationWork(prompts=4, history=2, rounds=1, tasks=tasks)
     rows = generation.measure(work, time.perf_counter)
-    asked = [(family, task) for family in train.FAMILIES for task in tasks]
+    asked = [(family, task) for family in FAMILIES for task in tasks]
     assert len(rows) == 2 * len(asked) and _positive(rows)
     for (family, task), row, plain in zip(asked, rows[::2], rows[1::2], strict=True):
         assert row.setting == plain.setting
@@ -121,26 +107,3 @@ def test_generation_says_no_where_a_text_differs(monkeypatch: pytest.MonkeyPatch
     work = GenerationWork(prompts=2, history=2, rounds=1, families=("decoder",), tasks=("LaMP_2",))
     own, plain = generation.measure(work, time.perf_counter)
     assert own.same and not plain.same and plain.evidence == "0 of 2 texts are equal (1 distinct)"
-
-
-@pytest.mark.usefixtures("no_checkpoint")
-def test_decoding_is_compared_at_equal_work() -> None:
-    rows = edit.measure(DecodeWork(rows=4, tokens=5, history=2, rounds=2), time.perf_counter)
-    assert len(rows) == 2 * len(train.FAMILIES) and _positive(rows)
-    assert all(row.same for row in rows), [row.evidence for row in rows]
-    assert [row.what for row in rows[:2]] == [
-        "Decoding with a shared edit: time",
-        "Decoding with a per-row edit: time",
-    ]
-    assert "all 4 layers edited" in rows[0].setting
-
-
-@pytest.mark.usefixtures("no_checkpoint")
-def test_decoding_says_no_where_a_row_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone, _ = models.embedded_backbone("decoder")
-    prompts, _ = models.paired_prompts(6, 2)
-    first = backbone.generate(prompts, max_new_tokens=1)[0]
-    # A token that the first row does generate now ends its answer.
-    monkeypatch.setattr(edit, "_NO_TOKEN", backbone.codec.answers([first])[0][0])
-    work = DecodeWork(rows=6, tokens=5, history=2, rounds=1, families=("decoder",))
-    assert not any(row.same for row in edit.measure(work, time.perf_counter))

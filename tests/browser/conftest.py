@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chameleon_lib.errors import UserError
-from chameleon_lib.kit.browser import open_browser
+from tests.browser.chromium import open_browser
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -22,12 +21,21 @@ def browser() -> Iterator[Browser]:
     opened = open_browser()
     try:
         started = opened.__enter__()
-    except UserError as error:
+    except (RuntimeError, ImportError) as error:
         pytest.skip(str(error))
     try:
         yield started
     finally:
         opened.__exit__(None, None, None)
+
+
+@pytest.fixture
+def code_page(demo_pages: Path) -> str:
+    """Name of a page of library code, below outputs/demo."""
+    pages = sorted((demo_pages / "html" / "code").glob("*.html"))
+    if not pages:
+        pytest.skip("no result of the committed run names the code that made it")
+    return f"html/code/{pages[0].name}"
 
 
 @pytest.fixture

@@ -56,8 +56,8 @@ def test_no_page_of_a_notebook_has_a_serious_fault(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_page_of_code_has_a_serious_fault(show: Opener, scheme: str) -> None:
-    assert findings(show, "html/code/per_user.tables.html", scheme, 390) == []
+def test_no_page_of_code_has_a_serious_fault(show: Opener, code_page: str, scheme: str) -> None:
+    assert findings(show, code_page, scheme, 390) == []
 
 
 def test_it_finds_a_fault_where_there_is_one(show: Opener) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from chameleon_lib.backbones.demo.world import WorldSettings, build_world
 from chameleon_lib.core.settings import EditSettings
-from chameleon_lib.lamp.records import User
+from chameleon_lib.core.task import User
+from chameleon_lib.demo.world import WorldSettings, build_world
 
 SETTINGS = EditSettings(
     selection_k=4,

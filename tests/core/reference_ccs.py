@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chameleon_lib.bench.plain_ccs import plain_probe
-from chameleon_lib.core.ccs_objective import initial_probes
+from chameleon_lib.core.ccs_solvers import initial_probes
+from tests.bench.ccs import plain_probe
 
 
 def plain_loop(

@@ -11,12 +11,12 @@ import json
 
 import torch
 
-from chameleon_lib.backbones.demo.world import WorldSettings, build_world
-from chameleon_lib.bench.memory import resident, restart_peak
-from chameleon_lib.core import chameleon, pooling
+from chameleon_lib.core.backbone import Unkept
 from chameleon_lib.core.chameleon import Chameleon
-from tests.backbones.demo.small import HashEmbedder, small_backbone
+from chameleon_lib.demo.world import WorldSettings, build_world
+from tests.bench.measure import resident, restart_peak
 from tests.core.method import SETTINGS
+from tests.demo.small import HashEmbedder, small_backbone
 
 FEW, MANY = 40, 400
 
@@ -29,9 +29,8 @@ def main() -> None:
     backbone = small_backbone()
 
     def above(n: int, at_a_time: int) -> float:
-        chameleon.USERS, pooling.PAIRS = at_a_time, 2 * at_a_time
         before = restart_peak()
-        Chameleon(backbone, HashEmbedder(), settings).fit(users[:n])
+        Chameleon(backbone, HashEmbedder(), settings, Unkept(at_a_time)).fit(users[:n])
         return resident("VmHWM") - before
 
     above(FEW, 8)  # what the first fit loads stays

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from chameleon_lib.core.protocols import DecodeSettings
+from chameleon_lib.core.backbone import DecodeSettings
 
 
 class ScriptedBackbone:

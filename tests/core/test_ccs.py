@@ -8,8 +8,12 @@ from torch import Tensor
 
 from chameleon_lib.core import ccs
 from chameleon_lib.core.ccs import accuracy, fit_ccs, shuffle_pairs
-from chameleon_lib.core.ccs_objective import CCSObjective, LogisticObjective, loss_floor
-from chameleon_lib.core.ccs_span import minimise_in_ball
+from chameleon_lib.core.ccs_solvers import (
+    CCSObjective,
+    LogisticObjective,
+    loss_floor,
+    minimise_in_ball,
+)
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 from tests.core.reference_ccs import plain_loop

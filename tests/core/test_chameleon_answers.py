@@ -7,19 +7,12 @@ from typing import Any
 import pytest
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.core.chameleon import Chameleon
-from chameleon_lib.core.edit_profile import EditProfile
+from chameleon_lib.core.chameleon import Chameleon, EditProfile
+from chameleon_lib.core.task import ANSWER_CUE, INSIGHT_QUERIES, User, answer_prompt, unseen_prompt
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.prompts import (
-    ANSWER_CUE,
-    INSIGHT_QUERIES,
-    answer_prompt,
-    unseen_prompt,
-)
-from chameleon_lib.lamp.records import User
-from tests.backbones.demo.small import HashEmbedder, small_backbone
 from tests.core.method import SETTINGS, train_users
 from tests.core.scripted import scripted
+from tests.demo.small import HashEmbedder, small_backbone
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +59,7 @@ def test_the_edit_and_the_insight_of_an_answer_are_switched_one_by_one(
             settings = SETTINGS.with_(infer_insight_in_prompt=insight, infer_edit=edit)
             model = Chameleon(backbone, HashEmbedder(), settings)
             prompts, used = asked(model, users, profile)
-            prepared = model.prepare(users)
+            prepared = model.prepare(users).users
             assert prompts == [
                 answer_prompt(
                     user.user.task,
@@ -169,17 +162,6 @@ def test_an_answer_needs_the_insights_of_its_prompts_alone(users: list[User]) ->
         backbone = scripted(reply)
         assert Chameleon(backbone, HashEmbedder(), settings).answer(users) == ["4"] * 12
         assert all("an insight." in prompt for prompt in backbone.prompts[-12:])
-
-
-def test_an_answer_leaves_the_account_of_the_fit_alone(
-    backbone: HFBackbone, users: list[User]
-) -> None:
-    model = Chameleon(backbone, HashEmbedder(), SETTINGS)
-    profile = model.fit([*users[:5], replace(users[5], history=())])
-    counts, left = dict(model.counts), dict(model.left_out)
-    assert counts["users"] == 6 and set(left) == {users[5].id}
-    model.answer(users[:1], profile)
-    assert (model.counts, model.left_out) == (counts, left)
 
 
 def test_items_that_an_answer_prompt_has_no_room_for_are_said_to_be_dropped(

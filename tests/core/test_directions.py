@@ -1,4 +1,4 @@
-"""Directions: planted subspaces, known traps, controls and diagnostics."""
+"""Directions: planted subspaces, known traps, controls, diagnostics, and the choice of layers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from chameleon_lib.core.directions import (
-    CONTROLS,
     Directions,
-    control_directions,
+    all_directions,
+    choose_layers,
+    find_directions,
     fit_directions,
 )
 from chameleon_lib.core.estimators import neutral_direction, personal_direction
@@ -17,6 +18,7 @@ from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 
 SETTINGS = EditSettings().with_(ccs_tries=3)
+CONTROLS = [d.name for d in all_directions("control") if d.of == "activations"]
 
 
 def _unit(*shape: int, seed: int) -> Tensor:
@@ -112,11 +114,11 @@ def test_users_in_a_batch_equal_users_alone() -> None:
     first, second = _planted(seed=0), _planted(seed=10)
     h_p, h_n = (torch.stack([a, b]) for a, b in zip(first[:2], second[:2], strict=True))
     settings = SETTINGS.with_(ccs_solver="reference", ccs_epochs=50)
-    together = fit_directions(h_p, h_n, settings).user(1)
+    together = fit_directions(h_p, h_n, settings)
     alone = fit_directions(second[0], second[1], settings)
-    torch.testing.assert_close(together.theta_p, alone.theta_p, atol=1e-5, rtol=0)
-    torch.testing.assert_close(together.ccs_loss, alone.ccs_loss, atol=1e-4, rtol=0)
-    torch.testing.assert_close(together.theta_n, alone.theta_n, atol=1e-2, rtol=0)
+    torch.testing.assert_close(together.theta_p[1], alone.theta_p, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.ccs_loss[1], alone.ccs_loss, atol=1e-4, rtol=0)
+    torch.testing.assert_close(together.theta_n[1], alone.theta_n, atol=1e-2, rtol=0)
 
 
 def test_diagnostics_hold_every_number_the_reference_asks_for() -> None:
@@ -160,7 +162,7 @@ def test_sign_gate_keeps_parts_that_point_to_their_class() -> None:
 @pytest.mark.parametrize("name", CONTROLS)
 def test_every_control_gives_an_edit_at_the_layers_of_the_main_arm(name: str) -> None:
     h_p, h_n, _ = _planted()
-    control = control_directions(name, h_p, h_n, SETTINGS, seed=2)
+    control = find_directions(name, h_p, h_n, SETTINGS, seed=2)
     edit = control.to_edit(SETTINGS, layers=(0, 2))
     assert edit.layers == (0, 2)
     main = fit_directions(h_p, h_n, SETTINGS, seed=2)
@@ -197,15 +199,15 @@ def test_a_control_that_keeps_what_the_main_arm_found_is_the_one_fitted_anew(
         edit_sign_gate="class_mean", direction_neutral=neutral, ccs_epochs=50
     )
     main = fit_directions(h_p, h_n, settings, seed=2)
-    kept = control_directions(name, h_p, h_n, settings, seed=2, main=main)
-    _same(kept, control_directions(name, h_p, h_n, settings, seed=2))
+    kept = find_directions(name, h_p, h_n, settings, seed=2, main=main)
+    _same(kept, find_directions(name, h_p, h_n, settings, seed=2))
 
 
 def test_a_control_with_another_boost_has_its_own_gate_strength_and_geometry() -> None:
     h_p, h_n, _ = _planted()
     settings = SETTINGS.with_(edit_sign_gate="class_mean", direction_personal="none")
     main = fit_directions(h_p, h_n, settings)
-    control = control_directions("svd_diff", h_p, h_n, settings, main=main)
+    control = find_directions("svd_diff", h_p, h_n, settings, main=main)
     assert main.alpha_p == 0 and not bool(main.gate_p.any())
     assert control.alpha_p == 1 and bool(control.gate_p.all())
     cosine = _cos(control.theta_p, control.theta_n).float()
@@ -220,21 +222,23 @@ def test_the_users_of_a_batch_keep_what_was_found_for_them() -> None:
     mask[1, :, 25:] = False
     settings = SETTINGS.with_(edit_sign_gate="class_mean", ccs_epochs=20)
     main = fit_directions(h_p, h_n, settings, mask=mask)
-    kept = control_directions("from_neutral", h_p, h_n, settings, mask=mask, main=main)
-    _same(kept, control_directions("from_neutral", h_p, h_n, settings, mask=mask))
+    kept = find_directions("from_neutral", h_p, h_n, settings, mask=mask, main=main)
+    _same(kept, find_directions("from_neutral", h_p, h_n, settings, mask=mask))
 
 
 def test_unknown_names_raise() -> None:
     h_p, h_n, _ = _planted()
-    with pytest.raises(UserError, match="control"):
-        control_directions("lda", h_p, h_n, SETTINGS)
+    with pytest.raises(UserError, match="no direction 'lda'; choose one of paper, random"):
+        find_directions("lda", h_p, h_n, SETTINGS)
     with pytest.raises(UserError, match="direction_personal"):
         personal_direction("lda", h_p, h_n)
 
 
 def test_layer_rule_runs_on_ccs_loss_even_where_theta_n_is_not_ccs() -> None:
     h_p, h_n, _ = _planted()
-    settings = EditSettings.alignez_v3().with_(layers_k=2, ccs_tries=2)
+    settings = SETTINGS.with_(
+        direction_personal="svd_diff", direction_neutral="none", layers_rule="top_k", layers_k=2
+    )
     edit = fit_directions(h_p, h_n, settings).to_edit(settings)
     assert len(edit.layers) == 2 and edit.alpha_n == 0
     every = SETTINGS.with_(direction_neutral="logistic", layers_rule="all")
@@ -249,3 +253,44 @@ def test_mean_of_tries_can_rank_the_layers() -> None:
     )
     assert bool((mean.ccs_loss >= best.ccs_loss).all())
     assert not torch.equal(mean.ccs_loss, best.ccs_loss)
+
+
+def test_elbow_keeps_the_layers_before_the_largest_jump() -> None:
+    loss = torch.tensor([0.01, 0.02, 0.015, 0.30, 0.31, 0.32])
+    assert choose_layers(loss, "elbow") == (0, 1, 2)
+    assert choose_layers(loss, "elbow_literal") == (0, 2)
+
+
+def test_literal_elbow_on_one_good_layer_raises_instead_of_editing_nothing() -> None:
+    loss = torch.tensor([0.01, 0.30, 0.31, 0.32, 0.33])
+    assert choose_layers(loss, "elbow") == (0,)
+    with pytest.raises(UserError, match="keeps no layer"):
+        choose_layers(loss, "elbow_literal")
+
+
+def test_layer_numbers_are_original_positions_not_ranks() -> None:
+    loss = torch.tensor([0.31, 0.015, 0.30, 0.02, 0.32, 0.01])
+    assert choose_layers(loss, "elbow") == (1, 3, 5)
+    assert choose_layers(loss, "top_k", 2) == (1, 5)
+
+
+def test_ties_go_to_the_earlier_layer() -> None:
+    assert choose_layers(torch.tensor([0.2, 0.1, 0.1, 0.1]), "top_k", 2) == (1, 2)
+
+
+def test_all_needs_no_losses_but_must_be_asked_for() -> None:
+    losses = torch.full((4,), float("nan"))
+    assert choose_layers(losses, "all") == (0, 1, 2, 3)
+    with pytest.raises(UserError, match="finite"):
+        choose_layers(losses, "elbow")
+
+
+@pytest.mark.parametrize("k", [None, 0, 5])
+def test_top_k_needs_a_k_the_model_has(k: int | None) -> None:
+    with pytest.raises(UserError, match="between 1 and 4"):
+        choose_layers(torch.rand(4), "top_k", k)
+
+
+def test_an_elbow_of_two_layers_raises() -> None:
+    with pytest.raises(UserError, match="3 layers"):
+        choose_layers(torch.tensor([0.1, 0.2]), "elbow")

@@ -1,6 +1,11 @@
+"""Preference fits: contrasts, prompts that are read together, and the fit itself."""
+
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +15,21 @@ from torch import Tensor
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core import fitting
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.fitting import Contrast, FittedDirections, fit_by_preference
-from chameleon_lib.core.plain_prompts import PlainPrompts
+from chameleon_lib.core.fitting import (
+    Contrast,
+    FittedDirections,
+    PlainPrompts,
+    contrasts_from_pairs,
+    fit_by_preference,
+    gold_contrasts,
+    swap_contrasts,
+)
+from chameleon_lib.core.pairs import PreferencePair, PreparedUser
 from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.core.task import User, answer_prompt
+from chameleon_lib.demo.world import WorldSettings, build_world
 from chameleon_lib.errors import UserError
-from tests.backbones.tiny import LINES, make_backbone
+from tests.backbones.tiny import ANSWERS, LINES, PROMPTS, make_backbone
 
 SETTINGS = EditSettings(fit_steps=30, fit_lr=0.05, fit_batch=8, fit_holdout=0.25, fit_patience=99)
 LAYERS = (0, 1, 2)
@@ -112,17 +127,11 @@ def test_the_step_with_the_best_held_out_loss_is_returned(backbone: HFBackbone) 
 def test_a_fit_stops_when_the_held_out_users_gain_nothing_more(
     backbone: HFBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps: list[int] = []
     # No two held-out looks differ: the second look is already one without gain.
     monkeypatch.setattr(fitting._Chunk, "loss", _constant_loss)
-    fit_by_preference(
-        backbone,
-        planted(),
-        LAYERS,
-        SETTINGS.with_(fit_steps=200, fit_patience=2),
-        on_step=lambda step, _: steps.append(step),
-    )
-    assert steps == list(range(1, 16))  # looks at 5 (best), 10 and 15
+    settings = SETTINGS.with_(fit_steps=200, fit_patience=2)
+    done = fit_by_preference(backbone, planted(), LAYERS, settings)
+    assert len(done.loss) == 15  # looks at 5 (best), 10 and 15
 
 
 @pytest.mark.parametrize(("users", "held"), [(3, 0), (4, 1)])
@@ -148,7 +157,7 @@ def test_whole_users_are_held_out() -> None:
     sizes = set()
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
-        train, held = fitting._split(contrasts, SETTINGS, generator)
+        train, held = fitting._split(contrasts, SETTINGS.fit_holdout, generator)
         ours, theirs = ({c.user_id for c in part} for part in (train, held))
         assert not ours & theirs and len(theirs) == 3 and len(ours) == 9
         assert len(train) + len(held) == len(contrasts)
@@ -242,3 +251,135 @@ def test_a_fit_stops_when_time_is_up_and_looks_at_the_held_out_users_once_more(
     alone = [Contrast(prompt(u), "comedy", "action", "only") for u in range(4)]
     short = fit_by_preference(backbone, alone, LAYERS, SETTINGS, stop=lambda: True)
     assert len(short.loss) == short.best_step == 1
+
+
+DEFAULTS = EditSettings()
+
+
+@pytest.fixture(scope="module")
+def users() -> list[User]:
+    settings = WorldSettings(users=(6, 0, 0), queries=2, history=(5, 7))
+    return build_world("LaMP_3", settings).users["train"]
+
+
+def pair_of(user: User, number: int, p: str, n: str) -> PreferencePair:
+    query = user.queries[number]
+    return PreferencePair(user.id, query.id, query.text, user.history[:3], p, n, user.task)
+
+
+def test_contrasts_use_the_plain_prompt_and_put_agreed_queries_on_the_leash(
+    users: list[User],
+) -> None:
+    user = users[0]
+    kept = [pair_of(user, 0, "5", "3")]
+    identical = [pair_of(user, 1, "4", "4"), pair_of(user, 1, "", "4"), pair_of(user, 1, "4", " ")]
+    contrasts = contrasts_from_pairs("LaMP_3", kept, identical, DEFAULTS)
+    prompts = [
+        answer_prompt("LaMP_3", user.history[:3], query.text, role="P", insight=None)
+        for query in user.queries
+    ]
+    assert contrasts == [
+        Contrast(prompts[0], "5", "3", user.id),
+        Contrast(prompts[1], "4", None, user.id),
+    ]
+    short = contrasts_from_pairs(
+        "LaMP_3", kept, [], DEFAULTS.with_(prompts_baseline="drop_agent_block")
+    )
+    assert "helpfully personalized" in prompts[0]
+    assert "helpfully personalized" not in short[0].prompt
+
+
+def test_gold_contrasts_prefer_the_gold_to_the_neutral_output(users: list[User]) -> None:
+    golds = iter(["5", "3", "2", "2"])
+    some = [
+        replace(u, queries=tuple(replace(q, gold=next(golds)) for q in u.queries))
+        for u in users[:2]
+    ]
+    prepared = [PreparedUser(user, user.history, "p", "n") for user in some]
+    pairs = [pair_of(user, number, "1", "3") for user in some for number in (0, 1)]
+    contrasts = gold_contrasts("LaMP_3", prepared, pairs, DEFAULTS)
+    assert [(c.chosen, c.rejected) for c in contrasts] == [
+        ("5", "3"), ("2", "3"), ("2", "3"), ("3", None),
+    ]  # fmt: skip
+    assert {c.user_id for c in contrasts} == {user.id for user in some}
+
+
+def test_gold_contrasts_need_every_gold(users: list[User]) -> None:
+    user = users[0]
+    blind = replace(user, queries=tuple(replace(q, gold=None) for q in user.queries))
+    prepared = [PreparedUser(blind, blind.history, "p", "n")]
+    with pytest.raises(UserError, match=f"Query {blind.queries[0].id} has no gold"):
+        gold_contrasts("LaMP_3", prepared, [pair_of(blind, 0, "1", "3")], DEFAULTS)
+
+
+def test_swapping_turns_about_half_of_the_contrasts_and_no_agreed_one() -> None:
+    contrasts = [Contrast(f"p{i}", "yes", "no", f"u{i}") for i in range(400)]
+    same = [Contrast(f"a{i}", "yes", None, f"u{i}") for i in range(50)]
+    swapped = swap_contrasts([*contrasts, *same], seed=0)
+    assert swapped[400:] == same
+    assert [c.prompt for c in swapped[:400]] == [c.prompt for c in contrasts]
+    counts = Counter((c.chosen, c.rejected) for c in swapped[:400])
+    assert set(counts) == {("yes", "no"), ("no", "yes")} and 160 < counts["no", "yes"] < 240
+    assert swap_contrasts(contrasts, 0) == swapped[:400] != swap_contrasts(contrasts, 1)
+
+
+QUICK = EditSettings(fit_steps=4, fit_batch=4, fit_holdout=0.25)
+
+
+class Counting:
+    """A backbone that remembers what it was told to prepare."""
+
+    def __init__(self, backbone: HFBackbone) -> None:
+        self.backbone = backbone
+        self.read: list[list[str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backbone, name)
+
+    def prepare(self, prompts: Sequence[str], **rest: Any) -> Any:
+        self.read.append(list(prompts))
+        return self.backbone.prepare(prompts, **rest)
+
+
+@pytest.fixture
+def counting() -> Any:
+    return Counting(make_backbone("mistral"))
+
+
+def test_prompts_are_read_at_the_first_chunk_together_and_once(counting: Any) -> None:
+    prompts = PlainPrompts(counting, [*PROMPTS, PROMPTS[0]])
+    assert prompts.texts == PROMPTS and counting.read == []
+    for rows in ([3], [5, 1], [0, 0, 2]):
+        asked = [PROMPTS[row] for row in rows]
+        answers = [ANSWERS[row] for row in rows]
+        found = counting.score(prompts.chunk(asked), answers)
+        alone = counting.score(counting.backbone.prepare(asked), answers)
+        torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-4)
+    assert counting.read == [PROMPTS]
+
+
+def test_a_prompt_that_was_not_announced_is_refused(counting: Any) -> None:
+    with pytest.raises(ValueError, match="1 prompts were not announced, first 'new'"):
+        PlainPrompts(counting, PROMPTS).chunk([PROMPTS[0], "new"])
+    assert counting.read == []
+
+
+def test_a_fit_is_the_same_whether_another_read_the_prompts_before_it(counting: Any) -> None:
+    def contrasts(chosen: str, rejected: str) -> list[Contrast]:
+        texts = [f"{PROMPTS[row % 6]} {row}" for row in range(9)]
+        return [Contrast(text, chosen, rejected, f"u{at}") for at, text in enumerate(texts)]
+
+    own, other = contrasts("comedy", "action"), contrasts("action", "comedy")
+    every = [contrast.prompt for contrast in own]
+
+    def fit(some: list[Contrast], prompts: PlainPrompts) -> torch.Tensor:
+        done = fit_by_preference(counting, some, (0, 1, 2), QUICK, prompts=prompts)
+        return done.edit.theta_p
+
+    shared = PlainPrompts(counting, every)
+    first, second = fit(own, shared), fit(other, shared)
+    assert counting.read == [every]
+    assert torch.equal(second, fit(other, PlainPrompts(counting, every)))
+    assert not torch.equal(first, second)
+    alone = fit_by_preference(counting, own, (0, 1, 2), QUICK)
+    assert torch.equal(alone.edit.theta_p, first) and counting.read == [every] * 3

@@ -1,13 +1,17 @@
-"""History selection: equations 1 and 2."""
+"""Which history items are chosen, kept or not."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from chameleon_lib.core import history as history_module
 from chameleon_lib.core.history import (
     item_texts,
     nearest_items,
@@ -16,8 +20,12 @@ from chameleon_lib.core.history import (
     selection_key,
 )
 from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.core.task import HistoryItem, Query, User
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.records import HistoryItem, Query, User
+from chameleon_lib.kit.store import ArtifactStore
+from chameleon_lib.sections.data import load_task_data, without_gold
+from tests.demo.small import HashEmbedder
+from tests.sections.small import SETTINGS, small_profile
 
 
 def _settings(**changes: object) -> EditSettings:
@@ -109,14 +117,14 @@ USERS = [
 def test_the_default_is_the_papers_rule_and_costs_one_embedding_call() -> None:
     assert EditSettings().selection_rule == "pca"
     embedder = WordEmbedder()
-    chosen = select_items(USERS, embedder, _settings())
+    chosen = select_items(USERS, embedder.encode, _settings())
     (texts,) = embedder.calls
     assert texts == [item.text for user in USERS for item in user.history]
     alone = [
         select_history(WordEmbedder().encode([i.text for i in user.history]), _settings())
         for user in USERS
     ]
-    assert chosen == alone and select_items([], embedder, _settings()) == []
+    assert chosen == alone and select_items([], embedder.encode, _settings()) == []
 
 
 def test_the_papers_rule_selects_as_it_did_before_there_were_others() -> None:
@@ -143,26 +151,27 @@ def test_item_embeddings_alone_serve_no_other_rule(rule: str) -> None:
 def test_every_rule_gives_k_items_in_profile_order_and_short_profiles_whole(rule: str) -> None:
     for k in (1, 3, 20):
         settings = _settings(selection_rule=rule, selection_k=k)
-        for user, chosen in zip(USERS, select_items(USERS, WordEmbedder(), settings), strict=True):
+        every = select_items(USERS, WordEmbedder().encode, settings)
+        for user, chosen in zip(USERS, every, strict=True):
             assert chosen == sorted(set(chosen)) and len(chosen) == min(k, len(user.history))
             assert set(chosen) <= set(range(len(user.history)))
-            assert select_items([user], WordEmbedder(), settings) == [chosen]
+            assert select_items([user], WordEmbedder().encode, settings) == [chosen]
 
 
 @pytest.mark.parametrize("rule", ["random", "recent"])
 def test_what_compares_nothing_embeds_nothing(rule: str) -> None:
     embedder = WordEmbedder()
-    select_items(USERS, embedder, _settings(selection_rule=rule))
+    select_items(USERS, embedder.encode, _settings(selection_rule=rule))
     assert embedder.calls == []
 
 
 def test_recent_items_are_the_last_of_the_profile() -> None:
-    chosen = select_items(USERS, WordEmbedder(), _settings(selection_rule="recent"))
+    chosen = select_items(USERS, WordEmbedder().encode, _settings(selection_rule="recent"))
     assert chosen == [[4, 5, 6], [5, 6, 7], [0, 1]]
 
 
 def test_nearest_items_have_the_largest_cosine_to_the_query() -> None:
-    chosen = select_items(USERS, WordEmbedder(), _settings(selection_rule="nearest"))
+    chosen = select_items(USERS, WordEmbedder().encode, _settings(selection_rule="nearest"))
     assert chosen[0] == [1, 2, 3]  # "ab", "b", "bc" for the query "b"
     # Two queries, "a" and "h": both ends of the profile, and the first of the equal rest.
     assert chosen[1] == [0, 1, 7]
@@ -202,7 +211,7 @@ def test_a_query_that_nothing_can_be_near_to_raises(
 def test_random_items_depend_on_seed_and_history_alone() -> None:
     def chosen(user: User, seed: int = 0, k: int = 3) -> list[int]:
         settings = _settings(selection_rule="random", selection_seed=seed, selection_k=k)
-        (indices,) = select_items([user], WordEmbedder(), settings)
+        (indices,) = select_items([user], WordEmbedder().encode, settings)
         return indices
 
     user = USERS[0]
@@ -219,7 +228,7 @@ def test_random_items_depend_on_seed_and_history_alone() -> None:
 def test_random_items_are_even_over_users() -> None:
     settings = _settings(selection_rule="random")
     users = [_user("o", [f"{n} {at}" for at in range(6)], "b") for n in range(600)]
-    counts = np.bincount(np.concatenate(select_items(users, WordEmbedder(), settings)))
+    counts = np.bincount(np.concatenate(select_items(users, WordEmbedder().encode, settings)))
     assert counts.sum() == 1800 and (np.abs(counts - 300) < 5 * np.sqrt(600 * 0.25)).all()
 
 
@@ -234,3 +243,90 @@ def test_the_key_of_a_user_holds_what_decides_and_nothing_else() -> None:
     settings = _settings(selection_rule="nearest")
     assert selection_key(user, settings) != selection_key(asked, settings)
     assert "gold" not in json.dumps(selection_key(user, settings))
+
+
+RULES: tuple[dict[str, Any], ...] = (
+    {},
+    {"selection_center": "none"},
+    {"selection_norm": "l1", "selection_k": 5},
+    {"selection_rule": "nearest"},
+    {"selection_rule": "random"},
+    {"selection_rule": "recent", "selection_k": 1},
+)
+
+
+@pytest.fixture(scope="module")
+def users() -> list[User]:
+    return without_gold(load_task_data(small_profile(), "LaMP_3").train)[:6]
+
+
+@pytest.mark.parametrize("changes", RULES)
+def test_stored_choices_are_those_of_the_rule_itself(
+    changes: dict[str, Any], tmp_path: Path, users: list[User]
+) -> None:
+    settings = SETTINGS.with_(**changes)
+    store = ArtifactStore(tmp_path)
+    found = select_items(users, HashEmbedder().encode, settings, store)
+    assert found == select_items(users, HashEmbedder().encode, settings)
+    assert found == select_items(users, _unwanted, settings, store)
+
+
+def test_another_rule_or_number_of_items_embeds_no_item_again(
+    tmp_path: Path, users: list[User]
+) -> None:
+    embedder, store = HashEmbedder(), ArtifactStore(tmp_path)
+    select_items(users, embedder.encode, SETTINGS, store)
+    embedded = len(embedder.texts)
+    assert embedded == sum(len(user.history) for user in users)
+    chosen = []
+    for changes in RULES[1:]:
+        settings = SETTINGS.with_(**changes)
+        chosen.append(select_items(users, embedder.encode, settings, store))
+    assert embedder.texts[embedded:] == [q.text for user in users for q in user.queries]
+    assert len({str(indices) for indices in chosen}) == len(chosen)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"selection_embedder": "another"}, {"selection_item_text": "body"}]
+)
+def test_another_embedder_or_item_text_embeds_anew(
+    changes: dict[str, Any], tmp_path: Path, users: list[User]
+) -> None:
+    store = ArtifactStore(tmp_path)
+    select_items(users, HashEmbedder().encode, SETTINGS, store)
+    embedder = HashEmbedder()
+    select_items(users, embedder.encode, SETTINGS.with_(**changes), store)
+    assert len(embedder.texts) == sum(len(user.history) for user in users)
+
+
+def test_a_killed_embedding_keeps_what_is_done(
+    tmp_path: Path, users: list[User], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two users a batch; the second batch dies."""
+    monkeypatch.setattr(history_module, "_USERS", 2)
+
+    class Dying(HashEmbedder):
+        def encode(self, texts: Sequence[str]) -> np.ndarray:
+            if self.texts:
+                raise KeyboardInterrupt
+            return super().encode(texts)
+
+    dying, store = Dying(), ArtifactStore(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        select_items(users, dying.encode, SETTINGS, store)
+    embedder = HashEmbedder()
+    found = select_items(users, embedder.encode, SETTINGS, store)
+    assert len(embedder.texts) == sum(len(user.history) for user in users[2:])
+    assert found == select_items(users, HashEmbedder().encode, SETTINGS)
+
+
+def test_users_without_any_history_are_chosen_nothing_of(
+    tmp_path: Path, users: list[User]
+) -> None:
+    empty = [replace(user, history=()) for user in users]
+    store = ArtifactStore(tmp_path)
+    assert select_items(empty, HashEmbedder().encode, SETTINGS, store) == [[]] * len(users)
+
+
+def _unwanted(_texts: Sequence[str]) -> np.ndarray:
+    raise AssertionError("nothing is left to embed")

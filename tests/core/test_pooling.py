@@ -11,20 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from chameleon_lib.core import chameleon as chameleon_module
-from chameleon_lib.core import pooling
+from chameleon_lib.core import directions as directions_module
+from chameleon_lib.core.backbone import Unkept
 from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.core.directions import fit_directions
-from chameleon_lib.core.pooling import directions_by_layers, drawn, pooled, read_pairs
-from chameleon_lib.core.preferences import PreferencePair
+from chameleon_lib.core.pairs import PreferencePair, drawn, pooled
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import root
-from tests.backbones.demo.small import HashEmbedder, small_backbone
 from tests.core.method import SETTINGS, train_users
+from tests.demo.small import HashEmbedder, small_backbone
 
 PAIRS = [
-    PreferencePair(f"u{at % 7}", f"q{at}", f"text {at}", (), "5", "5" if at % 4 == 0 else "4")
+    PreferencePair(
+        f"u{at % 7}", f"q{at}", f"text {at}", (), "5", "5" if at % 4 == 0 else "4", "LaMP_3"
+    )
     for at in range(40)
 ]
 
@@ -70,8 +71,8 @@ def test_directions_found_layer_by_layer_are_those_of_the_whole(
     h_p, h_n = torch.randn(2, 5, 12, 16, generator=generator) + 0.3
     settings = SETTINGS.with_(**changes)
     whole = fit_directions(h_p, h_n, settings, 0)
-    monkeypatch.setattr(pooling, "LAYER_BYTES", 2 * h_p[0].numel() * 4)
-    found = directions_by_layers(h_p, h_n, settings, 0)
+    monkeypatch.setattr(directions_module, "LAYER_BYTES", 2 * h_p[0].numel() * 4)
+    found = fit_directions(h_p, h_n, settings, 0)
     for name in ("theta_p", "theta_n", "ccs_loss", "gate_p", "gate_n"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), equal_nan=True)
     assert found.diagnostics.keys() == whole.diagnostics.keys()
@@ -80,17 +81,19 @@ def test_directions_found_layer_by_layer_are_those_of_the_whole(
     assert found.theta_p.dtype == whole.theta_p.dtype and found.gate_p.dtype == torch.bool
 
 
-def test_readings_made_in_parts_are_those_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readings_made_in_parts_are_those_made_at_once() -> None:
     backbone = small_backbone()
     user = train_users(n=1)[0]
     pairs = [replace(pair, items=user.history[: 1 + at % 3]) for at, pair in enumerate(PAIRS[:7])]
-    at_once = read_pairs(backbone, "LaMP_3", pairs, SETTINGS)
-    monkeypatch.setattr(pooling, "PAIRS", 3)
-    in_parts = read_pairs(backbone, "LaMP_3", pairs, SETTINGS)
+    at_once, in_parts = (
+        Chameleon(backbone, HashEmbedder(), SETTINGS, Unkept(most)).activations(pairs)
+        for most in (64, 3)
+    )
     for one, other in zip(at_once, in_parts, strict=True):
         assert one.shape == (3, 7, 24) and one.is_contiguous()
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-    assert read_pairs(backbone, "LaMP_3", [], SETTINGS)[0].shape == (3, 0, 24)
+    nothing, _ = Chameleon(backbone, HashEmbedder(), SETTINGS).activations([])
+    assert nothing.shape == (3, 0, 24)
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
@@ -136,10 +139,8 @@ def test_a_fit_holds_the_texts_of_some_users_at_a_time_and_gives_the_same_edit(
     whole = Chameleon(backbone, HashEmbedder(), SETTINGS).fit(users)
     monkeypatch.setattr(backbone, "generate", counted)
     monkeypatch.setattr(backbone, "activations", read)
-    monkeypatch.setattr(chameleon_module, "USERS", 2)
-    monkeypatch.setattr(pooling, "PAIRS", 3)
     embedder = Counting()
-    made = Chameleon(backbone, embedder, SETTINGS).fit(users)
+    made = Chameleon(backbone, embedder, SETTINGS, Unkept(most=2)).fit(users)
     assert max(asked) == 8 and len(asked) >= 15  # two users with two queries in two roles
     assert embedder.largest <= 2 * 7
     assert made.users == whole.users and made.n_pairs == whole.n_pairs

@@ -117,13 +117,11 @@ def test_canonical_form_is_json_and_ignores_the_spelling_of_numbers() -> None:
     assert whole.canonical() != EditSettings().canonical()
 
 
-def test_presets_differ_where_the_reference_says() -> None:
+def test_settings_of_a_key_are_those_that_start_with_a_prefix() -> None:
     assert EditSettings.paper() == EditSettings()
-    v1, v3 = EditSettings.alignez_v1(), EditSettings.alignez_v3()
-    assert (v1.edit_site, v1.edit_order) == ("gate_proj", "n_then_p")
-    assert (v1.edit_sign_gate, v1.layers_rule) == ("class_mean", "elbow_literal")
-    assert (v3.direction_personal, v3.direction_neutral) == ("svd_diff", "none")
-    assert (v3.layers_rule, v3.layers_k) == ("top_k", 5)
+    assert set(EditSettings().starting("layers_", "theta_")) == {
+        "layers_rule", "layers_k", "layers_loss_stat", "theta_method"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("field", "value", "offered"), NOT_OFFERED)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from chameleon_lib.lamp.tasks import official_input
+from chameleon_lib.core.task import official_input
 
 Record = dict[str, Any]
 Make = Callable[[Path], None]
@@ -149,7 +149,7 @@ def train_without_golds(folder: Path) -> None:
 
 @lru_cache(maxsize=1)
 def _saved() -> Any:
-    from tests.backbones.demo.small import small_backbone
+    from tests.demo.small import small_backbone
 
     return small_backbone()
 

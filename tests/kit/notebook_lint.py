@@ -12,7 +12,7 @@ from typing import Any
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.notebooks import NAME, Notebook, read_notebook, tags_of, text_of
 
-MAX_CELLS = 25
+MAX_CELLS = 28  # the tour is shown as a script, too
 MAX_BYTES = 1_000_000
 KNOWN_TAGS = {"parameters", "skip-execution", "injected-parameters"}
 _SECTION = re.compile(r"(?i)\bsections?\s+\d|§\s*\d|\bappendix\s+[A-Z]\b")

@@ -1,4 +1,4 @@
-"""What the person who waits sees: the notes of a notebook while it runs, each once."""
+"""What the person who waits sees: notes, each once, and what is left, as far as it is known."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from typing import Any
 import pytest
 
 from chameleon_lib.kit import board as board_module
-from chameleon_lib.kit.board import Board, progress_file
-from chameleon_lib.kit.pace import Pace
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.board import Board, Pace, progress_file
 from chameleon_lib.kit.progress import VARIABLE, notes_file, tell
 
 
-def test_notes_are_said_while_a_notebook_runs_and_each_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def _outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setenv("CHAMELEON_CACHE", str(tmp_path / "cache"))
+
+
+def test_notes_are_said_while_a_notebook_runs_and_each_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [board_module.time.monotonic()]
     monkeypatch.setattr(board_module.time, "monotonic", lambda: clock[0])
     notebook = SimpleNamespace(number="01", name="01_per_user", light=False)
     step: Any = SimpleNamespace(notebook=notebook, state=SimpleNamespace(why="never run here"))
     session: Any = SimpleNamespace(started=clock[0], cell=3, total=9)
-    board = Board("laptop", {"01": "01_per_user"}, Pace({}, {}))
+    board = Board("laptop", {"01": "01_per_user"}, Pace())
     board.start(step)
     notes = notes_file(progress_file("01"))
     notes.parent.mkdir(parents=True)
@@ -50,3 +54,34 @@ def test_notes_are_said_while_a_notebook_runs_and_each_once(
     assert board.finish(step, done)
     left = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
     assert left == ["[01] note: training DPO, draw 0"] and not notes.exists()
+
+
+def test_the_last_run_here_comes_first_and_what_is_done_corrects_the_forecast() -> None:
+    pace = Pace("demo", {"00": 30.0, "01": 300.0, "02": 100.0})
+    assert pace.last("00") is None and pace.total(["01", "02"]) == 400.0
+    pace.finished("00", 60.0)  # this machine takes twice the time
+    assert pace.last("00") == 60.0 and pace.left("00", 20.0) == 40.0
+    assert pace.left("01") == 600.0 and pace.left("01", 601.0) is None
+    assert pace.total(["02", "another"]) is None and pace.total([]) == 0.0
+    assert Pace("demo").last("00") == 60.0 and Pace("laptop").left("00") is None
+    for broken in ("{", "[]", '{"seconds": 3}', '{"seconds": {"00": "x"}}'):
+        (paths.measured_dir("demo") / "timings.json").write_text(broken)
+        assert Pace("demo").last("00") is None
+
+
+def test_a_line_says_what_is_left_of_the_notebook_and_of_the_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"00": "00_quickstart", "01": "01_per_user"}
+    pace = Pace("demo", {"00_quickstart": 30.0, "01_per_user": 300.0})
+    board = Board("demo", names, pace)
+    now = board_module.time.monotonic() + 100
+    monkeypatch.setattr(board_module.time, "monotonic", lambda: now)
+    notebook = SimpleNamespace(number="00", name="00_quickstart", light=False)
+    step: Any = SimpleNamespace(notebook=notebook, state=SimpleNamespace(why="never run here"))
+    session: Any = SimpleNamespace(started=now - 10, cell=3, total=9)
+    board.start(step)
+    board.show([(step, session)], ["01"])
+    shown = capsys.readouterr().err
+    assert "[00] 00_quickstart (1/2): never run here" in shown
+    assert "cell 3/9 · 0:10 so far, about 0:20 left · then 01, about 5:00 more" in shown

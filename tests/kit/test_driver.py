@@ -54,7 +54,9 @@ def test_a_run_is_repeated_byte_for_byte_then_skipped_then_follows_what_changed(
 
     first = checkout.call("run")
     assert first.returncode == 0, first.stderr
-    assert first.stdout.splitlines()[-1] == "Read: outputs/demo/index.html"
+    read, compared = first.stdout.splitlines()[-2:]
+    assert read == "Read: outputs/demo/index.html"
+    assert compared == "No committed run of profile demo to compare with."
     assert ran(first) == ["01", "02", "99"] and "3/3 up to date" in first.stderr
     files = checkout.files()
     assert str(checkout.base) not in str(files)
@@ -257,14 +259,15 @@ def test_a_driver_killed_by_kill_9_goes_on_and_ends_with_equal_bytes(checkout: C
 def test_what_another_run_noted_before_this_one_began_is_kept(checkout: Checkout) -> None:
     notebook(checkout.notebooks, "01_table", [TABLE])
     code = """import json, sys
-from chameleon_lib.kit import cli, driver, paths
+from chameleon_lib import cli
+from chameleon_lib.kit import driver, paths
 
 def check(*_):  # another run begins and ends while this one looks at its data
     entry = {"inputs": {}, "outputs": {}, "source": "other"}
     stored = json.dumps({"laptop": {"01_table": entry}})
     paths.replace_text(paths.cache_dir() / "ledger.json", stored)
 
-driver.check = check
+driver._check = check
 sys.exit(cli.main(["run"]))"""
     result = checkout.wait_for([sys.executable, "-c", code])
     assert result.returncode == 0, result.stderr

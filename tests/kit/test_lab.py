@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from chameleon_lib.errors import UserError
-from chameleon_lib.kit import cli, lab, paths
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.lab import open_lab
 from chameleon_lib.kit.progress import VARIABLE
 
 
@@ -24,13 +24,11 @@ def test_the_command_becomes_lab_with_private_settings_and_the_threads_of_the_pr
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    settings = tmp_path / "lab" / "settings" / "@jupyterlab"
-    cli.main(["lab"])
-    news = settings / "apputils-extension" / "notification.jupyterlab-settings"
+    open_lab("demo")
+    news, own = sorted((tmp_path / "lab").rglob("*.jupyterlab-settings"))
     assert '"fetchNews": "false"' in news.read_text(encoding="utf-8")
-    own = settings / "notebook-extension" / "tracker.jupyterlab-settings"
     own.write_text('{"windowingMode": "full"}', encoding="utf-8")
-    cli.main(["lab", "--profile", "paper"])
+    open_lab("paper")
     assert "full" in own.read_text(encoding="utf-8")  # the reader's own choice stays
     for program, words, env in called:
         assert words[:3] == [program, "-m", "jupyterlab"]
@@ -42,15 +40,3 @@ def test_the_command_becomes_lab_with_private_settings_and_the_threads_of_the_pr
     demo, paper = (env for _, _, env in called)
     assert (demo["OMP_NUM_THREADS"], demo.get("HF_HUB_OFFLINE")) == ("1", "1")
     assert (paper["OMP_NUM_THREADS"], paper.get("HF_HUB_OFFLINE")) == ("8", None)
-
-
-def test_a_server_that_does_not_start_is_named_with_its_log(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("CHAMELEON_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(lab, "_command", lambda *_: [lab.sys.executable, "-c", "raise SystemExit"])
-    with pytest.raises(UserError, match="JupyterLab ended; its messages are in .*server-"):
-        with lab.serve(tmp_path):
-            pass
-    (log,) = (tmp_path / "cache" / "lab").iterdir()
-    assert log.suffix == ".log"

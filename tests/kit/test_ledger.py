@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import ledger as ledger_module
 from chameleon_lib.kit.ledger import Ledger, difference, notebook_inputs, written_outputs
 from chameleon_lib.kit.notebooks import Notebook, read_notebook
 from chameleon_lib.kit.paths import WRITTEN, replace_text
@@ -160,27 +159,4 @@ def test_the_outputs_of_a_notebook_are_those_its_kernel_replaced(
     assert written_outputs("demo", log) == ["figures/a.png", "tables/b.csv"]
     replace_text(outputs / "run_facts.json", "{}")
     assert written_outputs("demo", log)[1] == "run_facts.json"
-
-
-def test_data_are_read_once_for_all_notebooks_and_again_when_they_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, book = tmp_path / "data", source(tmp_path)
-    (folder / "LaMP_3").mkdir(parents=True)
-    file = folder / "LaMP_3" / "dev_questions.json"
-    file.write_text("[]")
-    read: list[Path] = []
-    trees = ledger_module.tree_digests
-    monkeypatch.setattr(ledger_module, "tree_digests", lambda f: read.append(f) or trees(f))
-
-    def data() -> dict[str, str]:
-        found = notebook_inputs(
-            book, {"data_dir": str(folder)}, sources=SourceTree(), environment=Path(__file__)
-        )
-        return found["data"]
-
-    first = data()
-    assert data() == first and read == [folder] and list(first) == ["LaMP_3/dev_questions.json"]
-    file.write_text("[1]")
-    assert data() != first and len(read) == 2
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from chameleon_lib import cli
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import cli, hub, needs, preflight
-from chameleon_lib.kit.forecast.scope import Scope
+from chameleon_lib.kit import driver, needs
+from chameleon_lib.kit.cost import Scope
 from chameleon_lib.kit.needs import Device, Machine, NotReady
 from chameleon_lib.kit.plan import Run
 from chameleon_lib.kit.profiles import PROFILES
@@ -118,13 +119,6 @@ def test_a_laptop_is_told_what_its_memory_cannot_hold() -> None:
     assert needs.ram_bytes() > 1 << 28
 
 
-def test_an_engine_that_is_not_installed_is_named() -> None:
-    scope = Scope(replace(PROFILES["paper"], generator="vllm"))
-    stops, _ = needs.missing(scope, ["01"], replace(LARGE, package=lambda name: name != "vllm"))
-    assert len(stops) == 1 and "writes with vLLM, which is not installed" in stops[0]
-    assert needs.missing(scope, ["01"], replace(LARGE, package=lambda _: True)) == ([], [])
-
-
 def test_four_bit_weights_need_a_smaller_gpu() -> None:
     small = replace(LARGE, device=lambda: Device(20 << 30), package=lambda _: True)
     packed = Scope(replace(PROFILES["paper-4bit"], backbones=(MISTRAL,)))
@@ -152,7 +146,7 @@ def test_the_hubs_offline_switch_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def snapshot(name: str, *files: str, index: object = None) -> None:
-    folder = hub.cache() / f"models--{name.replace('/', '--')}" / "snapshots" / "abc"
+    folder = needs.hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots" / "abc"
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         (folder / file).write_text("x", encoding="utf-8")
@@ -161,28 +155,28 @@ def snapshot(name: str, *files: str, index: object = None) -> None:
 
 
 def test_a_model_counts_as_cached_when_its_last_shard_is_there() -> None:
-    assert hub.in_cache("demo:decoder:0") and not hub.in_cache(T5)
+    assert needs.in_cache("demo:decoder:0") and not needs.in_cache(T5)
     snapshot(T5, "config.json")
-    assert not hub.in_cache(T5)
+    assert not needs.in_cache(T5)
     weights = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     snapshot(T5, "model-1.safetensors", index=weights)
-    assert not hub.in_cache(T5)
+    assert not needs.in_cache(T5)
     snapshot(T5, "model-2.safetensors")
-    assert hub.in_cache(T5)
+    assert needs.in_cache(T5)
     snapshot("me/one", "config.json", "pytorch_model.bin")
-    assert hub.in_cache("me/one")
+    assert needs.in_cache("me/one")
     snapshot("me/bad", "config.json", index=["no map"])
-    assert not hub.in_cache("me/bad")
+    assert not needs.in_cache("me/bad")
 
 
 def test_a_token_is_only_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not hub.has_token()
+    assert not needs.has_token()
     monkeypatch.setenv("HF_TOKEN", "set for the test")
-    assert hub.has_token()
+    assert needs.has_token()
     monkeypatch.delenv("HF_TOKEN")
-    hub.home().mkdir(parents=True)
-    (hub.home() / "token").write_text("stored for the test", encoding="utf-8")
-    assert hub.has_token()
+    needs.hub_home().mkdir(parents=True)
+    (needs.hub_home() / "token").write_text("stored for the test", encoding="utf-8")
+    assert needs.has_token()
 
 
 class _Refuses(BaseHTTPRequestHandler):
@@ -208,38 +202,11 @@ def test_any_answer_means_that_the_hub_is_there(
 ) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("HF_ENDPOINT", server)
-    assert hub.answers()
+    assert needs.hub_answers()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert not hub.answers()
+    assert not needs.hub_answers()
     monkeypatch.setenv("HF_ENDPOINT", "no address")
-    assert not hub.answers()
-
-
-def test_a_gpu_is_what_torch_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Torch:
-        class cuda:  # noqa: N801
-            is_available = staticmethod(lambda: False)
-
-        class version:  # noqa: N801
-            cuda: str | None = None
-
-    monkeypatch.setattr(needs, "import_module", lambda _: Torch)
-    assert needs.gpu() == Device(why="torch is installed without CUDA")
-    monkeypatch.setattr(Torch.version, "cuda", "13.0")
-    assert needs.gpu() == Device(why="torch finds no CUDA device")
-    monkeypatch.setattr(Torch.cuda, "is_available", staticmethod(lambda: True))
-    properties = type("Properties", (), {"total_memory": 5})
-    monkeypatch.setattr(Torch.cuda, "device_count", staticmethod(lambda: 2), raising=False)
-    monkeypatch.setattr(Torch.cuda, "get_device_properties", lambda _: properties, raising=False)
-    assert needs.gpu() == Device(10)
-    monkeypatch.setattr(needs.util, "find_spec", lambda _: None)
-    assert needs.gpu() == Device(why="torch is not installed in this Python")
-
-
-def test_free_space_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
-    assert needs.free_bytes(tmp_path / "not" / "yet") == pytest.approx(
-        needs.free_bytes(tmp_path), rel=0.01
-    )
+    assert not needs.hub_answers()
 
 
 def test_a_run_is_refused_with_a_line_each_before_it_starts(
@@ -275,18 +242,19 @@ def test_files_found_right_are_not_read_again(
 ) -> None:
     where = write_split(tmp_path / "data", numbers=range(21, 61))
     run = Run("demo-data", {"data_dir": str(tmp_path / "data")}, ["01"], library=own_sources())
-    preflight.check(run, ["01"])
+    cli.check_users(run, ["01"])
     loads: list[str] = []
 
     def load(_: object, task: str, *__: object) -> None:
         loads.append(task)
 
     monkeypatch.setattr("chameleon_lib.sections.data.load_task_data", load)
-    preflight.check(run, ["01"])
+    cli.check_users(run, ["01"])
     assert loads == []
     (where / "dev_outputs.json").write_text("{}", encoding="utf-8")
-    preflight.check(run, ["01"])
+    cli.check_users(run, ["01"])
     assert loads == ["LaMP_3"]
-    preflight.check(run, [])
-    preflight.check(Run("demo", only=["01"], library=own_sources()), ["01"])
+    driver._check(run, [], cli.check_users)
+    demo = Run("demo", only=["01"], library=own_sources())
+    driver._check(demo, demo.selected, cli.check_users)
     assert loads == ["LaMP_3"]

@@ -57,7 +57,7 @@ def test_a_well_kept_notebook_has_no_problems(tmp_path: Path) -> None:
         (lambda n: n["cells"][1].update(source='profile: str = "demo"'), "one line of help"),
         (lambda n: n["cells"][1].update(source="k: int = 'a'  # k"), "is not a int"),
         (lambda n: n["cells"][2]["metadata"].update(tags=["skip_execution"]), "unknown tags"),
-        (lambda n: n["cells"].extend(n["cells"] * 9), "more than 25"),
+        (lambda n: n["cells"].extend(n["cells"] * 9), "more than 28"),
         (lambda n: n["metadata"].update(papermill={}), "papermill"),
     ],
 )

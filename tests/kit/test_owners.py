@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit.owners import units_of
-from chameleon_lib.kit.pseudonyms import Pseudonyms, is_pseudonym
+from chameleon_lib.kit.owners import Pseudonyms, is_pseudonym, units_of
 from chameleon_lib.kit.records import encode, verify
 from chameleon_lib.kit.store import ArtifactStore
 

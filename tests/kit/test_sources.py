@@ -11,15 +11,17 @@ from chameleon_lib.kit.sources import SourceTree, own_sources
 from chameleon_lib.kit.store import ArtifactStore
 
 FILES = {
-    "__init__.py": 'HOMES = {"Chameleon": "chameleon_lib.core.chameleon"}\n',
-    "core/__init__.py": "from chameleon_lib.core.ccs import fit\nfrom .edit import apply as use\n",
-    "core/ccs.py": "def fit():\n    from chameleon_lib.lamp import load\n    return load()\n",
-    "core/edit.py": "from . import algebra\n",
-    "core/algebra.py": "PI = 3\n",
-    "core/chameleon.py": "from .ccs import fit\n",
-    "lamp.py": "def load():\n    return 1\n",
-    "core/weights/model.json": "{}\n",
-    "core/style.css": "p {}\n",
+    "__init__.py": 'HOMES = {"Chameleon": "chameleon_lib.method.chameleon"}\n',
+    "method/__init__.py": (
+        "from chameleon_lib.method.ccs import fit\nfrom .edit import apply as use\n"
+    ),
+    "method/ccs.py": "def fit():\n    from chameleon_lib.texts import load\n    return load()\n",
+    "method/edit.py": "from . import algebra\n",
+    "method/algebra.py": "PI = 3\n",
+    "method/chameleon.py": "from .ccs import fit\n",
+    "texts.py": "def load():\n    return 1\n",
+    "method/weights/model.json": "{}\n",
+    "method/style.css": "p {}\n",
 }
 
 
@@ -34,33 +36,33 @@ def base(tmp_path: Path) -> Path:
 
 def test_imports_inside_functions_and_relative_ones_are_followed(base: Path) -> None:
     sources = SourceTree(base)
-    assert list(sources.closure(["chameleon_lib.core.ccs"])) == [
-        "chameleon_lib.core.ccs",
-        "chameleon_lib.lamp",
+    assert list(sources.closure(["chameleon_lib.method.ccs"])) == [
+        "chameleon_lib.method.ccs",
+        "chameleon_lib.texts",
     ]
-    assert "chameleon_lib.core.algebra" in sources.closure(["chameleon_lib.core.edit"])
+    assert "chameleon_lib.method.algebra" in sources.closure(["chameleon_lib.method.edit"])
 
 
 def test_a_name_from_a_package_leads_to_its_home_and_not_to_its_siblings(base: Path) -> None:
-    found = SourceTree(base).closure(["chameleon_lib.core:use"])
-    assert list(found) == ["chameleon_lib.core.algebra", "chameleon_lib.core.edit"]
+    found = SourceTree(base).closure(["chameleon_lib.method:use"])
+    assert list(found) == ["chameleon_lib.method.algebra", "chameleon_lib.method.edit"]
 
 
 def test_a_name_from_a_lazy_table_leads_to_everything_the_table_names(base: Path) -> None:
     found = SourceTree(base).closure(["chameleon_lib:Chameleon"])
-    assert {"chameleon_lib.core.chameleon", "chameleon_lib.core.ccs"} <= set(found)
+    assert {"chameleon_lib.method.chameleon", "chameleon_lib.method.ccs"} <= set(found)
 
 
 def test_digests_hold_model_files_beside_the_code_but_no_style(base: Path) -> None:
-    names = list(SourceTree(base).digests(["chameleon_lib.core.algebra"], data=True))
-    assert names == ["chameleon_lib/core/algebra.py", "chameleon_lib/core/weights/model.json"]
+    names = list(SourceTree(base).digests(["chameleon_lib.method.algebra"], data=True))
+    assert names == ["chameleon_lib/method/algebra.py", "chameleon_lib/method/weights/model.json"]
 
 
 def test_prose_in_a_module_leaves_its_digest_and_a_constant_changes_it(base: Path) -> None:
-    path = base / "chameleon_lib/core/algebra.py"
+    path = base / "chameleon_lib/method/algebra.py"
 
     def digest() -> str:
-        return SourceTree(base).digest(["chameleon_lib.core.algebra"])
+        return SourceTree(base).digest(["chameleon_lib.method.algebra"])
 
     before = digest()
     path.write_text('"""Words."""\n# more\n\nPI = 3\n', encoding="utf-8")
@@ -75,14 +77,14 @@ def test_a_module_that_does_not_exist_is_refused(base: Path) -> None:
 
 
 def test_a_tree_is_a_snapshot_of_what_it_read_and_another_tree_reads_again(base: Path) -> None:
-    path, names = base / "chameleon_lib/core/algebra.py", ["chameleon_lib.core.edit"]
+    path, names = base / "chameleon_lib/method/algebra.py", ["chameleon_lib.method.edit"]
     sources = SourceTree(base)
-    before, other = sources.digest(names), sources.digest(["chameleon_lib.lamp"])
+    before, other = sources.digest(names), sources.digest(["chameleon_lib.texts"])
     assert before != other
     path.write_text("PI = 4\n", encoding="utf-8")
     assert sources.digest(iter(names)) == before  # the process still runs the old code
     assert SourceTree(base).digest(names) != before
-    assert SourceTree(base).digest(["chameleon_lib.lamp"]) == other
+    assert SourceTree(base).digest(["chameleon_lib.texts"]) == other
 
 
 def test_a_digest_is_found_once_and_stores_share_the_tree_of_the_process(
@@ -97,8 +99,8 @@ def test_a_digest_is_found_once_and_stores_share_the_tree_of_the_process(
 
     monkeypatch.setattr(sources, "closure", counting)
     store = ArtifactStore(tmp_path, sources=sources)
-    keys = {store.key("fit", at, ["chameleon_lib.core.ccs"]) for at in range(5)}
-    assert len(keys) == 5 and asked == [("chameleon_lib.core.ccs",)]
+    keys = {store.key("fit", at, ["chameleon_lib.method.ccs"]) for at in range(5)}
+    assert len(keys) == 5 and asked == [("chameleon_lib.method.ccs",)]
     assert own_sources() is own_sources() and own_sources().base == paths.root()
     one, other = ArtifactStore(tmp_path), ArtifactStore(tmp_path / "other")
     assert one.key("fit", 1, ["chameleon_lib.errors"]) == other.key(

@@ -11,17 +11,16 @@ import pytest
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.csvtext import format_cell
-from chameleon_lib.kit.page import page_problems
 from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.kit.tables import (
     estimate_columns,
+    format_cell,
     part_columns,
-    read_table,
     save_table,
     show_table,
     span,
 )
+from tests.kit.html_pages import page_problems
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +43,6 @@ def test_a_table_is_saved_with_its_profile_first_and_fixed_digits() -> None:
         "demo,edit <both>,0.333333,0.25,0.4,200,3\n"
     )
     assert json.loads(path.with_suffix(".json").read_text())["caption"] == "Accuracy."
-    assert list(read_table("01_accuracy", "demo")["method"]) == ["plain", "edit <both>"]
 
 
 def test_the_last_bits_of_a_number_do_not_reach_the_file() -> None:
@@ -92,11 +90,6 @@ def test_a_shown_table_is_captioned_scoped_and_escaped() -> None:
     assert "0.333 [0.250, 0.400]" in html and "ci low" not in html
     page = f"<html lang='en'><body><h1>t</h1>{html}</body></html>"
     assert page_problems(page) == []
-
-
-def test_reading_a_table_that_was_never_saved_says_so() -> None:
-    with pytest.raises(UserError, match="nothing_here"):
-        read_table("nothing_here", "demo")
 
 
 @pytest.mark.parametrize(

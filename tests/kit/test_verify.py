@@ -10,10 +10,17 @@ from typing import Any
 import pytest
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import verify
-from chameleon_lib.kit.compare import compare_verdicts
+from chameleon_lib.kit import paths, verify
 from chameleon_lib.kit.facts import run_facts
-from chameleon_lib.kit.verify import Tolerances, compare, likely_reason, main, report
+from chameleon_lib.kit.stats import Estimate
+from chameleon_lib.kit.verdicts import Verdict, save_verdicts
+from chameleon_lib.kit.verify import (
+    compare,
+    compare_line,
+    compare_verdicts,
+    likely_reason,
+    verify_run,
+)
 
 TABLE = (
     "profile,method,metric,value,ci_low,ci_high,n,seeds\n"
@@ -100,24 +107,19 @@ def test_the_order_of_rows_does_not_matter_but_repeated_rows_do(
     assert [d.row for d in twice] == ["demo, edit, cosine #2"]
 
 
-def test_tighter_tolerances_can_be_asked_for(committed: Path, tmp_path: Path) -> None:
-    fresh = outputs(tmp_path / "fresh", TABLE.replace("accuracy,0.4,", "accuracy,0.401,"))
-    assert compare(committed, fresh, Tolerances(score=1e-6))
-
-
-def test_a_folder_without_tables_cannot_pass(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no tables"):
-        compare(tmp_path, tmp_path)
-    assert main(["--against", str(tmp_path), "--fresh", str(tmp_path)]) == 2
+def test_a_folder_without_tables_cannot_pass(committed: Path, tmp_path: Path) -> None:
+    for one, other in ((tmp_path, committed), (committed, tmp_path), (tmp_path, tmp_path)):
+        with pytest.raises(UserError, match="no tables"):
+            verify_run("demo", one, other)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"threads": 4}, "thread count (2 → 4)"),
-        ({"versions": {"torch": "2.14.0"}}, "torch version (2.13.0 → 2.14.0)"),
-        ({"cpu": {"flags": ["avx512f"]}}, "CPU flags (none → avx512f)"),
-        ({"environment_sha256": "a" * 64}, f"environment.yml (None → {'a' * 12})"),
+        ({"threads": 4}, "threads (2 → 4)"),
+        ({"versions": {"torch": "2.14.0"}}, "versions torch (2.13.0 → 2.14.0)"),
+        ({"cpu": {"flags": ["avx512f"]}}, "cpu flags (none → avx512f)"),
+        ({"environment_sha256": "a" * 64}, f"environment_sha256 (None → {'a' * 12})"),
         ({"backbones": ["demo:decoder:0"]}, "backbones (None → demo:decoder:0)"),
         ({}, "the code changed"),
     ],
@@ -139,24 +141,18 @@ def test_every_fact_of_a_run_is_compared(tmp_path: Path) -> None:
         fresh = outputs(tmp_path / "fresh", facts={**facts, name: other})
         reason = likely_reason(committed, fresh)
         assert "code changed" not in reason and "unknown" not in reason, name
-
-
-def test_missing_facts_are_not_blamed_on_the_code(committed: Path, tmp_path: Path) -> None:
-    fresh = outputs(tmp_path / "fresh")
     (fresh / "run_facts.json").unlink()
     assert "unknown" in likely_reason(committed, fresh)
 
 
-def test_a_changed_verdict_is_a_difference(tmp_path: Path) -> None:
+def test_a_changed_verdict_is_a_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def write(name: str, status: str, low: float) -> Path:
-        ours = {"value": 0.2, "low": low, "high": 0.3, "n": 200, "seeds": 3}
-        row = dict(words="c", section="4", notebook="01", paper="", ours=ours, status=status,
-                   n=200, seeds=3, scorer="", csv="", note="", split="", own=False,
-                   setting="", measure="")  # fmt: skip
-        folder = tmp_path / name / "verdicts"
-        folder.mkdir(parents=True)
-        (folder / "01.json").write_text(json.dumps({"profile": "demo", "verdicts": [row]}))
-        return folder.parent
+        monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path / name))
+        ours = Estimate(0.2, low, 0.3, 200, 3)
+        save_verdicts([Verdict("c", "4", "01", "", ours, status, 200, 3, "", "")], "01", "demo")
+        return tmp_path / name / "demo"
 
     old, new = write("a", "reproduced", 0.01), write("b", "not reproduced", -0.01)
     found = compare_verdicts(old, new, "demo")
@@ -168,13 +164,12 @@ def test_the_command_prints_each_cell_and_ends_with_one(
     committed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fresh = outputs(tmp_path / "fresh", TABLE.replace("accuracy,0.4,", "accuracy,0.9,"))
-    arguments = ["--against", str(committed), "--fresh"]
-    assert main([*arguments, str(committed)]) == 0
+    assert verify_run("demo", committed, committed) == 0
     assert "1 tables agree" in capsys.readouterr().out
-    assert main([*arguments, str(fresh)]) == 1
+    assert verify_run("demo", committed, fresh) == 1
     shown = capsys.readouterr().out
     assert "tables/a.csv" in shown and "demo, plain, accuracy" in shown and "0.9" in shown
-    assert "likely reason: the code changed" in shown
+    assert "exact" not in shown and "likely reason: the code changed" in shown
 
 
 def test_without_a_fresh_folder_the_profile_is_run_apart_from_the_checkout(
@@ -189,7 +184,7 @@ def test_without_a_fresh_folder_the_profile_is_run_apart_from_the_checkout(
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(verify.subprocess, "run", run)
-    assert main(["--against", str(committed)]) == 0
+    assert verify_run("demo", committed) == 0
     assert not Path(calls[0]["CHAMELEON_OUTPUTS"]).is_relative_to(committed)
     assert not Path(calls[0]["CHAMELEON_CACHE"]).exists()
 
@@ -197,10 +192,24 @@ def test_without_a_fresh_folder_the_profile_is_run_apart_from_the_checkout(
 def test_a_failed_run_is_no_agreement(committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed: subprocess.CompletedProcess[str] = subprocess.CompletedProcess([], 1)
     monkeypatch.setattr(verify.subprocess, "run", lambda *_, **__: failed)
-    assert main(["--against", str(committed)]) == 2
+    with pytest.raises(UserError, match="exit status 1"):
+        verify_run("demo", committed)
 
 
-def test_the_report_lines_up_and_marks_exact_cells(committed: Path, tmp_path: Path) -> None:
-    fresh = outputs(tmp_path / "fresh", TABLE.replace("0.55,200,3", "0.55,199,3"))
-    text = report(compare(committed, fresh), "because")
-    assert "exact" in text and text.endswith("likely reason: because")
+def test_one_line_says_how_a_run_compares_with_the_last_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    monkeypatch.delenv("CHAMELEON_OUTPUTS", raising=False)
+    folder = outputs(tmp_path / "outputs" / "demo")
+    assert compare_line("demo") == "No committed run of profile demo to compare with."
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for words in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "a run")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert compare_line("demo").startswith("1 of 1 tables have the bytes of the committed run, all")
+    outputs(folder, TABLE.replace("accuracy,0.4,", "accuracy,0.401,"))
+    assert compare_line("demo").startswith("0 of 1 tables have the bytes of the committed run, all")
+    outputs(folder, TABLE.replace("accuracy,0.4,", "accuracy,0.9,"))
+    line = compare_line("demo")
+    assert "cells beyond the tolerances: 1, changed verdicts: 0" in line
+    assert "the code changed" in line and "\n" not in line

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from chameleon_lib.baselines import GoldExample
+from chameleon_lib.core import chameleon as fits_module
 from chameleon_lib.core.fitting import Contrast
-from chameleon_lib.core.preferences import PreparedUser
+from chameleon_lib.core.pairs import PreparedUser
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.sections import fits as fits_module
-from chameleon_lib.sections import tunings as tunings_module
-from chameleon_lib.sections.per_user import cell as cells_module
-from chameleon_lib.sections.per_user.study import run
+from chameleon_lib.rivals import aloe as aloe_module
+from chameleon_lib.rivals import dpo as dpo_module
+from chameleon_lib.rivals.rows import GoldExample
+from chameleon_lib.sections import s01_per_user as cells_module
 from chameleon_lib.sections.results import Run
+from chameleon_lib.sections.s01_per_user import run
 from tests.sections.small import SETTINGS, small_profile, use_small_models
 
 TASKS = ("LaMP_3", "LaMP_7")
@@ -47,7 +48,7 @@ class Finished:
 def finish(folder: Path) -> Finished:
     """Compute the run into ``folder``."""
     watch = Watch()
-    aloe, dpo = tunings_module.train_aloe, tunings_module.train_dpo
+    aloe, dpo = aloe_module.train_aloe, dpo_module.train_dpo
     build, fit = cells_module.build_draw, fits_module.fit_by_preference
 
     def build_draw(study: Any, group: Any, pairs: Any, *rest: Any) -> Any:
@@ -71,8 +72,8 @@ def finish(folder: Path) -> Finished:
         use_small_models(patch)
         patch.setattr(cells_module, "build_draw", build_draw)
         patch.setattr(fits_module, "fit_by_preference", fit_by_preference)
-        patch.setattr(tunings_module, "train_aloe", train_aloe)
-        patch.setattr(tunings_module, "train_dpo", train_dpo)
+        patch.setattr(aloe_module, "train_aloe", train_aloe)
+        patch.setattr(dpo_module, "train_dpo", train_dpo)
         return Finished(run(PROFILE, SETTINGS, store=ArtifactStore(folder)), watch, folder)
 
 

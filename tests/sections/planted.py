@@ -9,22 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from chameleon_lib.core.task import get_task
+from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.kit.profiles import PROFILES
-from chameleon_lib.lamp.metrics import per_sample_scores
-from chameleon_lib.lamp.tasks import get_task
 from chameleon_lib.sections.answering import Answers
 from chameleon_lib.sections.data import TaskData, load_task_data
+from chameleon_lib.sections.frame import confusion_codes
 from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.results import Cell, Run, agreeing
 from tests.sections.small import SETTINGS
 
 BASE = 0.4  # share of right answers of a method without an effect
 SEEDS = 2
-FAMILY = {
-    "demo:decoder:0": "decoder",
-    "demo:decoder:1": "decoder",
-    "demo:encdec:0": "encoder-decoder",
-}
 
 
 @lru_cache(maxsize=8)
@@ -64,7 +60,7 @@ def _cell(run: Run, task: str, backbone: str, rates: Mapping[str, float]) -> Cel
         ]
     scores = {name: scores_of(run, task, found) for name, found in answers.items()}
     counts = {"users": 120, "no_history": 4, "too_long": 1, "empty_insight": 2, "dropped_items": 3}
-    return Cell(backbone, FAMILY[backbone], task, answers, scores, counts, [log(0), log(1)])
+    return Cell(backbone, task, answers, scores, counts, [log(0), log(1)])
 
 
 def _answers(run: Run, task: str, rate: float, random: np.random.Generator) -> Answers:
@@ -90,6 +86,7 @@ def scores_of(run: Run, task: str, answers: list[Answers]) -> dict[str, np.ndarr
         one: dict[str, Any] = dict(per_sample_scores(task, golds, answer.texts))
         one |= {"margin": answer.margin, "valid": np.ones(len(golds))}
         one["changed"] = np.zeros(len(golds))
+        one["confusion"] = confusion_codes(task, golds, answer.texts)
         if task == "LaMP_7":
             one["habits"] = np.full(len(golds), 0.5)
         for name, values in one.items():
@@ -116,7 +113,7 @@ def log(index: int) -> dict[str, Any]:
         "fitted": _size([0, 1, 2], 0.2),
         "from_neutral": _size(layers, 0.5),
         "fitted_shuffled": _size([0, 1, 2], 0.2),
-        "random/0": _size(layers, 0.1),
+        "random": _size(layers, 0.1),
     }
     return {
         "sizes": sizes,
@@ -170,3 +167,10 @@ def without_margins(run: Run) -> Run:
         }
         cells.append(replace(cell, scores=scores))
     return replace(run, cells=cells)
+
+
+def query_golds(run_: Run, task: str) -> list[str]:
+    """The gold of every test query, in the order of the scores."""
+    chosen = set(run_.test_users[task])
+    users = [u for u in run_.data[task].test if u.id in chosen]
+    return [str(q.gold) for u in users for q in u.queries]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from chameleon_lib.core.preferences import PreparedUser
+from chameleon_lib.core.pairs import PreparedUser
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.kit.profiles import PROFILES, RunProfile
 from chameleon_lib.kit.store import ArtifactStore
@@ -20,7 +20,7 @@ from chameleon_lib.sections import study as study_module
 from chameleon_lib.sections.answering import Reference
 from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.study import Study
-from tests.backbones.demo.small import HashEmbedder, small_backbone
+from tests.demo.small import HashEmbedder, small_backbone
 
 BACKBONES = ("demo:decoder:0", "demo:encdec:0")
 

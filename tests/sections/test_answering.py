@@ -10,10 +10,9 @@ import pytest
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.preferences import PreparedUser
-from chameleon_lib.lamp.prompts import answer_prompt, official_prompt, unseen_prompt
-from chameleon_lib.lamp.records import User
-from chameleon_lib.sections.answering import PROMPTS, Exam, Reference, prompt_texts
+from chameleon_lib.core.pairs import PROMPTS, PreparedUser
+from chameleon_lib.core.task import User, answer_prompt, official_prompt, unseen_prompt
+from chameleon_lib.sections.answering import Exam, Reference, prompt_texts
 from chameleon_lib.sections.data import load_task_data, without_gold
 from chameleon_lib.sections.study import Study
 from tests.backbones.tiny import make_edit

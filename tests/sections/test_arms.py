@@ -1,13 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from chameleon_lib.core.preferences import PreferencePair, PreparedUser
+from chameleon_lib.core import directions
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.pairs import PreferencePair, PreparedUser
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.sections.arms import (
@@ -15,10 +19,10 @@ from chameleon_lib.sections.arms import (
     arms_of,
     build_draw,
     draw_group,
-    label_controls,
     plain_arms,
 )
 from chameleon_lib.sections.data import load_task_data
+from chameleon_lib.sections.frame import Arm
 from chameleon_lib.sections.methods import METHODS
 from chameleon_lib.sections.study import Study
 from tests.sections.small import SETTINGS, small_profile, use_small_models
@@ -51,6 +55,14 @@ def draw(group: Group) -> Draw:
     return build_draw(group.study, group.users, group.pairs, 0, N_RANDOM)
 
 
+def edits_of(draw: Draw) -> dict[str, Edit]:
+    """The edits by method; random directions with their number."""
+    return {
+        f"random/{arm.repeat}" if arm.method == "random" else arm.method: edit
+        for arm, edit in draw.edits.items()
+    }
+
+
 def test_a_group_is_a_random_part_of_the_train_users_in_their_order(group: Group) -> None:
     groups = [draw_group(group.users, 8, index) for index in range(6)]
     for chosen in groups:
@@ -65,11 +77,11 @@ def test_a_group_is_a_random_part_of_the_train_users_in_their_order(group: Group
 def test_every_row_of_the_table_has_an_arm_and_every_arm_a_row(draw: Draw) -> None:
     ids = [method.id for method in METHODS if method.kind != "rival"]
     arms = {**plain_arms(), **arms_of(draw)}
-    assert {name.split("/")[0] for name in arms} == set(ids)
-    assert [name for name in arms if name.startswith("random/")] == ["random/0", "random/1"]
+    assert {arm.method for arm in arms} == set(ids)
+    assert [arm for arm in arms if arm.method == "random"] == [Arm("random", 0, n) for n in (0, 1)]
     unedited = {m.id for m in METHODS if m.kind == "baseline"} | {"neutral"}
-    assert {name for name, (_, edit) in arms.items() if edit is None} == unedited
-    asked = {name: kind for name, (kind, edit) in arms.items() if edit is not None}
+    assert {arm.method for arm, (_, edit) in arms.items() if edit is None} == unedited
+    asked = {arm.method: kind for arm, (kind, edit) in arms.items() if edit is not None}
     assert {name for name, kind in asked.items() if kind != "instruct"} == {
         "chameleon+insight",
         "fitted+insight",
@@ -77,16 +89,16 @@ def test_every_row_of_the_table_has_an_arm_and_every_arm_a_row(draw: Draw) -> No
 
 
 def test_controls_sit_at_the_layers_of_the_papers_edit(draw: Draw) -> None:
-    layers = draw.edits["chameleon"].layers
+    layers = edits_of(draw)["chameleon"].layers
     assert draw.log["layers"] == list(layers)
     everywhere = {"chameleon_top5", "fitted", "fitted_gold", "fitted_shuffled"}
-    for name, edit in draw.edits.items():
+    for name, edit in edits_of(draw).items():
         assert edit.layers == ((0, 1, 2) if name in everywhere else layers)
         assert bool(torch.isfinite(edit.theta_p).all() and torch.isfinite(edit.theta_n).all())
 
 
 def test_each_control_changes_what_its_name_says(draw: Draw) -> None:
-    main, edits = draw.edits["chameleon"], draw.edits
+    main, edits = edits_of(draw)["chameleon"], edits_of(draw)
     assert (edits["p_only"].alpha_p, edits["p_only"].alpha_n) == (1.0, 0.0)
     assert (edits["n_only"].alpha_p, edits["n_only"].alpha_n) == (0.0, 1.0)
     assert torch.equal(edits["p_only"].theta_p, main.theta_p)
@@ -103,38 +115,46 @@ def test_label_controls_move_answers_between_histories_or_hide_the_histories(
     group: Group,
 ) -> None:
     kept = [
-        PreferencePair(p.user_id, p.query_id, p.query, p.items, f"p{at}", f"n{at}")
-        for at, p in enumerate(group.pairs)
+        replace(pair, answer_p=f"p{at}", answer_n=f"n{at}") for at, pair in enumerate(group.pairs)
     ]
-    controls = {name: (pairs, s) for name, pairs, s in label_controls(kept, SETTINGS, 0)}
-    assert list(controls) == ["permute_answers", "answer_only"]
-    moved, settings = controls["permute_answers"]
-    assert settings == SETTINGS and moved != kept
+    asked: list[tuple[str, list[PreferencePair]]] = []
+
+    class Listening(Study):
+        def activations(self, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Tensor]:
+            asked.append((self.settings.pairs_text, list(pairs)))
+            return super().activations(pairs)
+
+        def with_(self, **changes: Any) -> Study:
+            return Listening(
+                PROFILE, "demo:decoder:0", "LaMP_3", SETTINGS.with_(**changes), self.store
+            )
+
+    study = Listening(PROFILE, "demo:decoder:0", "LaMP_3", SETTINGS, group.study.store)
+    case = study.case(kept, 0)
+    case.edit("permute_answers")
+    case.edit("answer_only")
+    moved, alone = (pairs for text, pairs in asked if pairs != kept or text == "answer_only")
+    assert [text for text, _ in asked].count("answer_only") == 1 and alone == kept
     answers = [(pair.answer_p, pair.answer_n) for pair in kept]
     found = [(pair.answer_p, pair.answer_n) for pair in moved]
     assert sorted(found) == sorted(answers) and found != answers
     for pair, own in zip(moved, kept, strict=True):
         assert replace(pair, answer_p=own.answer_p, answer_n=own.answer_n) == own
-    alone, settings = controls["answer_only"]
-    assert alone == kept and settings == SETTINGS.with_(pairs_text="answer_only")
-    again = label_controls(kept, SETTINGS, 0)[0][1]
-    assert again == moved != label_controls(kept, SETTINGS, 1)[0][1]
 
 
 def test_only_the_label_controls_of_the_settings_are_run(group: Group, draw: Draw) -> None:
-    assert {"permute_answers", "answer_only", "shuffled_pairs"} <= set(draw.edits)
+    assert {"permute_answers", "answer_only", "shuffled_pairs"} <= set(edits_of(draw))
     settings = SETTINGS.with_(controls_label_token=("answer_only",))
-    assert [name for name, *_ in label_controls(group.pairs, settings, 0)] == ["answer_only"]
     study = Study(PROFILE, "demo:decoder:0", "LaMP_3", settings, group.study.store)
     found = build_draw(study, group.users, group.pairs, 0, N_RANDOM)
-    assert set(draw.edits) - set(found.edits) == {"permute_answers"}
+    assert set(edits_of(draw)) - set(edits_of(found)) == {"permute_answers"}
 
 
 def test_a_label_control_finds_other_directions_than_the_paper(draw: Draw) -> None:
-    main = draw.edits["chameleon"]
+    main = edits_of(draw)["chameleon"]
     for name in ("permute_answers", "answer_only"):
-        assert not torch.allclose(draw.edits[name].theta_n, main.theta_n, atol=1e-4)
-    assert not torch.allclose(draw.edits["answer_only"].theta_p, main.theta_p, atol=1e-4)
+        assert not torch.allclose(edits_of(draw)[name].theta_n, main.theta_n, atol=1e-4)
+    assert not torch.allclose(edits_of(draw)["answer_only"].theta_p, main.theta_p, atol=1e-4)
 
 
 def test_a_draw_logs_its_pairs_and_fits(draw: Draw, group: Group) -> None:
@@ -153,29 +173,29 @@ def test_the_same_draw_again_computes_nothing(draw: Draw, group: Group) -> None:
     before = group.study.store.stats.misses
     again = build_draw(group.study, group.users, group.pairs, 0, N_RANDOM)
     assert group.study.store.stats.misses == before
-    assert again.log == draw.log and list(again.edits) == list(draw.edits)
-    for name, edit in draw.edits.items():
-        assert torch.equal(edit.theta_p, again.edits[name].theta_p)
-        assert torch.equal(edit.theta_n, again.edits[name].theta_n)
-        assert edit.layers == again.edits[name].layers
-        assert edit.alpha_p == again.edits[name].alpha_p
-        assert edit.alpha_n == again.edits[name].alpha_n
+    assert again.log == draw.log and list(edits_of(again)) == list(edits_of(draw))
+    for name, edit in edits_of(draw).items():
+        assert torch.equal(edit.theta_p, edits_of(again)[name].theta_p)
+        assert torch.equal(edit.theta_n, edits_of(again)[name].theta_n)
+        assert edit.layers == edits_of(again)[name].layers
+        assert edit.alpha_p == edits_of(again)[name].alpha_p
+        assert edit.alpha_n == edits_of(again)[name].alpha_n
 
 
 def test_another_draw_has_other_random_directions_and_fits(draw: Draw, group: Group) -> None:
-    other = build_draw(group.study, group.users, group.pairs, 1, N_RANDOM)
+    others = edits_of(build_draw(group.study, group.users, group.pairs, 1, N_RANDOM))
+    mine = edits_of(draw)
     for name in ("fitted", "random/0", "random/1"):
+        edit = others[name]
         assert all(
-            not torch.allclose(other.edits[name].theta_p, draw.edits[mine].theta_p[: len(layers)])
-            for mine in ("fitted", "random/0", "random/1")
-            if (layers := other.edits[name].layers) == draw.edits[mine].layers
+            not torch.allclose(edit.theta_p, mine[other].theta_p[: len(edit.layers)])
+            for other in ("fitted", "random/0", "random/1")
+            if edit.layers == mine[other].layers
         )
 
 
 def test_a_group_without_contrast_is_refused(group: Group) -> None:
-    same = [
-        PreferencePair(p.user_id, p.query_id, p.query, p.items, "4", "4") for p in group.pairs
-    ]
+    same = [replace(pair, answer_p="4", answer_n="4") for pair in group.pairs]
     with pytest.raises(UserError, match="0 pairs"):
         build_draw(group.study, group.users, same, 0, N_RANDOM)
 
@@ -187,3 +207,19 @@ def test_a_group_too_small_is_refused_where_the_settings_say_so(
     study = Study(PROFILE, "demo:decoder:0", "LaMP_3", strict, ArtifactStore(tmp_path))
     with pytest.raises(UserError, match="fewer than pairs_k_min"):
         build_draw(study, group.users, group.pairs, 0, N_RANDOM)
+
+
+def test_a_direction_that_is_registered_is_an_arm_and_a_row(
+    group: Group, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directions, "_REGISTRY", dict(directions._REGISTRY))
+
+    @directions.direction("negated", title="ours: the boost turned around", kind="ours")
+    def negated(seen: directions.Reading) -> directions.Found:
+        theta = seen.boost()
+        return directions.Found(None if theta is None else -theta, None)
+
+    edits = edits_of(build_draw(group.study, group.users, group.pairs, 0, N_RANDOM))
+    assert set(edits) - set(edits_of(draw)) == {"negated"}
+    assert torch.equal(edits["negated"].theta_p, -edits["chameleon"].theta_p)
+    assert "ours: the boost turned around" in {method.title for method in METHODS}

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_lib.backbones.demo.scenes import SPLITS
-from chameleon_lib.backbones.demo.world import WorldSettings, build_world
+from chameleon_lib.core.task import HistoryItem, Query, User, official_input
+from chameleon_lib.data.lamp import write_lamp
+from chameleon_lib.data.users import Choice, declare
+from chameleon_lib.demo.world import SPLITS, WorldSettings, build_world
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import PROFILES
-from chameleon_lib.lamp.data import write_lamp
-from chameleon_lib.lamp.grouping import Choice, declare
-from chameleon_lib.lamp.records import HistoryItem, Query, User
-from chameleon_lib.lamp.tasks import official_input
 from chameleon_lib.sections.data import available_tasks, load_task_data, without_gold
 from tests.sections.small import small_profile
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.hook import EditHook
-from chameleon_lib.core.preferences import PreparedUser
+from chameleon_lib.core.edit import Edit, EditHook
+from chameleon_lib.core.pairs import PreparedUser
 from chameleon_lib.errors import UserError
 from chameleon_lib.sections import edit_size as module
 from chameleon_lib.sections.data import load_task_data, without_gold

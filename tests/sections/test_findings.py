@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_lib.kit.profiles import PROFILES
+from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import (
     DIRECTION_ONLY,
     DOES_NOT_HOLD,
@@ -24,6 +25,7 @@ from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.sections import findings
 
 DEMO, PAPER = PROFILES["demo"], PROFILES["paper"]
+PUBLISH = Publisher("demo", "99_report")
 GAIN, LOSS, NONE = (Estimate(m, m - 0.1, m + 0.1, 200, 3) for m in (0.3, -0.3, 0.0))
 
 
@@ -34,7 +36,7 @@ def made(
     claim = f"{'beyond the paper, ' if own else ''}a claim that is {status}"
     return Verdict(claim, section, f"0{section[-1]}_name", "+0.1", ours, status, n, seeds,
                    "accuracy, LaMP evaluator's definition", "tables/x.csv", own=own,
-                   measure="accuracy change")  # fmt: skip
+                   metric="accuracy", measure="accuracy change", plain=True)  # fmt: skip
 
 
 ALL = [
@@ -106,19 +108,19 @@ def test_the_figure_holds_every_judged_change_and_says_how_many_got_which_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path))
-    odd = [replace(ALL[6], measure=f"accuracy {what}") for what in ("gain, interval widened",
-           "change plus 0.02")]  # fmt: skip
-    shown = findings.figure([*ALL, *odd], DEMO)
+    measures = ("accuracy gain, interval widened", "accuracy change plus 0.02")
+    odd = [replace(ALL[6], measure=measure, plain=False) for measure in measures]
+    shown = findings.figure([*ALL, *odd], PUBLISH)
     assert not isinstance(shown, str)
     text = str(shown.metadata)
     # Of eight claims one was not run and one has too few users.
     assert "6 effects" in text and "All 6 judged" in text and "too few" not in text
     assert "1 opposite" in text and "1 holds" in text and "demo profile" in text
     assert "2 more judged effects are not drawn" in text
-    assert "not drawn" not in str(getattr(findings.figure(ALL, DEMO), "metadata", "not drawn"))
+    assert "not drawn" not in str(getattr(findings.figure(ALL, PUBLISH), "metadata", "not drawn"))
 
 
 def test_where_nothing_was_judged_a_sentence_stands_for_the_figure() -> None:
     few = [v for v in ALL if v.status in (TOO_FEW_USERS, NOT_RUN)]
     for nothing in ([], few):
-        assert findings.figure(nothing, DEMO) == "No judged change of a metric to draw."
+        assert findings.figure(nothing, PUBLISH) == "No judged change of a metric to draw."

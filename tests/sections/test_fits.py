@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.core.contrasts import contrasts_from_pairs
-from chameleon_lib.core.plain_prompts import PlainPrompts
-from chameleon_lib.core.preferences import PreferencePair, PreparedUser, keep_different
+from chameleon_lib.core.fitting import PlainPrompts, contrasts_from_pairs
+from chameleon_lib.core.pairs import PreferencePair, PreparedUser, keep_different
 from chameleon_lib.kit.records import decode, encode
 from chameleon_lib.sections.arms import build_draw
 from chameleon_lib.sections.data import load_task_data
-from chameleon_lib.sections.fits import stored_fit
 from chameleon_lib.sections.study import Study
 from tests.sections.small import SETTINGS, small_profile, study_in, use_small_models
 
@@ -94,8 +92,8 @@ def test_a_fit_alone_finds_that_of_the_draw_and_one_read_with_others_does_not(
     study, contrasts = drawn.study, own_contrasts(drawn)
     texts = [contrast.prompt for contrast in contrasts]
     misses = study.store.stats.misses
-    stored_fit(study, contrasts, PlainPrompts(study.backbone, texts), 0, "fitted")
+    study.preference_fit(contrasts, PlainPrompts(study.backbone, texts), 0)
     assert study.store.stats.misses == misses
     more = PlainPrompts(study.backbone, [*texts, "Another prompt. Your answer:"])
-    stored_fit(study, contrasts, more, 0, "fitted")
+    study.preference_fit(contrasts, more, 0)
     assert study.store.stats.misses == misses + 1

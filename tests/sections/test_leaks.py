@@ -10,9 +10,9 @@ import pytest
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.sections import grid
 from chameleon_lib.sections.data import TaskData, load_task_data
-from chameleon_lib.sections.per_user.study import run
-from chameleon_lib.sections.results import query_golds
+from chameleon_lib.sections.s01_per_user import run
 from tests.sections.finished import Finished, units
+from tests.sections.planted import query_golds
 from tests.sections.small import BACKBONES, SETTINGS, small_profile, use_small_models
 
 

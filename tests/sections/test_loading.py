@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from chameleon_lib.backbones import demo
+from chameleon_lib import demo
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths

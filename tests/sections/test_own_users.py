@@ -10,20 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from chameleon_lib import cli
+from chameleon_lib.core.task import User
+from chameleon_lib.data.importing import REPORT, ImportOptions
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import cli
-from chameleon_lib.kit.notebooks import read_notebook
-from chameleon_lib.kit.paths import notebooks_dir
 from chameleon_lib.kit.profiles import PROFILES
-from chameleon_lib.lamp.import_report import REPORT
-from chameleon_lib.lamp.importing import ImportOptions
-from chameleon_lib.lamp.records import User
-from chameleon_lib.sections import answer_cli, own_scores, own_users, quickstart
+from chameleon_lib.sections import own_users, quickstart
 from chameleon_lib.sections.data import load_task_data
-from chameleon_lib.sections.example_users import QUERIES, TABLE, TASK, example_csv
+from chameleon_lib.sections.own_users import TABLE
 from tests.sections.small import SETTINGS, small_kit
 
 PROFILE = replace(PROFILES["demo-data"], backbones=("demo:decoder:0",), studied=("demo:decoder:0",))
+TASK, QUERIES = "LaMP_2", 4
 OPTIONS = ImportOptions(queries=QUERIES)
 BACKBONE = "demo:decoder:0"
 
@@ -44,23 +42,6 @@ def folder(patched: Path) -> Path:
 @pytest.fixture(scope="module")
 def users(folder: Path) -> list[User]:
     return own_users.load_own(folder, TASK)
-
-
-def test_the_table_that_ships_is_what_its_script_makes() -> None:
-    assert TABLE.read_text(encoding="utf-8") == example_csv()
-
-
-def test_the_example_shows_every_kind_of_row_that_an_import_drops(folder: Path) -> None:
-    report, again = own_users.imported(TABLE, TASK, OPTIONS)
-    assert again == folder and len(report.summary()) == 7
-    assert {row["rows"] for row in report.summary()} == {1, 2}
-    assert report.curated.rewritten == 1
-
-
-def test_the_notebook_takes_the_example_with_the_numbers_it_was_made_for() -> None:
-    declared = read_notebook(notebooks_dir() / "08_your_users.ipynb").parameters()
-    assert (declared["queries"].default, declared["task"].default) == (QUERIES, TASK)
-    assert declared["table"].default == ""
 
 
 def test_an_imported_folder_is_what_data_dir_takes(folder: Path) -> None:
@@ -119,7 +100,7 @@ def test_the_sentences_count_the_group_that_was_drawn(users: list[User]) -> None
     asked = own_users.ask(PROFILE, BACKBONE, data, users[3])
     assert asked.group() == f"a group of {size} of the 23 other users" and size < 9
     assert f"pairs: {size * QUERIES} of a group of {size} of the 23 other users, " in "\n".join(
-        answer_cli._lines(asked, BACKBONE)
+        own_users._lines(asked, BACKBONE)
     )
 
 
@@ -133,7 +114,7 @@ def test_the_query_of_ones_own_reaches_neither_fit_nor_history(users: list[User]
 def test_the_held_out_rows_of_all_scored_users_are_counted(users: list[User]) -> None:
     data = own_users.halves(PROFILE, users, users[3])
     asked = own_users.ask(PROFILE, BACKBONE, data, users[3])
-    found = own_scores.held_out(asked.tour)
+    found = own_users.held_out(asked.tour)
     assert found["prompt and edit"].iloc[0] == "Instruct" and len(found) == 4
     assert set(found["n"]) == {len(data.test)}
     assert set(found["queries"]) == {QUERIES * len(data.test)}
@@ -141,14 +122,8 @@ def test_the_held_out_rows_of_all_scored_users_are_counted(users: list[User]) ->
     assert found.loc[0, ["accuracy_change", "margin_change"]].tolist() == [0, 0]
     assert (found["accuracy_change_low"] <= found["accuracy_change_high"]).all()
     assert found["margin_change n"].between(1, len(data.test)).all()
-    said = own_scores.conclusion(found, TASK)
+    said = own_users.conclusion(found, TASK)
     assert len(said) == 4 and "a look and no verdict" in said[-1]
-
-
-def test_the_margin_of_a_user_is_the_mean_of_those_that_are_defined() -> None:
-    owners = np.array([0, 0, 1, 1, 2])
-    values = np.array([1.0, np.nan, np.nan, np.nan, 4.0])
-    np.testing.assert_array_equal(own_scores._by_user(values, owners), [1.0, np.nan, 4.0])
 
 
 @pytest.mark.parametrize(
@@ -168,9 +143,9 @@ def test_the_words_follow_from_the_intervals(
     row = {score: 0.5, f"{score}_change": (low + high) / 2}
     row |= {f"{score}_change_low": low, f"{score}_change_high": high}
     arms = [{"prompt and edit": name, "n": 200, **row} for name in ("Instruct", "edit")]
-    first, last = own_scores.conclusion(pd.DataFrame(arms), task)
+    first, last = own_users.conclusion(pd.DataFrame(arms), task)
     assert first.endswith(f"against Instruct: {word}.") and "200 users; notebook 01" in last
-    few, _ = own_scores.conclusion(pd.DataFrame(arms).assign(n=99), task)
+    few, _ = own_users.conclusion(pd.DataFrame(arms).assign(n=99), task)
     assert few.endswith("] against Instruct.")  # too few users for a word
 
 
@@ -204,7 +179,7 @@ MISUSE = {
     "column": (["--csv", str(TABLE), "--label-column", "tag"], f"{TABLE} has no column 'tag'"),
     "stranger": (["--csv", str(TABLE), "--user", "quentin"], "There is no user 'quentin'"),
     "blank query": (["--csv", str(TABLE), "--query", "  "], "--query holds blanks alone"),
-    "profile": (["--csv", str(TABLE), "--profile", "huge"], "Argument --profile: invalid choice"),
+    "profile": (["--csv", str(TABLE), "--profile", "huge"], "Invalid value for '--profile'"),
     "other task": (["--csv", str(TABLE), "--task", "LaMP_3"], f"{TABLE} leaves no user"),
 }
 

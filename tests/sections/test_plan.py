@@ -17,7 +17,7 @@ from chameleon_lib.sections import study as study_module
 from chameleon_lib.sections.data import load_task_data
 from chameleon_lib.sections.grid import Plan, run_grid
 from chameleon_lib.sections.results import Cell
-from tests.backbones.demo.small import HashEmbedder
+from tests.demo.small import HashEmbedder
 from tests.sections.finished import PROFILE, TASKS
 from tests.sections.small import BACKBONES, SETTINGS, open_small, small_profile
 

@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.sections import (
     explore,
-    explore_history,
-    explore_views,
     own_users,
     playground,
-    playground_views,
     quickstart,
 )
 from chameleon_lib.sections.explore import Sample
@@ -22,6 +20,7 @@ from chameleon_lib.sections.playground import FITTED, NO_EDIT, PAPER, Play
 from tests.sections.small import small_kit, small_profile
 
 PROFILE = small_profile(tasks=("LaMP_3",))
+PUBLISH = Publisher("demo", "09_playground")
 HISTORY = [["It broke at once.", "1"], ["A fine thing.", "5"], ["Quite usable.", "3"]]
 QUERY = "It works well enough."
 
@@ -89,14 +88,14 @@ def test_the_pictures_name_the_answers_and_the_profile(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path))
-    shown = playground_views.strength_figure(playground.strengths(play, [0, 1]), play, "demo")
+    shown = playground.strength_figure(playground.strengths(play, [0, 1]), play, PUBLISH)
     assert "strength 0" in shown.metadata["alt"] and "log p(5) − log p(2)" in repr(shown.metadata)
-    lens = playground_views.lens_figure(playground.layers(play), play, "demo")
+    lens = playground.lens_figure(playground.layers(play), play, PUBLISH)
     assert "After the last layer, no edit" in lens.metadata["alt"]
     kept = sorted(path.name for path in (tmp_path / "demo" / "figures").glob("*.csv"))
     assert kept == ["09_lens.csv", "09_strength.csv"]
     with pytest.raises(UserError, match="at least one strength"):
-        playground_views.strength_figure(playground.strengths(play, []), play, "demo")
+        playground.strength_figure(playground.strengths(play, []), play, PUBLISH)
 
 
 @pytest.mark.parametrize(
@@ -133,16 +132,16 @@ def test_strength_0_changes_no_answer_and_every_question_answers(few: Sample) ->
     steps = explore.fit_steps(few, [1, few.study.settings.fit_steps])
     whole = explore.strengths(few, [1]).set_index("arm").loc[f"{FITTED} × 1"]
     assert steps.iloc[2, 1:].tolist() == whole.tolist()
-    shown = explore_views.figure(sizes, few, "Sizes")
+    shown = explore.figure(sizes, few, "Sizes")
     assert "5 users" in shown.metadata["caption"] and "demo profile" in shown.metadata["caption"]
 
 
 def test_a_changed_history_changes_the_prompt_of_one_user_only(few: Sample) -> None:
     one = few.users[1].user
-    turned = explore_history.edit_history(few, 1, drop=(1,), relabel={2: "1"})
+    turned = explore.edit_history(few, 1, drop=(1,), relabel={2: "1"})
     assert turned["history"].tolist() == ["as it is", "changed"]
     assert set(turned["query"]) == {one.queries[0].text}
-    both = explore_history.two_users(few, 1, 2)
+    both = explore.two_users(few, 1, 2)
     assert both["history"].tolist() == ["user 1", "user 2"]
     assert both.iloc[0, 1:].tolist() == turned.iloc[0, 1:].tolist()
     assert set(both["query"]) == {one.queries[0].text}
@@ -151,9 +150,9 @@ def test_a_changed_history_changes_the_prompt_of_one_user_only(few: Sample) -> N
 def test_questions_about_what_is_not_there_are_refused(few: Sample) -> None:
     items = len(few.users[0].user.history)
     for question, sentence in (
-        (lambda: explore_history.edit_history(few, 0, drop=(items + 1,)), f"no item {items + 1}"),
-        (lambda: explore_history.edit_history(few, 0, drop=range(1, items + 1)), "No item is left"),
-        (lambda: explore_history.two_users(few, 0, 5), "the sample has the users 0 to 4"),
+        (lambda: explore.edit_history(few, 0, drop=(items + 1,)), f"no item {items + 1}"),
+        (lambda: explore.edit_history(few, 0, drop=range(1, items + 1)), "No item is left"),
+        (lambda: explore.two_users(few, 0, 5), "the sample has the users 0 to 4"),
         (lambda: explore.group_sizes(few, [10**6]), "the group has"),
         (lambda: explore.sample(PROFILE, users=0), "ask at least one"),
     ):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from chameleon_lib.data.floors import floors_for
+from chameleon_lib.data.lamp import load_users
+from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import get_profile
-from chameleon_lib.lamp import load_users
-from chameleon_lib.lamp.baselines import baselines_for
-from chameleon_lib.lamp.metrics import per_sample_scores
+from chameleon_lib.sections import s03_group_size as group_size
+from chameleon_lib.sections import s05_selections as conditions
 from chameleon_lib.sections.data import available_tasks, load_task_data
-from chameleon_lib.sections.group_size import study as group_size
-from chameleon_lib.sections.history_ablation import conditions
-from tests.lamp.helpers import SHARED_DATA, needs_shared_data
+from tests.data.helpers import SHARED_DATA, needs_shared_data
 
 pytestmark = needs_shared_data
 PROFILE = get_profile("demo-data")
@@ -48,7 +48,7 @@ def test_every_notebook_finds_its_tasks_and_names_what_is_missing(
 def test_copying_all_of_lamp_7_scores_what_the_evaluator_gives_it() -> None:
     data = load_task_data(PROFILE, "LaMP_7", LAMP, 20)
     assert len(data.everyone) == 1500
-    answers = baselines_for("LaMP_7")["copy_input"](data.everyone, data.train)
+    answers = floors_for("LaMP_7")["copy_input"](data.everyone, data.train)
     golds = [str(query.gold) for user in data.everyone for query in user.queries]
     scores = per_sample_scores("LaMP_7", golds, answers)
     assert scores["rouge1"].mean() == pytest.approx(0.4626, abs=1e-3)

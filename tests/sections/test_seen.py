@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.sections.data import load_task_data, without_gold
-from chameleon_lib.sections.per_user.cell import with_gold
+from chameleon_lib.sections.scoring import with_gold
 from chameleon_lib.sections.seen import (
     change_on_seen,
     has_learned,

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from chameleon_lib.core import chameleon as chameleon_module
 from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.task import User
 from chameleon_lib.errors import UserError
-from chameleon_lib.lamp.records import User
 from chameleon_lib.sections import study as study_module
 from chameleon_lib.sections.answering import Answers, Exam
 from chameleon_lib.sections.data import load_task_data, without_gold
 from chameleon_lib.sections.study import Study
-from tests.backbones.demo.small import HashEmbedder, small_backbone
 from tests.backbones.tiny import make_edit
+from tests.demo.small import HashEmbedder, small_backbone
 from tests.sections.small import (
     SETTINGS,
     reference_of,
@@ -42,7 +43,7 @@ def users() -> list[User]:
 
 def through(study: Study, users: Sequence[User]) -> tuple[Any, ...]:
     """Every stage once."""
-    prepared, counts = study.prepare(users)
+    prepared, _ = found = study.prepare(users)
     pairs = study.pairs(prepared)
     h_p, h_n = study.activations(pairs)
     arms: dict[str, tuple[str, Edit | None]] = {
@@ -50,7 +51,7 @@ def through(study: Study, users: Sequence[User]) -> tuple[Any, ...]:
         "edited": ("instruct", make_edit()),
     }
     answers = Exam(study, prepared, reference_of(prepared)).answer(arms)
-    return prepared, counts, pairs, h_p, h_n, answers
+    return prepared, found.counts, pairs, h_p, h_n, answers
 
 
 def same_answers(one: dict[str, Answers], other: dict[str, Answers]) -> bool:
@@ -85,8 +86,8 @@ def test_a_killed_stage_goes_on_with_what_is_missing(
 ) -> None:
     """One user per unit batch; the third insight call dies."""
     whole = through(study_in(tmp_path / "whole"), users)
-    monkeypatch.setattr(study_module, "_BATCH", 1)
-    write, calls = study_module.write_insights, []
+    monkeypatch.setattr(chameleon_module, "_BATCH", 1)
+    write, calls = chameleon_module.write_insights, []
 
     def dying(*args: Any) -> Any:
         calls.append(1)
@@ -94,7 +95,7 @@ def test_a_killed_stage_goes_on_with_what_is_missing(
             raise KeyboardInterrupt
         return write(*args)
 
-    monkeypatch.setattr(study_module, "write_insights", dying)
+    monkeypatch.setattr(chameleon_module, "write_insights", dying)
     with pytest.raises(KeyboardInterrupt):
         through(study_in(tmp_path / "killed"), users)
     assert len(list((tmp_path / "killed" / "insights").rglob("*.unit"))) == 2
@@ -161,44 +162,6 @@ def test_golds_are_no_part_of_a_unit(tmp_path: Path) -> None:
     again = through(blind, without_gold(with_gold))
     assert blind.store.stats.misses == 0
     assert again[2] == first[2] and same_answers(again[5], first[5])
-
-
-def test_users_are_counted_where_they_drop_out(
-    tmp_path: Path, users: list[User], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def silent_once(_backbone: Any, _task: str, histories: Sequence[Any], _: Any) -> Any:
-        return [("", "n"), *[("p", "n")] * (len(histories) - 1)]
-
-    monkeypatch.setattr(study_module, "write_insights", silent_once)
-    kept, counts = study_in(tmp_path / "a").prepare(users)
-    assert [user.user.id for user in kept] == [user.id for user in users[1:]]
-    assert counts == {
-        "users": 4, "no_history": 0, "too_long": 0, "empty_insight": 1, "dropped_items": 0
-    }
-    monkeypatch.setattr(study_module, "open_backbone", lambda *_: small_backbone(context=16))
-    kept, counts = study_in(tmp_path / "b").prepare(users)
-    assert kept == [] and (counts["no_history"], counts["too_long"]) == (0, 4)
-    bare = [replace(users[0], history=()), *users[1:]]
-    _, counts = study_in(tmp_path / "c").prepare(bare)
-    assert (counts["no_history"], counts["too_long"]) == (1, 3)
-
-
-def test_an_empty_insight_of_one_query_leaves_its_user_out_and_is_counted(
-    tmp_path: Path, users: list[User], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def silent_once(_backbone: Any, _task: str, batch: Sequence[Any], _: Any) -> Any:
-        every = [[(f"p of {q.id}", "n") for q in user.user.queries] for user in batch]
-        return [[*every[0][:-1], ("p", "")], *every[1:]]
-
-    monkeypatch.setattr(study_module, "write_query_insights", silent_once)
-    study = study_in(tmp_path, SETTINGS.with_(insight_scope="query"))
-    kept, counts = study.prepare(users)
-    assert [user.user.id for user in kept] == [user.id for user in users[1:]]
-    assert counts == {
-        "users": 4, "no_history": 0, "too_long": 0, "empty_insight": 1, "dropped_items": 0
-    }
-    assert kept[0].query_insights == tuple((f"p of {q.id}", "n") for q in users[1].queries)
-    assert len(study.pairs(kept)) == sum(len(user.queries) for user in users[1:])
 
 
 def test_pairs_under_other_insights_of_a_query_are_other_units(

@@ -1,0 +1,161 @@
+"""A frozen model with its text conventions and sites; what a family must add to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from chameleon_lib.backbones.batches import Batch, EditUsage, Prefix, ReadInputs
+from chameleon_lib.backbones.families import model_family, site_modules
+from chameleon_lib.backbones.text import TextCodec
+from chameleon_lib.core.backbone import Family
+from chameleon_lib.core.edit import Edit, EditHook
+from chameleon_lib.errors import UserError
+
+PREFIX_BYTES = 2 << 30
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its tokens, also if a device map left its weights elsewhere."""
+    embeddings = model.get_input_embeddings()
+    device: torch.device = next(embeddings.parameters()).device
+    if device.type == "meta":  # kept on disk and brought in for every call
+        device = torch.device(embeddings._hf_hook.execution_device)
+    return device
+
+
+class FrozenModel(ABC):
+    """A frozen Hugging Face model, its tokenizer and its edit sites.
+
+    Args:
+        model: The model, in evaluation mode.
+        codec: Its text conventions.
+        name: Short name for tables.
+        fingerprint: SHA-256 of what was loaded.
+
+    Attributes:
+        usage: Hook counts of the latest call; empty if nothing was edited in it.
+        diagnostics: Set to True to collect edit ratios in ``usage``; costs time.
+        prefix_bytes: Memory ``prepare`` may spend on prefixes; batches beyond it are recomputed
+            at each use, with the same results.
+    """
+
+    family: Family
+
+    def __init__(self, model: Any, codec: TextCodec, *, name: str, fingerprint: str) -> None:
+        self.model, self.codec = model, codec
+        self.name, self.fingerprint = name, fingerprint
+        self.device = input_device(model)
+        self.usage = EditUsage()
+        self.diagnostics = False
+        self.prefix_bytes = PREFIX_BYTES
+        model_family(model.config.model_type)  # an unknown family is refused before any work
+
+    @property
+    @abstractmethod
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+
+    @property
+    @abstractmethod
+    def context_limit(self) -> int | None:
+        """Most tokens of prompt and answer together; None if there is no limit."""
+
+    @abstractmethod
+    def prefill(self, prompts: Sequence[list[int]], groups: Sequence[int] | None) -> Prefix:
+        """Everything before the first edited token, under whatever edit is active."""
+
+    @abstractmethod
+    def step(
+        self,
+        prefix: Prefix,
+        cache: Cache,
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        *,
+        last_only: bool,
+    ) -> Tensor:
+        """Logits of further tokens ``(B, q)`` after a prefix; the cache grows by them."""
+
+    @abstractmethod
+    def read_inputs(self, contexts: list[list[int]], answers: list[list[int]]) -> ReadInputs:
+        """The batch of one forward pass that reads activations."""
+
+    @abstractmethod
+    def read(self, inputs: dict[str, Tensor]) -> None:
+        """That forward pass; hooks collect what it computes."""
+
+    @abstractmethod
+    def beam_inputs(self, prefix: Prefix, num_beams: int) -> dict[str, Any]:
+        """Arguments of the library's ``generate`` that start from the prefix."""
+
+    def prefix_of(self, batch: Batch, edit: Edit | None) -> Prefix:
+        """The prefix of a batch: stored, computed unedited, or (``all``) computed edited.
+
+        ``edit`` is already cut to the rows of the batch.
+        """
+        if edit is not None and edit.positions == "all" and self.family == "decoder":
+            with self.editing(edit if any(len(ids) > 1 for ids in batch.prompts) else None):
+                # Members of a group share one edited start only if they share the edit.
+                return self.prefill(batch.prompts, None if edit.per_row else batch.groups)
+        if batch.prefix is not None:
+            return batch.prefix
+        # No inference mode: a stored prefix is used again with gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            return self.prefill(batch.prompts, batch.groups)
+
+    @property
+    def text_config(self) -> Any:
+        """Configuration of the language model, also where it sits beside a vision tower."""
+        return self.model.config.get_text_config()
+
+    @property
+    def revision(self) -> str:
+        """Commit on the hub that the checkpoint was loaded from; empty for a local one."""
+        return str(getattr(self.model.config, "_commit_hash", None) or "")
+
+    @property
+    def d(self) -> int:
+        """Width of the ``mlp_out`` and ``block_out`` sites."""
+        return int(self.text_config.hidden_size)
+
+    def sites(self, site: str = "mlp_out") -> list[nn.Module]:
+        """The modules of a site, one per decoder layer (A1)."""
+        return site_modules(self.model, self.model.config.model_type, site, self.n_layers)
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a prompt, chat template and special tokens included."""
+        return len(self.codec.prompts([text])[0])
+
+    def fits(self, prompt: str, max_new_tokens: int) -> bool:
+        """Whether prompt and answer stay within the context limit (B9)."""
+        limit = self.context_limit
+        return limit is None or self.count_tokens(prompt) + max_new_tokens <= limit
+
+    def check_length(self, tokens: int, new: int, what: str) -> None:
+        """Refuses what does not fit; the backbone itself never cuts a prompt (R7)."""
+        limit = self.context_limit
+        if limit is not None and tokens + new > limit:
+            raise UserError(
+                f"{what} has {tokens} tokens and needs {new} more, but {self.name} reads at most "
+                f"{limit}; drop history items (prompts_overflow) or lower max_new_tokens."
+            )
+
+    @contextmanager
+    def editing(self, edit: Edit | None) -> Iterator[None]:
+        """The edit is active inside the block; ``None`` leaves the model as it is."""
+        if edit is None:
+            yield
+            return
+        flat = edit.site == "mlp_out" and model_family(self.model.config.model_type).flat
+        hook = EditHook(self.sites(edit.site), edit, flat=flat, diagnostics=self.diagnostics)
+        with hook:
+            yield
+        self.usage.add(hook)

@@ -1,0 +1,306 @@
+"""Loading a backbone: Hugging Face checkpoint, folder or hub id -> ``HFBackbone``.
+
+A checkpoint is refused unless it is whole: the library fills missing tensors with random values and
+says so in a log line; NaN goes through every layer in silence; a token beyond the embedding table
+is an index error hours later.
+
+Weights in 4 bits are optional and said explicitly. Directions are read from what the quantised
+model computes (bitsandbytes multiplies by the dequantised weights), so they belong to that model:
+its fingerprint differs. The arithmetic of the edit stays in float32 at least (A22).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from chameleon_lib.backbones import revisions
+from chameleon_lib.backbones.families import model_family
+from chameleon_lib.backbones.hf import DecoderBackbone, EncoderDecoderBackbone, HFBackbone
+from chameleon_lib.backbones.revisions import hash_folder, hash_state
+from chameleon_lib.backbones.text import TextCodec
+from chameleon_lib.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_T5 = ("t5", "mt5", "umt5")
+
+DeviceMap = str | dict[str, Any]
+
+
+def load_backbone(
+    path_or_id: str | Path,
+    *,
+    name: str | None = None,
+    dtype: str = "auto",
+    device: str = "cpu",
+    prompts_chat: str = "template",
+    quantization: str = "none",
+    device_map: DeviceMap | None = None,
+    offload_folder: Path | None = None,
+    revision: str | None = None,
+    lock: Path | None = None,
+) -> HFBackbone:
+    """Loads a frozen backbone.
+
+    Args:
+        path_or_id: Folder of a checkpoint, or a model id of the hub.
+        name: Name for tables; the last part of the path by default.
+        dtype: ``auto`` (float32 on the CPU, whatever the file holds; bfloat16 elsewhere, A22),
+            ``float32``, ``bfloat16`` or ``float16``.
+        device: Torch device; with a device map only its kind counts, for ``dtype`` auto.
+        prompts_chat: ``template`` | ``raw`` (B8).
+        quantization: ``none`` | ``nf4``, 4-bit weights by bitsandbytes.
+        device_map: ``auto`` or a map of modules to devices, for a model larger than one device;
+            needs accelerate.
+        offload_folder: Where weights that the map leaves on disk are kept.
+        revision: Pins a commit, tag or branch of a hub model.
+        lock: Lock file of the outputs (``revisions.json``), where the commit of a hub model is
+            compared with earlier runs and written down; see ``revisions``.
+
+    Raises:
+        UserError: Unknown family or option, fp16 for T5 (R25), a missing package, a checkpoint
+            that cannot be read, or a pinned revision that the earlier outputs do not have.
+    """
+    source = str(path_or_id)
+    if dtype not in ("auto", *DTYPES):
+        raise UserError(f"model_dtype is '{dtype}'; use auto, {', '.join(DTYPES)}.")
+    chosen = dtype
+    if dtype == "auto":
+        chosen = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+    local = Path(source).is_dir()
+    if local and revision is not None:
+        raise UserError(
+            f"'{source}' is a folder, which has no revisions; leave revision out, or give a hub id."
+        )
+    placed = _placement(device, device_map, quantization)
+    if placed and offload_folder is not None:
+        placed["offload_folder"] = str(offload_folder)
+    found, folder = None, Path(source)
+    model: Any
+    try:
+        if not local:
+            found, folder = revisions.resolve(source, revision)
+            if lock is not None:
+                revisions.tell(lock, found)
+        # One commit for all files, even if the branch moves meanwhile.
+        commit = (found.commit if found else None) or revision or "main"
+        config = AutoConfig.from_pretrained(source, revision=commit)
+        _check_family(config.model_type, chosen)
+        check_quantization(quantization, config.model_type, chosen)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=commit)
+        options = {"revision": commit, **placed, **load_options(quantization, DTYPES[chosen])}
+        # Missing and misshapen tensors are refused below, where they can be named.
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        loaded: Any = auto.from_pretrained(source, dtype=DTYPES[chosen], **options)
+        model, info = loaded
+    except UserError:
+        raise
+    except Exception as error:  # the libraries behind raise errors of many kinds, bare ones too
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        pinned = f" at revision '{revision}'" if revision else ""
+        raise UserError(
+            f"Backbone '{source}'{pinned} cannot be loaded ({reason}); give a folder with a "
+            "complete checkpoint, or a hub id while online."
+        ) from error
+    check_loaded(source, model, tokenizer, info)
+    if not placed:
+        model = model.to(torch.device(device))
+    make_portable(model)
+    form = chosen if quantization == "none" else f"{chosen} {quantization}"
+    digest = hash_folder(folder, form) if found is None else ""
+    if found is not None:
+        found = revisions.with_files(found, folder)
+        digest = hashlib.sha256(f"{form} {found.files_sha256}".encode()).hexdigest()
+        if lock is not None:
+            revisions.record(lock, found)
+    return backbone_from(
+        model,
+        tokenizer,
+        name=name or Path(source).name,
+        fingerprint=digest,
+        prompts_chat=prompts_chat,
+        dtype=chosen,
+    )
+
+
+def _placement(device: str, device_map: DeviceMap | None, quantization: str) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that place the weights; empty if ``to`` does."""
+    if device_map is None:
+        # 4-bit weights are packed on the device that runs them.
+        return {} if quantization == "none" else {"device_map": {"": device}}
+    if util.find_spec("accelerate") is None:
+        raise UserError(
+            "device_map needs the package accelerate, which spreads a model over devices; run "
+            "'pip install accelerate' or leave device_map out."
+        )
+    return {"device_map": device_map}
+
+
+def backbone_from(
+    model: Any,
+    tokenizer: Any,
+    *,
+    name: str,
+    fingerprint: str | None = None,
+    prompts_chat: str = "template",
+    dtype: str | None = None,
+) -> HFBackbone:
+    """A backbone around a model that is already in memory (training loops, tests).
+
+    The model is frozen: evaluation mode, no gradients of its weights. ``dtype`` is the precision
+    it computes in, by default that of its first weight.
+    """
+    config = model.config
+    found = dtype or str(next(model.parameters()).dtype).removeprefix("torch.")
+    _check_family(config.model_type, found)
+    model.eval().requires_grad_(False)
+    stops = getattr(model.generation_config, "eos_token_id", None)
+    stops = getattr(config.get_text_config(), "eos_token_id", None) if stops is None else stops
+    if stops is None:
+        stops = []
+    codec = TextCodec(
+        tokenizer,
+        decoder_only=not config.is_encoder_decoder,
+        eos_ids=[stops] if isinstance(stops, int) else list(stops),
+        prompts_chat=prompts_chat,
+    )
+    family = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderBackbone
+    digest = fingerprint or hash_state(model, tokenizer)
+    if codec.chat:
+        digest = hashlib.sha256(f"{digest} chat".encode()).hexdigest()
+    return family(model, codec, name=name, fingerprint=digest)
+
+
+def _check_family(family: str, dtype: str) -> None:
+    model_family(family)
+    if family in _T5 and dtype == "float16":
+        raise UserError(
+            "T5 overflows in float16 in its feed-forward output (R25); "
+            "set model_dtype to bfloat16 or float32."
+        )
+
+
+QUANTIZATIONS = ("none", "nf4")
+# bitsandbytes is not in environment.yml: only 4-bit runs need it. This version is the tested one.
+PACKAGES = {"bitsandbytes": "0.50.2", "accelerate": "1.15.0"}
+
+
+def check_quantization(quantization: str, family: str, dtype: str) -> None:
+    """Refuses what cannot work, before anything large is downloaded.
+
+    Args:
+        quantization: ``none`` | ``nf4``.
+        family: ``config.model_type``.
+        dtype: Precision of the computation: ``float32`` | ``bfloat16`` | ``float16``.
+
+    Raises:
+        UserError: An unknown value, a missing package, or a family that would stay unquantised.
+    """
+    if quantization not in QUANTIZATIONS:
+        raise UserError(
+            f"quantization is '{quantization}'; use {' or '.join(QUANTIZATIONS)} (run profile)."
+        )
+    if quantization == "none":
+        return
+    for package, version in PACKAGES.items():
+        if util.find_spec(package) is None:
+            raise UserError(
+                f"quantization={quantization} needs the package {package} for the 4-bit weights; "
+                f"run 'pip install {package}=={version}' or set quantization to none."
+            )
+    if model_family(family).experts:
+        raise UserError(
+            f"quantization={quantization} would leave the experts of '{family}', nearly all of "
+            f"its weights, in {dtype}: bitsandbytes quantises linear layers alone; set "
+            "quantization to none and spread the model over devices (device_map)."
+        )
+
+
+def load_options(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``.
+
+    NF4 with double quantisation, computed in the precision of the run. Output layers stay as they
+    are, and so do T5's ``wo``, which the library leaves out of every quantisation.
+    """
+    if quantization == "none":
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    }
+
+
+def make_portable(model: Any) -> None:
+    """Turns the packed layout off that bitsandbytes uses on some processors (AVX-512 bf16).
+
+    It computes in bfloat16 whatever precision was asked for, and no gradient passes through it, so
+    that directions could not be fitted there; without it all processors compute the same.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+_SHOWN = 3
+
+
+def check_loaded(source: str, model: Any, tokenizer: Any, info: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that is not whole.
+
+    Args:
+        source: Folder or hub id.
+        model: The loaded model.
+        tokenizer: The loaded tokenizer.
+        info: What ``from_pretrained(output_loading_info=True)`` returned beside the model.
+
+    Raises:
+        UserError: Missing or misshapen tensors, weights that are not finite, or a vocabulary that
+            is larger than the embedding table.
+    """
+    missing = sorted(info.get("missing_keys") or ())
+    if missing:
+        raise UserError(
+            f"Backbone '{source}' lacks {len(missing)} of its tensors ({_some(missing)}); take the "
+            "whole checkpoint again."
+        )
+    # (name, shape in the file, shape of the model) each
+    shapes = sorted(str(entry[0]) for entry in info.get("mismatched_keys") or ())
+    if shapes:
+        raise UserError(
+            f"Backbone '{source}' holds tensors of another shape than its config.json says "
+            f"({_some(shapes)}); take weights and configuration from one checkpoint."
+        )
+    for name, weight in model.named_parameters():
+        # Packed 4-bit weights are whole numbers, and what a device map left on disk is not here.
+        if weight.is_floating_point() and weight.device.type != "meta" and not _finite(weight):
+            raise UserError(
+                f"Backbone '{source}' has values in {name} that are no finite numbers; take the "
+                "checkpoint again, or load it with another model_dtype."
+            )
+    rows, words = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if words > rows:
+        raise UserError(
+            f"The tokenizer of backbone '{source}' knows {words} tokens, its model {rows}; take "
+            "both from one checkpoint."
+        )
+
+
+def _finite(weight: torch.Tensor) -> bool:
+    return bool(torch.isfinite(weight).all())
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

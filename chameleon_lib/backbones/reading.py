@@ -1,0 +1,209 @@
+"""What a frozen model makes of given texts: log-probabilities of answers, and site outputs.
+
+The input of the one scored call is the last prompt token and the answer; its targets are the answer
+and EOS. With positions ``last`` all positions of this call are edited, exactly those a greedy run
+would edit while it writes the answer. Site outputs of all decoder layers are read in one forward
+pass, unedited (section 3.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from chameleon_lib.backbones.batches import Prefix, PreparedBatches, ReadInputs, pad, plan_batches
+from chameleon_lib.backbones.frozen import FrozenModel
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.errors import UserError
+
+
+def score(
+    backbone: FrozenModel,
+    prepared: PreparedBatches,
+    answers: Sequence[str],
+    edit: Edit | None,
+    reduce: str,
+) -> Tensor:
+    """``log p(answer + EOS | prompt)`` per row, ``(B,)`` float32 in the caller's order."""
+    if reduce not in ("sum", "mean"):
+        raise ValueError(f"reduce is '{reduce}'; use sum or mean.")
+    if len(answers) != len(prepared):
+        raise UserError(f"{len(prepared)} prompts but {len(answers)} answers; give one per prompt.")
+    prepared.check_edit(edit)
+    tokens = backbone.codec.answers(answers)
+    parts, order = [], []
+    for batch in prepared.batches:
+        own = None if edit is None else edit.rows(batch.rows)
+        ids = [tokens[row] for row in batch.rows]
+        for row, prompt, answer in zip(batch.rows, batch.prompts, ids, strict=True):
+            backbone.check_length(len(prompt), len(answer) + 1, f"Prompt {row}")
+        logp = _score_batch(backbone, backbone.prefix_of(batch, own), ids, own)  # (B,)
+        if reduce == "mean":
+            logp = logp / torch.tensor([len(answer) + 1 for answer in ids], device=logp.device)
+        parts.append(logp)
+        order.extend(batch.rows)
+    if not parts:
+        return torch.zeros(0)
+    inverse = torch.empty(len(order), dtype=torch.long)
+    inverse[torch.tensor(order)] = torch.arange(len(order))
+    return torch.cat(parts)[inverse.to(backbone.device)]
+
+
+def score_many(
+    backbone: FrozenModel,
+    prepared: PreparedBatches,
+    answers: Sequence[Sequence[str]],
+    edit: Edit | None,
+    reduce: str,
+) -> list[Tensor]:
+    """``score`` of several answers per prompt.
+
+    Column by column: the prefix of all prompts is used as it is, instead of being repeated in
+    memory for every answer.
+    """
+    if len(answers) != len(prepared):
+        raise UserError(f"{len(prepared)} prompts but {len(answers)} answer lists; give one each.")
+    width = max((len(row) for row in answers), default=0)
+    if width == 0:
+        return [torch.zeros(0) for _ in answers]
+    columns = [
+        score(
+            backbone,
+            prepared,
+            [row[at] if at < len(row) else "" for row in answers],
+            edit,
+            reduce,
+        )
+        for at in range(width)
+    ]
+    table = torch.stack(columns, dim=1)  # (B, width)
+    return [scores[: len(row)] for scores, row in zip(table, answers, strict=True)]
+
+
+def _score_batch(
+    backbone: FrozenModel, prefix: Prefix, answers: list[list[int]], edit: Edit | None
+) -> Tensor:
+    """Summed log-probabilities ``(B,)`` of one batch."""
+    codec, device = backbone.codec, backbone.device
+    # Right padding: later positions cannot reach back, so the mask of the answer part is all ones.
+    ids, _ = pad(answers, value=codec.pad_id, side="right", device=device)
+    targets, real = pad(
+        [[*answer, codec.eos_id] for answer in answers],
+        value=codec.pad_id,
+        side="right",
+        device=device,
+    )
+    inputs = torch.cat([prefix.last, ids], dim=1)  # (B, q)
+    mask = torch.cat([prefix.mask, torch.ones_like(inputs)], dim=1)
+    positions = prefix.lengths[:, None] + torch.arange(inputs.shape[1], device=device)
+    limit = backbone.context_limit
+    if limit is not None:
+        # Padding after a short answer may point past the position table; it is never read.
+        positions = positions.clamp_max(limit - 1)
+    cache = prefix.cache()
+    logits: list[Tensor] = []
+    start = 0
+    if edit is not None and edit.positions == "generated":
+        first = mask[:, : prefix.mask.shape[1] + 1]
+        logits.append(
+            backbone.step(prefix, cache, inputs[:, :1], first, positions[:, :1], last_only=False)
+        )
+        start = 1
+    if start < inputs.shape[1]:
+        with backbone.editing(edit):
+            rest = (inputs[:, start:], mask, positions[:, start:])
+            logits.append(backbone.step(prefix, cache, *rest, last_only=False))
+    logp = torch.cat(logits, dim=1).float().log_softmax(dim=-1)  # (B, q, V)
+    picked = logp.gather(-1, targets[..., None])[..., 0]  # (B, q)
+    return (picked * real).sum(dim=1)
+
+
+def activations(
+    backbone: FrozenModel,
+    contexts: Sequence[str],
+    answers: Sequence[str],
+    pooling: str,
+    site: str,
+) -> Tensor:
+    """Pooled site outputs ``(n_layers, B, width)``, float32, CPU, in the caller's order."""
+    if pooling not in ("last", "mean_answer", "mean_all"):
+        raise UserError(f"embed_pooling is '{pooling}'; use last, mean_answer or mean_all.")
+    if len(contexts) != len(answers):
+        raise UserError(f"{len(contexts)} contexts but {len(answers)} answers; give one each.")
+    modules = backbone.sites(site)
+    if not contexts:
+        return torch.zeros(len(modules), 0, backbone.d)
+    before = backbone.codec.prompts(contexts)
+    after = backbone.codec.answers(answers)
+    if pooling == "mean_answer" and not all(after):
+        row = [bool(ids) for ids in after].index(False)
+        raise UserError(f"Answer {row} is empty, so embed_pooling=mean_answer has nothing to read.")
+    lengths = [len(ids) + len(answer) for ids, answer in zip(before, after, strict=True)]
+    for row, length in enumerate(lengths):
+        backbone.check_length(length, 0, f"Pair text {row}")
+    pooled: Tensor | None = None
+    with torch.inference_mode():
+        for rows in plan_batches(lengths):
+            batch = backbone.read_inputs(
+                [before[row] for row in rows], [after[row] for row in rows]
+            )
+            values = _read_batch(backbone, modules, batch, pooling).cpu()  # (n_layers, b, width)
+            if pooled is None:
+                pooled = torch.empty(len(modules), len(lengths), values.shape[-1])
+            pooled[:, rows] = values
+    assert pooled is not None
+    # Leave inference mode behind: callers fit probes on these with gradients.
+    return pooled.clone()
+
+
+def _read_batch(
+    backbone: FrozenModel, modules: Sequence[nn.Module], batch: ReadInputs, pooling: str
+) -> Tensor:
+    weights = _weights(batch, pooling).to(backbone.device)  # (b, T)
+    seen: list[Tensor | None] = [None] * len(modules)
+
+    def hook_of(layer: int) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            out: Tensor = output[0] if isinstance(output, tuple) else output
+            out = out.reshape(*weights.shape, -1).float()  # OPT joins rows and tokens
+            own = weights.to(out.device)  # layers of a large model lie on several devices
+            if pooling == "last":
+                rows = torch.arange(len(own), device=out.device)
+                values = out[rows, own.argmax(dim=1)]
+            else:
+                values = (own[..., None] * out).sum(dim=1)
+            seen[layer] = values.to(backbone.device)
+
+        return hook
+
+    handles: list[RemovableHandle] = []
+    try:
+        for layer, module in enumerate(modules):
+            handles.append(module.register_forward_hook(hook_of(layer)))
+        backbone.read(batch.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    read_layers = [values for values in seen if values is not None]
+    if len(read_layers) != len(modules):
+        raise RuntimeError("A site was not reached by the forward pass; the site table is wrong.")
+    return torch.stack(read_layers)
+
+
+def _weights(batch: ReadInputs, pooling: str) -> Tensor:
+    """Pooling weights ``(b, T)`` that sum to 1 per row."""
+    ends = torch.tensor(batch.lengths)[:, None]
+    counts = torch.tensor(batch.answer_lengths)[:, None]
+    places = torch.arange(int(ends.max()))[None]
+    if pooling == "last":
+        inside = places == ends - 1
+    elif pooling == "mean_answer":
+        inside = (places < ends) & (places >= ends - counts)
+    else:
+        inside = places < ends
+    weights = inside.float()
+    return weights / weights.sum(dim=1, keepdim=True)

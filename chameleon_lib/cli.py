@@ -1,0 +1,557 @@
+"""``python -m chameleon_lib <command>``: ten commands, each a typed function that calls its room.
+
+What a command needs is imported when it runs, so that ``--help``, ``list`` and ``plan`` answer at
+once. Whatever the user can put right is one sentence on stderr and an exit code:
+0 ok, 1 a notebook failed, 2 usage, 3 environment, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+from typer import Argument
+from typer import Option as Opt
+from typer.exceptions import TyperException
+
+from chameleon_lib.command_line import notebook_numbers
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.profiles import for_data
+
+if TYPE_CHECKING:
+    from chameleon_lib.data.importing import ImportOptions
+    from chameleon_lib.kit.plan import Run
+
+PROG = "python -m chameleon_lib"
+EXIT_CODES = "exit codes: 0 ok, 1 a notebook failed, 2 usage, 3 environment, 130 interrupted"
+# Parameters with an option of their own, which checks the value and chooses the profile by it.
+_OPTION_OF = {"profile": "profile", "data_dir": "data", "users": "users", "seeds": "seeds"}
+
+_plain: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
+app = typer.Typer(epilog=EXIT_CODES, **_plain)
+data_app = typer.Typer(help="Get LaMP files, or make them of your users.", **_plain)
+app.add_typer(data_app, name="data")
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+Profile = Literal["demo", "laptop", "paper"]
+PROFILE = Opt("demo", help="size of the run")
+ONLY = Opt("", metavar="01,03", help="notebook numbers")
+DATA = Opt(None, metavar="DIR", help="folder with LaMP files")
+QUANTIZE = Opt(None, help="4-bit weights, with laptop or paper")
+USERS = Opt(None, min=1, metavar="N", help="users per task")
+SEEDS = Opt(None, min=1, metavar="N", help="seeds")
+SET = Opt(
+    [], "--set", metavar="NAME=VALUE",
+    help="any other parameter of a notebook, as a Python literal; repeatable",
+)  # fmt: skip
+TASK = Opt(..., help="a task of the kit, such as LaMP_2")
+# How a table of one's own is read and divided.
+USER = Opt("user", metavar="COL", help="column of the user")
+TEXT = Opt("text", metavar="COL", help="column of the text")
+LABEL = Opt(
+    "label", metavar="COL",
+    help="column of the tag (LaMP_2), the score (LaMP_3), or the same text in neutral words "
+    "(LaMP_7; rows without it are history only)",
+)  # fmt: skip
+TIME = Opt(
+    "", metavar="COL", help="column of the time; default: 'time' if there is one, else file order"
+)
+TIME_FORMAT = Opt(
+    None, metavar="FORMAT",
+    help="how times are written, such as %d.%m.%Y; default: ISO 8601 or Unix time",
+)  # fmt: skip
+DELIMITER = Opt(None, metavar="CHAR", help="between cells; default: a comma")
+MIN_ITEMS = Opt(3, min=1, metavar="N", help="smallest history")
+QUERIES = Opt(1, min=1, metavar="N", help="latest rows of each user to hold out as queries")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        argv: command line without the program name.
+
+    Returns:
+        The exit code.
+    """
+    if not argv:
+        app(["--help"], prog_name=PROG, standalone_mode=False)
+        return 2
+    try:
+        return app(list(argv), prog_name=PROG, standalone_mode=False) or 0
+    except TyperException as error:
+        print(_sentence(error), file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("Interrupted.", file=sys.stderr)
+        return 130
+
+
+def _sentence(error: TyperException) -> str:
+    text = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
+    where = getattr(getattr(error, "ctx", None), "command_path", PROG)
+    return f"{text.replace('Value error, ', '').rstrip('.')} (see {where} --help)."
+
+
+# --- the notebooks --------------------------------------------------------------------------------
+
+
+def _overrides(
+    data: str | None, users: int | None, seeds: int | None, settings: Sequence[str]
+) -> dict[str, Any]:
+    """Parameter values from the options.
+
+    Raises:
+        UserError: for a missing data folder, or a `--set` that is malformed or names a parameter
+            with an option of its own.
+    """
+    numbers = {"users": users, "seeds": seeds}
+    values: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
+    if data is not None:
+        folder = Path(data).absolute()
+        if not folder.exists():
+            raise UserError(f"There is no data folder {data}.")
+        values["data_dir"] = str(folder)
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--set takes NAME=VALUE, not '{text}'.")
+        if name in _OPTION_OF:
+            raise UserError(f"--set does not take {name}: use --{_OPTION_OF[name]}.")
+        try:
+            values[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[name] = value  # a bare word is a string
+    return values
+
+
+@app.command(epilog=EXIT_CODES)
+def run(
+    profile: Profile = PROFILE,
+    only: str = ONLY,
+    data: str | None = DATA,
+    quantize: Literal["4bit"] | None = QUANTIZE,
+    users: int | None = USERS,
+    seeds: int | None = SEEDS,
+    settings: list[str] = SET,
+    jobs: int = Opt(1, min=1, metavar="N", help="notebooks at a time"),
+    force: bool = Opt(
+        False, "--force",
+        help="run notebooks that are up to date, too; finished units are still reused (delete "
+        ".chameleon/ to compute everything again)",
+    ),  # fmt: skip
+    count: bool = Opt(
+        False, "--count",
+        help="count a cold run of the demo, from which every plan is scaled",
+    ),  # fmt: skip
+) -> int:
+    """Run the notebooks that are not up to date."""
+    from chameleon_lib.kit.driver import run_notebooks
+
+    return run_notebooks(
+        for_data(profile, data is not None, quantize),
+        notebook_numbers(only),
+        _overrides(data, users, seeds, settings),
+        force=force,
+        jobs=jobs,
+        count=count,
+        check=check_users,
+    )
+
+
+def check_users(run: Run, numbers: Sequence[str]) -> None:
+    """Load every user once, unless these very files were found right by this very code.
+
+    Args:
+        run: The request.
+        numbers: Notebooks that will read the users.
+
+    Raises:
+        UserError: The data folder holds no valid users.
+    """
+    from chameleon_lib.kit.board import say
+    from chameleon_lib.kit.hashing import digest
+
+    folder = str(run.overrides.get("data_dir", ""))
+    listing = []  # name, size and time of every file: what has to change for another content
+    for path in sorted(Path(folder).rglob("*.json")) if folder else []:
+        state = path.stat()
+        listing.append([str(path), state.st_size, state.st_mtime_ns])
+    stamp = paths.cache_dir() / "checked_data.json"
+    key = digest([listing, run.library.digests(["chameleon_lib.sections.data"]), run.profile.name])
+    try:
+        known = json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if folder and isinstance(known, dict) and known.get(folder) == key:
+        return
+    from chameleon_lib.sections.data import available_tasks, load_task_data
+
+    tasks, _ = available_tasks(run.profile, folder)
+    if folder:
+        say(f"Checking {folder} for notebooks {', '.join(numbers)}")
+    for task in tasks:
+        load_task_data(run.profile, task, folder, int(run.overrides.get("users", 0)))
+    paths.replace_text(stamp, json.dumps({folder: key}))
+
+
+@app.command("list")
+def show_list(only: str = ONLY) -> None:
+    """List notebooks, titles and parameters."""
+    from chameleon_lib.kit.plan import listing
+
+    print("\n".join(listing(notebook_numbers(only))))
+
+
+@app.command("plan")
+def show_plan(
+    profile: Profile = PROFILE,
+    only: str = ONLY,
+    data: str | None = DATA,
+    quantize: Literal["4bit"] | None = QUANTIZE,
+    users: int | None = USERS,
+    seeds: int | None = SEEDS,
+    settings: list[str] = SET,
+    tflops: str | None = Opt(
+        None, metavar="R[,W]",
+        help="TFLOP/s of the device: reading, and writing answers",
+    ),  # fmt: skip
+) -> None:
+    """Say what would run and why, what it would cost, and what is missing."""
+    from chameleon_lib.kit.cost import Speed
+    from chameleon_lib.kit.plan import Run, plan_lines
+
+    name = for_data(profile, data is not None, quantize)
+    speed = None if tflops is None else Speed.parse(tflops)
+    asked = Run(name, _overrides(data, users, seeds, settings), notebook_numbers(only))
+    print("\n".join(plan_lines(asked, speed)))
+
+
+@app.command()
+def lab(profile: Profile = PROFILE) -> None:
+    """Open JupyterLab on notebooks/."""
+    from chameleon_lib.kit.lab import open_lab
+
+    open_lab(profile)
+
+
+@app.command()
+def verify(
+    profile: str = Opt("demo", help="run profile"),
+    against: Path | None = Opt(None, metavar="DIR", help="committed outputs (outputs/<profile>)"),
+    fresh: Path | None = Opt(
+        None, metavar="DIR",
+        help="outputs of a run already made; runs nothing",
+    ),  # fmt: skip
+) -> int:
+    """Compare a fresh run with the committed tables; 1 if they differ, 2 if unknown."""
+    from chameleon_lib.kit.verify import verify_run
+
+    return verify_run(profile, against, fresh)
+
+
+@app.command()
+def page(profile: Profile = PROFILE) -> None:
+    """Write outputs/<profile>/index.html and html/ from stored results."""
+    if not any(paths.executed_dir(profile).glob("*.ipynb")):
+        folder = paths.display(paths.executed_dir(profile))
+        raise UserError(f"{folder} holds no executed notebook: run ./run_all.sh first.")
+    from chameleon_lib.kit.report import build
+
+    print(f"Read: {paths.display(build(profile))}")
+
+
+# --- data and users -------------------------------------------------------------------------------
+
+
+@data_app.command()
+def lamp(
+    to: Path = Opt(..., metavar="DIR", help="receives the files"),
+    task: list[str] = Opt([], help="such as LaMP_2; repeatable (default: the paper's three)"),
+    split: Literal["user", "time"] = Opt(
+        "user", help="user: disjoint users, the paper's; time: the same users in all parts"
+    ),
+    parts: str = Opt("train,dev,test", metavar="A,B", help="parts"),
+    base_url: str = Opt("", metavar="URL", help="a mirror"),
+    timeout: float = Opt(
+        30.0, metavar="S", help="seconds without data until a connection is given up"
+    ),
+    attempts: int = Opt(
+        5, min=1, metavar="N", help="attempts without progress until a file is given up"
+    ),
+    accept_changed: bool = Opt(
+        False, "--accept-changed",
+        help="take files whose size, number of records or hash is not the known one",
+    ),  # fmt: skip
+    listing: bool = Opt(False, "--list", help="name the files and download nothing"),
+) -> None:
+    """Download the official LaMP files, check every record, and note their hashes.
+
+    An interrupted download goes on where it stopped; finished files are verified and not asked for
+    again. The usual proxy variables count (https_proxy, all_proxy, no_proxy).
+    """
+    from chameleon_lib.data import fetch
+
+    if not 0 < timeout < 1e6:
+        raise UserError(f"--timeout takes a number of seconds above 0, not {timeout:g}.")
+    names = [part.strip() for part in parts.split(",") if part.strip()]
+    if not names:
+        raise UserError(f"--parts takes some of {', '.join(fetch.PARTS)}, with commas between.")
+    files = fetch.official_files(task, split, names)
+    url = base_url or fetch.BASE_URL
+    if listing:
+        for file in files:
+            print(f"{url.rstrip('/')}/{file.path}  ({file.records:,} {file.kind}{file.size})")
+        return
+    manners = fetch.Manners(timeout, attempts, accept_changed=accept_changed)
+    fetched = fetch.download(to, files, base_url=url, manners=manners)
+    lock = to / fetch.LOCK
+    print(f"{fetched} of {len(files)} files downloaded, the others were in place; {lock}")
+    if "test" in names:
+        print("LaMP withholds the labels of its test part: there is no test_outputs.json.")
+    print(f"Use them with: ./run_all.sh --profile laptop --data {to / fetch.folder_of(split)}")
+
+
+@data_app.command("users")
+def data_users(
+    folder: Path = Opt(..., "--data", metavar="DIR", help="folder with LaMP files"),
+    task: str = Opt("LaMP_2", help="LaMP_2 names no users"),
+    split: str = Opt("dev", help="train, dev or test"),
+    min_overlap: float | None = Opt(
+        None, metavar="J",
+        help="Jaccard index from which two profiles belong to one user (default: what the folder "
+        "declares, else 0.5)",
+    ),  # fmt: skip
+    declare: Literal["rebuilt", "samples"] | None = Opt(
+        None, help="write into the folder that users are rebuilt, or that every sample is one"
+    ),
+) -> None:
+    """Say how many users the samples of a file are by overlapping profiles, and how sure that is.
+
+    With --declare, write what counts as a user into the data folder.
+    """
+    from chameleon_lib.core.task import get_task
+    from chameleon_lib.data import users as rebuilt
+    from chameleon_lib.data.lamp import find_split
+    from chameleon_lib.data.samples import load_samples
+
+    if min_overlap is not None and not 0 < min_overlap <= 1:
+        raise UserError(f"--min-overlap takes a number above 0 and up to 1, not {min_overlap:g}.")
+    name = get_task(task).name
+    questions, outputs = find_split(folder, name, split)
+    now = rebuilt.read_choice(folder, name)
+    overlap = now.min_overlap if min_overlap is None else min_overlap
+    report = rebuilt.grouping_report(load_samples(questions, outputs, name), overlap)
+    print("\n".join([str(questions), *report.lines()]))
+    if declare:
+        path = rebuilt.declare(folder, name, rebuilt.Choice(declare, overlap))
+        print(f"{path}: {name} users are {declare}, overlap {overlap:g}.")
+    else:
+        print(f"A run over this folder takes {name} users as {now.users} ({now.min_overlap:g}).")
+
+
+@data_app.command("import")
+def import_table(
+    table: Path = Argument(..., help="csv, tsv, jsonl or parquet, in UTF-8"),
+    task: str = TASK,
+    to: Path = Opt(..., metavar="DIR", help="receives DIR/<task>/"),
+    user: str = USER,
+    text: str = TEXT,
+    label: str = LABEL,
+    time: str = TIME,
+    time_format: str | None = TIME_FORMAT,
+    delimiter: str | None = DELIMITER,
+    min_items: int = MIN_ITEMS,
+    queries: int = QUERIES,
+) -> None:
+    """Turn a table of your own users into LaMP files for --data DIR."""
+    from chameleon_lib.data.importing import DROPPED, REPORT, read_table, write_import
+
+    columns = {"user": user, "text": text, "label": label, "time": time}
+    options = _table_options(columns, time_format, delimiter, min_items, queries)
+    report = read_table(table, task, options)
+    target = write_import(report, to)
+    print(report.text())
+    print(f"\nwrote {target}/ ({REPORT} and {DROPPED} beside the files)")
+    print(f"next: ./run_all.sh --only 01 --data {to}")
+
+
+def _table_options(
+    columns: dict[str, str], time_format: str | None, delimiter: str | None, items: int, held: int
+) -> ImportOptions:
+    from chameleon_lib.data.importing import ImportOptions
+    from chameleon_lib.data.table import Columns
+
+    named: dict[str, Any] = {**columns, "time": columns["time"] or None}
+    return ImportOptions(Columns(**named, delimiter=delimiter), items, held, time_format)
+
+
+@app.command()
+def answer(
+    task: str = TASK,
+    data: Path | None = Opt(None, metavar="DIR", help="folder that 'data import' wrote"),
+    csv: Path | None = Opt(None, metavar="FILE", help="or the table itself (csv, jsonl, parquet)"),
+    user: str = Opt("", metavar="ID", help="whose query; default: the first"),
+    query: str = Opt(
+        "", metavar="TEXT",
+        help="default: the user's first held-out row, whose answer is known",
+    ),  # fmt: skip
+    profile: Profile = PROFILE,
+    backbone: str = Opt("", metavar="ID", help="default: the profile's first"),
+    user_column: str = USER,
+    text_column: str = TEXT,
+    label_column: str = LABEL,
+    time_column: str = TIME,
+    time_format: str | None = TIME_FORMAT,
+    delimiter: str | None = DELIMITER,
+    min_items: int = MIN_ITEMS,
+    queries: int = QUERIES,
+) -> None:
+    """Answer a query of one of your own users, without and with the edit.
+
+    The edit is fitted on a group of the other users of the table; no held-out label of theirs
+    is read.
+    """
+    if (data is None) == (csv is None):
+        raise UserError("Give either --data DIR or --csv FILE.")
+    if query and not query.strip():
+        raise UserError("--query holds blanks alone; give the text that is asked.")
+    from chameleon_lib.sections.own_users import answer_lines, load_own, table_users
+
+    columns = {
+        "user": user_column, "text": text_column, "label": label_column, "time": time_column,
+    }  # fmt: skip
+    options = _table_options(columns, time_format, delimiter, min_items, queries)
+    found = table_users(csv, task, options) if csv else load_own(data or Path(), task)
+    name = for_data(profile, True)
+    for line in answer_lines(name, found, user, " ".join(query.split()), backbone):
+        print(line)
+
+
+# --- stored edit profiles -------------------------------------------------------------------------
+
+STORE = Opt(..., metavar="DIR", help="the profile store")
+stored = typer.Typer(**_plain)
+app.add_typer(stored, name="profiles", help="List, show and forget stored edit profiles.")
+
+
+@stored.command("list")
+def list_profiles(store: Path = STORE) -> None:
+    """All profiles."""
+    from chameleon_lib.serving.store import ProfileStore
+
+    found = ProfileStore.at(store).list()
+    for info in found:
+        print(info)
+    count = f"{len(found)} profile{'' if len(found) == 1 else 's'}"
+    print(f"{count}, {sum(info.bytes for info in found):,} bytes")
+
+
+@stored.command("show")
+def show_profile(
+    key: str = typer.Argument(..., metavar="KEY", help="user or group"), store: Path = STORE
+) -> None:
+    """One profile: where it came from and what it edits."""
+    from chameleon_lib.serving.store import ProfileStore
+
+    profiles = ProfileStore.at(store)
+    print(profiles.info(key))
+    content = profiles.files.get(key).content
+    names = ("edit", "backbone", "pairs", "prompts", "settings")
+    print(json.dumps({name: content[name] for name in names}, indent=1, sort_keys=True))
+
+
+@stored.command("forget")
+def forget_user(
+    user: str = typer.Argument(..., metavar="USER", help="id of the user, as it was fitted"),
+    store: Path = STORE,
+    cache: Path | None = Opt(None, metavar="DIR", help="also clean this cache (.chameleon)"),
+    outputs: Path | None = Opt(None, metavar="DIR", help="also clean these outputs"),
+    serving: list[Path] = Opt(
+        [], metavar="DIR",
+        help="also clean this serving folder; those that profiles of the store were exported into "
+        "are known, unless they were moved (may be given more than once)",
+    ),  # fmt: skip
+    texts: Path | None = Opt(
+        None, metavar="FILE", help="texts of the user to look for, one a line"
+    ),
+) -> int:
+    """Remove a user's profiles, cached records and the files that show the user."""
+    from chameleon_lib.serving.forget import sentences
+    from chameleon_lib.serving.store import ProfileStore
+
+    profiles = ProfileStore.at(store)
+    try:
+        lines = texts.read_text(encoding="utf-8").splitlines() if texts is not None else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{texts} cannot be read ({error}); give a UTF-8 file with one text a line."
+        ) from error
+    done = profiles.forget(user, cache=cache, outputs=outputs, texts=tuple(lines), serving=serving)
+    print("\n".join(sentences(done)))
+    return 1 if done.unreadable else 0
+
+
+@app.command()
+def export(
+    store: Path = STORE,
+    to: Path = Opt(..., metavar="DIR", help="serving folder"),
+    backbone: str = Opt(
+        ..., metavar="ID", help="demo:<family>:<seed>, the folder of a checkpoint, or a hub id"
+    ),
+    every: bool = Opt(False, "--all", help="all profiles of this backbone"),
+    profile_key: str | None = Opt(None, metavar="KEY", help="the profile of one user or group"),
+    form: Literal["peft", "merged", "gguf"] = Opt("peft", "--format"),
+    rank: int = Opt(2, metavar="N", help="2, or more to pad the factors with zeros"),
+    served_model: str | None = Opt(
+        None, metavar="NAME",
+        help="what the server calls the base, letter by letter (default: where it is loaded from)",
+    ),  # fmt: skip
+    positions: Literal["as_fitted", "all"] = Opt(
+        "as_fitted",
+        help="'all' exports the same directions as an edit of every token, which is another edit "
+        "than the one that was fitted and scored",
+    ),
+    dtype: str = Opt("auto", help="precision of the base"),
+    prune: bool = Opt(
+        False, "--prune",
+        help="with --all: delete old versions, and adapters of profiles no longer in the store",
+    ),  # fmt: skip
+) -> None:
+    """Write stored profiles as adapters, merged checkpoints or GGUF adapters.
+
+    Every export is reloaded from its files and compared with the hook before it counts.
+    """
+    if every == (profile_key is not None):
+        raise UserError("Give either --all or --profile-key KEY.")
+    if prune and not every:
+        raise UserError("--prune needs --all: one profile does not tell which others are wanted.")
+    from chameleon_lib.serving.store import ProfileStore
+
+    profiles = ProfileStore.at(store)
+    from chameleon_lib.serving.folder import ServingFolder, export_profiles, open_base
+
+    base = open_base(backbone, dtype)
+    folder = ServingFolder(to, base, form=form, rank=rank, base_model=served_model)
+    done = export_profiles(profiles, folder, profile_key, every_token=positions == "all")
+    for served in done:
+        print(f"{'wrote' if served.new else 'kept '} {served.model}")
+    names = [served.name for served in done]
+    if prune:
+        for path in folder.prune(names):
+            print(f"deleted {path.name}")
+    elif every and (stale := folder.stale(names)):
+        print(
+            f"{len(stale)} folders are old versions or of profiles no longer in the store; "
+            "--prune deletes them."
+        )
+    print("\n".join(["", *folder.how_to_serve(done[0].model)]))

@@ -1,0 +1,497 @@
+"""From selected history to preference pairs: insights c^P, c^N and answers y^P, y^N.
+
+Paper sections 3.1-3.2, Figure 2 and A.3. The same frozen model plays both agents: it writes a
+personalised insight in view of the user and a neutral one in spite of it, then answers the queries
+of the user once with each. No gold answer can be reached from here: of a query, only the text is
+read.
+
+An insight stands in the answer prompts, which keep ``decode_insight_tokens`` free for it. What was
+written in so many tokens may take more when it is read again (broken characters, mostly): it is cut
+to the budget, at the last whole word that fits, so that no prompt outgrows the context.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
+
+from chameleon_lib.core.backbone import Backbone, DecodeSettings
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.core.task import (
+    ANSWER_CUE,
+    INSIGHT_QUERIES,
+    HistoryItem,
+    Role,
+    User,
+    answer_prompt,
+    get_task,
+    history_block,
+    insight_prompt,
+    official_prompt,
+    query_line,
+    unseen_prompt,
+)
+from chameleon_lib.errors import UserError
+
+log = logging.getLogger(__name__)
+
+ROLES: tuple[Role, Role] = ("P", "N")
+Insights = tuple[str, str]  # personalised c^P, neutral c^N
+
+# Prompts that an answer can be asked with; "insight" is the personalised prompt of A.3.
+PROMPTS = ("instruct", "insight", "neutral", "official", "official_history", "unseen")
+
+NO_HISTORY = "The history is empty."
+TOO_LONG = "Not one history item fits the context beside the query."
+EMPTY_INSIGHT = "An insight came back empty."
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedUser:
+    """A user with the selected history H_u^k and both insights, of the user or of each query.
+
+    Attributes:
+        user: The user.
+        items: Selected history in profile order, after dropping what did not fit the context.
+        insight_p: Personalised insight c_u^P.
+        insight_n: Neutral insight c_u^N.
+        dropped_items: Selected items that were dropped because the prompt was too long (B9).
+        query_insights: Both insights of every query where ``insight_scope`` is "query" (B2); empty
+            where the user's own serve all queries.
+    """
+
+    user: User
+    items: tuple[HistoryItem, ...]
+    insight_p: str
+    insight_n: str
+    dropped_items: int = 0
+    query_insights: tuple[Insights, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether no insight came back empty: without one there is no prompt to ask with."""
+        own = (self.insight_p, self.insight_n)
+        return all(text for pair in (own, *self.query_insights) for text in pair)
+
+    def insights_for(self, scope: str) -> list[Insights]:
+        """One pair of insights per query, under ``insight_scope``.
+
+        Raises:
+            ValueError: Scope "query" for a user who was prepared without insights per query.
+        """
+        if scope != "query":
+            return [(self.insight_p, self.insight_n)] * len(self.user.queries)
+        if len(self.query_insights) != len(self.user.queries):
+            raise ValueError(f"User {self.user.id} was prepared without an insight per query.")
+        return list(self.query_insights)
+
+
+class Preparation(NamedTuple):
+    """What ``Chameleon.prepare`` returns.
+
+    Attributes:
+        users: Those who can be used, in order.
+        left_out: Id of every other user → why, one sentence.
+    """
+
+    users: list[PreparedUser]
+    left_out: dict[str, str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Users in all, users left out by reason, and history items dropped by the context."""
+        reasons = list(self.left_out.values())
+        return {
+            "users": len(self.users) + len(self.left_out),
+            "no_history": reasons.count(NO_HISTORY),
+            "too_long": reasons.count(TOO_LONG),
+            "empty_insight": reasons.count(EMPTY_INSIGHT),
+            "dropped_items": sum(user.dropped_items for user in self.users),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """One query of one user with both synthetic answers; immutable, so nothing can misalign.
+
+    Attributes:
+        user_id: Whose pair it is.
+        query_id: Which query.
+        query: Text of the query.
+        items: Selected history.
+        answer_p: Output under the personalised prompt, ŷ^P.
+        answer_n: Output under the neutral prompt, ŷ^N.
+        task: Name of the task.
+    """
+
+    user_id: str
+    query_id: str
+    query: str
+    items: tuple[HistoryItem, ...]
+    answer_p: str
+    answer_n: str
+    task: str
+
+    def identical(self, rule: str) -> bool:
+        """Whether the two outputs are the same under ``pairs_drop_identical``."""
+        if rule == "exact":
+            return self.answer_p == self.answer_n
+        return _normalised(self.answer_p) == _normalised(self.answer_n)
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def decode_settings(settings: EditSettings) -> DecodeSettings:
+    """The one decoding object of a run (A15, R10)."""
+    return DecodeSettings(
+        do_sample=settings.decode_do_sample,
+        num_beams=settings.decode_num_beams,
+        temperature=settings.decode_temperature,
+        seed=settings.decode_seed,
+    )
+
+
+def max_new_tokens(task: str, settings: EditSettings) -> int:
+    """Length limit of an answer in new tokens: the task's own unless the settings name one."""
+    return settings.decode_max_new_tokens or get_task(task).max_new_tokens
+
+
+def fit_context(
+    backbone: Backbone, user: User, items: Sequence[HistoryItem], settings: EditSettings
+) -> tuple[HistoryItem, ...]:
+    """Drop whole items from the end until the longest prompt of this user fits (B9, R7).
+
+    Args:
+        backbone: The model whose context limit counts.
+        user: Gives task and queries; these are never cut.
+        items: Selected history.
+        settings: ``prompts_overflow`` ``"drop_items"`` or ``"error"``.
+
+    Returns:
+        The items that stay; empty if not even one of them fits beside the longest query.
+    """
+    answer = max_new_tokens(user.task, settings)
+    texts = [query.text for query in user.queries]
+    longest = max(texts, key=backbone.count_tokens, default="")
+    kept = tuple(items)
+    while kept:
+        # The insight takes its whole budget again when it stands in the answer prompt.
+        prompts = (
+            answer_prompt(user.task, kept, longest, role="P", insight="-"),
+            answer_prompt(user.task, kept, longest, role="N", insight="-"),
+        )
+        if all(backbone.fits(text, answer + settings.decode_insight_tokens) for text in prompts):
+            break
+        if settings.prompts_overflow == "error":
+            raise UserError(
+                f"The prompt of user {user.id} is longer than the context of {backbone.name}; "
+                "lower selection_k or set prompts_overflow to 'drop_items'."
+            )
+        kept = kept[:-1]
+    return kept
+
+
+def write_insights(
+    backbone: Backbone,
+    task: str,
+    histories: Sequence[Sequence[HistoryItem]],
+    settings: EditSettings,
+) -> list[Insights]:
+    """Both insights of every user, ``(c^P, c^N)``.
+
+    An insight may come back empty; callers exclude and count such users.
+    """
+    prompts = [insight_prompt(task, items, role) for items in histories for role in ROLES]
+    groups = [index // 2 for index in range(len(prompts))]
+    return _written(backbone, prompts, groups, settings)
+
+
+def write_query_insights(
+    backbone: Backbone, task: str, users: Sequence[PreparedUser], settings: EditSettings
+) -> list[list[Insights]]:
+    """Both insights per query of every user: the query stands in the insight prompt (B2 ``query``).
+
+    An insight may come back empty; callers exclude and count such users.
+    """
+    prompts: list[str] = []
+    groups: list[int] = []
+    for index, prepared in enumerate(users):
+        for query in prepared.user.queries:
+            for role in ROLES:
+                parts = (history_block(task, prepared.items), query_line(task, query.text))
+                prompts.append("\n".join([*parts, INSIGHT_QUERIES[role]]))
+                groups.append(index)
+    written = iter(_written(backbone, prompts, groups, settings))
+    return [[next(written) for _ in user.user.queries] for user in users]
+
+
+def with_query_insights(
+    users: Sequence[PreparedUser], insights: Sequence[Sequence[Insights]]
+) -> list[PreparedUser]:
+    """The users with what :func:`write_query_insights` returned for them."""
+    return [
+        replace(user, query_insights=tuple((p, n) for p, n in own))
+        for user, own in zip(users, insights, strict=True)
+    ]
+
+
+def _written(
+    backbone: Backbone, prompts: list[str], groups: list[int], settings: EditSettings
+) -> list[Insights]:
+    """Answers to insight prompts, two by two."""
+    texts = backbone.generate(
+        prompts,
+        max_new_tokens=settings.decode_insight_tokens,
+        groups=groups,
+        decode=decode_settings(settings),
+    )
+    texts = [within(backbone, text, settings.decode_insight_tokens) for text in texts]
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def within(backbone: Backbone, text: str, budget: int) -> str:
+    """An insight as it stands in a prompt: one line, no full stop, at most ``budget`` tokens.
+
+    Args:
+        backbone: Whose tokens count.
+        text: As it was written.
+        budget: Tokens that the prompts keep free for it.
+
+    Returns:
+        The longest start that fits, cut after a word; inside one only where the first is too long.
+    """
+    # The templates close the sentence themselves: "The user prefers [INSIGHT]."
+    line = " ".join(text.split()).rstrip(". ")
+    # What it adds to a prompt: a template and special tokens count in both.
+    nothing = backbone.count_tokens("-")
+
+    def fits(length: int) -> bool:
+        return backbone.count_tokens(f"- {line[:length]}") - nothing <= budget
+
+    if not line or fits(len(line)):
+        return line
+    # The last start that fits; a few characters more may take fewer tokens, which is no loss.
+    length = bisect.bisect_left(range(1, len(line) + 1), True, key=lambda at: not fits(at))
+    words = line[: length + 1].rpartition(" ")[0]
+    return (words or line[:length]).rstrip(". ")
+
+
+def answer_pairs(
+    backbone: Backbone, users: Sequence[PreparedUser], settings: EditSettings
+) -> list[PreferencePair]:
+    """Every query of every user answered under both prompts, before any filter (section 3.2).
+
+    Args:
+        backbone: The frozen model.
+        users: Users of one task, each with items and :attr:`PreparedUser.complete`.
+        settings: Prompt and decoding fields.
+
+    Returns:
+        One pair per (user, query), in order; identical outputs are still in.
+    """
+    if not users:
+        return []
+    task = users[0].user.task
+    prompts: list[str] = []
+    groups: list[int] = []
+    for index, prepared in enumerate(users):
+        insights = prepared.insights_for(settings.insight_scope)
+        for query, pair in zip(prepared.user.queries, insights, strict=True):
+            for role, insight in zip(ROLES, pair, strict=True):
+                prompts.append(
+                    answer_prompt(
+                        task,
+                        prepared.items,
+                        query.text,
+                        role=role,
+                        insight=insight,
+                        fix_typos=settings.prompts_fix_typos,
+                    )
+                )
+                groups.append(index)
+    answers = iter(
+        backbone.generate(
+            prompts,
+            max_new_tokens=max_new_tokens(task, settings),
+            groups=groups,
+            decode=decode_settings(settings),
+        )
+    )
+    return [
+        PreferencePair(u.user.id, q.id, q.text, u.items, next(answers), next(answers), task)
+        for u in users
+        for q in u.user.queries
+    ]
+
+
+def keep_different(
+    pairs: Sequence[PreferencePair], settings: EditSettings
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Split pairs into (kept, identical); whole records only, so answers stay with their query.
+
+    A pair with an empty output is counted as identical: it holds no contrast to learn from.
+    """
+    kept: list[PreferencePair] = []
+    identical: list[PreferencePair] = []
+    for pair in pairs:
+        empty = not (pair.answer_p.strip() and pair.answer_n.strip())
+        same = empty or pair.identical(settings.pairs_drop_identical)
+        (identical if same else kept).append(pair)
+    return kept, identical
+
+
+def check_pair_count(n_pairs: int, settings: EditSettings) -> None:
+    """Refuse (or warn about) a fit on too few pairs (A20); each warning is given once.
+
+    Raises:
+        UserError: ``n_pairs`` is 0, or below ``pairs_k_min`` with ``pairs_on_too_few`` "error".
+    """
+    sentence = (
+        f"{n_pairs} pairs with different outputs are left, fewer than pairs_k_min = "
+        f"{settings.pairs_k_min}: pool more users"
+    )
+    if n_pairs == 0:
+        raise UserError(f"{sentence}.")
+    if n_pairs < settings.pairs_k_min:
+        if settings.pairs_on_too_few == "error":
+            raise UserError(f"{sentence}, or set pairs_on_too_few to 'warn'.")
+        _warn_once(f"{sentence}.")
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    """A study makes many fits, and the same words over and over would bury the others."""
+    log.warning(sentence)
+
+
+def prompt_texts(
+    task: str, users: Sequence[PreparedUser], kind: str, settings: EditSettings
+) -> list[str]:
+    """The prompts of all queries of ``users`` in one of :data:`PROMPTS`."""
+    baseline, fix = settings.prompts_baseline, settings.prompts_fix_typos
+    role: Role = "N" if kind == "neutral" else "P"
+    texts = []
+    for user in users:
+        queries = user.user.queries
+        shown: list[str | None] = [None] * len(queries)
+        if kind in ("insight", "neutral"):
+            own = user.insights_for(settings.insight_scope)
+            shown = [pair[ROLES.index(role)] for pair in own]
+        for query, insight in zip(queries, shown, strict=True):
+            if kind in ("official", "official_history"):
+                items = user.items if kind == "official_history" else ()
+                texts.append(official_prompt(task, items, query))
+            elif kind == "unseen":
+                texts.append(unseen_prompt(task, query.text, baseline=baseline))
+            else:
+                asked = (task, user.items, query.text)
+                texts.append(
+                    answer_prompt(
+                        *asked, role=role, insight=insight, baseline=baseline, fix_typos=fix
+                    )
+                )
+    return texts
+
+
+def pair_texts(task: str, pair: PreferencePair, settings: EditSettings) -> list[tuple[str, str]]:
+    """The pair texts p^P and p^N as (context, continuation), P first (A3).
+
+    Default layout: history block, query line, "Your answer:", then the answer; neither insight
+    nor agent sentences take part, so the two texts differ in the answer only (R12).
+
+    Returns:
+        ``[(context, continuation of P), (context, continuation of N)]``; an encoder-decoder reads
+        the context in its encoder and the continuation in its decoder (A21). The continuation is
+        the answer; with ``answer_history`` it is the whole text, answer and history.
+    """
+    history = history_block(task, pair.items)
+    query = query_line(task, pair.query)
+    contexts = {
+        "history_query_answer": f"{history}\n{query}\n{ANSWER_CUE}",
+        "history_answer": f"{history}\n{ANSWER_CUE}",
+        "query_answer": f"{query}\n{ANSWER_CUE}",
+        "answer_only": "",
+        "answer_history": "",
+    }
+    tail = f"\n{history}" if settings.pairs_text == "answer_history" else ""
+    context = contexts[settings.pairs_text]
+    return [(context, f"{answer}{tail}") for answer in (pair.answer_p, pair.answer_n)]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What a fit is made from.
+
+    Attributes:
+        different: Pairs with two different outputs, at most ``pairs_k_max``.
+        identical: Pairs whose outputs agree, at most as many; the leash of a fitted edit.
+        n_identical: How many agreed before the draw.
+        users: Ids of all whose pairs are in the pool, in order.
+    """
+
+    different: list[PreferencePair]
+    identical: list[PreferencePair]
+    n_identical: int
+    users: tuple[str, ...]
+
+
+def pooled(pairs: Sequence[PreferencePair], settings: EditSettings) -> Pool:
+    """The pool of a fit from the pairs of one or many users."""
+    different, identical = keep_different(pairs, settings)
+    chosen, agreed = drawn(different, settings), drawn(identical, settings)
+    members = {pair.user_id for pair in (*chosen, *agreed)}
+    users = dict.fromkeys(pair.user_id for pair in pairs if pair.user_id in members)
+    return Pool(chosen, agreed, len(identical), tuple(users))
+
+
+def drawn(pairs: Sequence[PreferencePair], settings: EditSettings) -> list[PreferencePair]:
+    """At most ``pairs_k_max`` pairs, in their order.
+
+    Every pair has a place in a random order made of ``seed``, user and query, and the first ones
+    stay: more users change the draw only as far as their own pairs come before others.
+    """
+    limit = settings.pairs_k_max
+    if limit is None or len(pairs) <= limit:
+        return list(pairs)
+
+    def place(at: int) -> bytes:
+        pair = pairs[at]
+        text = f"{settings.seed}\0{pair.user_id}\0{pair.query_id}"
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+    return [pairs[at] for at in sorted(sorted(range(len(pairs)), key=place)[:limit])]
+
+
+def prompts_digest(task: str, settings: EditSettings) -> str:
+    """SHA-256 of every prompt of a task, written out for a user made of placeholders.
+
+    Profiles keep it: directions were read off texts of this wording, and belong to no other.
+
+    Args:
+        task: Task name.
+        settings: The ``prompts_*`` and ``pairs_text`` fields.
+    """
+    items = [HistoryItem(str(at), f"<history {at}>", f"<label {at}>") for at in (1, 2)]
+    query = "<query>"
+    pair = PreferencePair("", "", query, tuple(items), "<personal>", "<neutral>", task)
+    texts = [insight_prompt(task, items, "P"), insight_prompt(task, items, "N")]
+    baseline, fix = settings.prompts_baseline, settings.prompts_fix_typos
+    asked: tuple[tuple[Role, str | None], ...]
+    asked = (("P", "<insight>"), ("P", None), ("N", "<insight>"))
+    for role, insight in asked:
+        texts.append(
+            answer_prompt(
+                task, items, query, role=role, insight=insight, baseline=baseline, fix_typos=fix
+            )
+        )
+    texts.append(unseen_prompt(task, query, baseline=baseline))
+    texts += [part for text in pair_texts(task, pair, settings) for part in text]
+    return hashlib.sha256(json.dumps(texts).encode("ascii")).hexdigest()

@@ -1,0 +1,29 @@
+"""The embedded backbones: a synthetic LaMP world and two small models trained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chameleon_lib.errors import UserError
+
+FAMILIES = ("decoder", "encdec")
+SEEDS = (0, 1)
+
+
+def checkpoint(family: str, seed: int | str) -> Path:
+    """Folder of an embedded model.
+
+    Args:
+        family: One of :data:`FAMILIES`.
+        seed: Training seed.
+
+    Raises:
+        UserError: That model is not part of the checkout.
+    """
+    folder = Path(__file__).parent / f"{family}-{seed}"
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"The embedded model {folder.name} is not here; train it with "
+            f"'python -m chameleon_lib.demo.factory.train --family {family} --seed {seed}'."
+        )
+    return folder

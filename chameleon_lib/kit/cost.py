@@ -1,0 +1,521 @@
+"""What a run would cost: the counts of a real run of the demo, scaled by what differs.
+
+``counts.tsv`` holds what a cold run of the demo asked of its models (:mod:`kit.counting`; written
+again by ``run --count``). A row is the work of one stage on one backbone and task that the same
+notebooks share, so the work of several notebooks is each of their rows once. Another run differs in
+
+- users, groups and fit steps: each stage grows with what :func:`_growth` names;
+- models: an id of the demo stands for the studied model of its family;
+- lengths: ``LENGTHS`` has the mean tokens of prompts and answers of the embedded world and of LaMP;
+- what is kept: prompts whose states do not fit ``prefix_gib`` are read again at each use;
+- the design: what a notebook does beyond the demo, or in the demo alone, stands in its metadata
+  (``chameleon.cost``). ``demo``: its own train and test users and group there. Outside the demo
+  ``beyond`` is a factor per stage, ``prompts`` one on the length of its prompts (those without a
+  history), ``also`` names tasks that are done as the demo's one, ``models`` more models, and
+  ``whole`` says that a group is all train users. ``fixed``: it does the same at every size.
+
+Hours divide FLOPs (:mod:`kit.flops`) by an assumed throughput. Left out, because they are far below
+the rest: CCS, SVD and sentence embeddings. Standard library only: a plan is printed before anything
+is installed.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.flops import Tokens, Work
+from chameleon_lib.kit.models import (
+    MODELS,
+    DataFile,
+    Model,
+    adapts_aloe,
+    checkpoints,
+    data_files,
+    device_bytes,
+    number_bytes,
+)
+from chameleon_lib.kit.profiles import PROFILES, RunProfile
+
+COUNTS = Path(__file__).with_name("counts.tsv")
+STAGES = {  # of the store → title
+    "insights": "insights",
+    "query_insights": "insights",
+    "pairs": "pairs",
+    "activations": "activations",
+    "fit": "fit",
+    "answers": "answers",
+    "edit_size": "answers",
+    "summaries": "LLM-REC",
+    "aloe": "ALOE",
+    "dpo": "DPO",
+}
+OTHER = "shown"  # what a notebook asks outside the store, and units of its own
+_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+# Rows of the mini-batches of a fit until its held-out users stop it (steps × rows): embedded models
+# with their own recipe, others. Passes of ALOE of embedded decoders and encoder-decoders.
+_FIT_ROWS = {True: 18 * 16, False: 30 * 32}
+_ALOE_PASSES = {False: 3, True: 2}
+_BYTES_PER_ANSWER = 120  # JSON and margin, in the store
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens: a prompt with ten history items, an answer, an insight, LLM-REC's summary."""
+
+    prompt: float
+    answer: float
+    insight: float
+    summary: float
+
+
+# Of the embedded world: counted under its own tokenizer. Of LaMP: the templates of A.3 and the
+# mean characters of its items (305, 780 and 93), four to a token; insights and summaries at their
+# limits.
+LENGTHS: dict[bool, dict[str, Lengths]] = {
+    True: {
+        "LaMP_2": Lengths(136, 2, 7, 7.5),
+        "LaMP_3": Lengths(111, 2, 7, 7.5),
+        "LaMP_7": Lengths(106, 8.8, 10.5, 8.3),
+    },
+    False: {
+        "LaMP_2": Lengths(1129, 4, 256, 120),
+        "LaMP_3": Lengths(2376, 2, 256, 120),
+        "LaMP_7": Lengths(363, 30, 256, 120),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The size of a run.
+
+    Attributes:
+        profile: The run profile.
+        users: Cap on train and on test users; 0 for the profile's numbers.
+        draws: Random groups; 0 for the profile's number.
+        designs: Number of a notebook → the ``cost`` of its metadata.
+    """
+
+    profile: RunProfile
+    users: int = 0
+    draws: int = 0
+    designs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def embedded_world(self) -> bool:
+        """Whether the users are synthetic."""
+        return self.profile.data == "demo"
+
+    @property
+    def test(self) -> int:
+        """Test users per task."""
+        return self.part(self.profile.n_test)
+
+    def part(self, *limits: int) -> int:
+        """The smallest of some numbers of users and of ``--users``."""
+        return min(number for number in (*limits, self.users) if number)
+
+    def models(self, *, studied: bool) -> list[Model]:
+        """Backbones whose sizes are known."""
+        names = self.profile.studied if studied else self.profile.backbones
+        return [MODELS[name] for name in names if name in MODELS]
+
+    def lengths(self, model: Model, task: str) -> Lengths:
+        """Mean lengths of a task's texts under the vocabulary of a backbone."""
+        known = LENGTHS[model.embedded]
+        return known.get(task, known["LaMP_2"])
+
+    def kept(self, model: Model, n: float, tokens: float) -> float:
+        """Share of ``n`` prompts whose states fit into what a backbone keeps."""
+        size = n * tokens * model.state * number_bytes(self.profile)
+        return min(1.0, self.profile.prefix_bytes / size) if size else 1.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A stage on one backbone: units, tokens and FLOPs; ``written`` one token after another."""
+
+    stage: str
+    model: Model
+    notebooks: frozenset[str]
+    units: float
+    read: float
+    scored: float
+    written: float
+    learned: float
+    flops: float
+
+    @property
+    def token_by_token(self) -> float:
+        """FLOPs of the answers that are written."""
+        return 2.0 * self.model.weights.written * self.written
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Assumed throughput of a device, in FLOPs per second.
+
+    Attributes:
+        device: What it is.
+        reading: Prompts, scores and trainings: many tokens at once.
+        writing: Answers, one token after another.
+    """
+
+    device: str
+    reading: float
+    writing: float
+
+    def hours(self, cost: Cost) -> float:
+        """Time of a stage."""
+        at_once = cost.flops - cost.token_by_token
+        return (at_once / self.reading + cost.token_by_token / self.writing) / 3600
+
+    @classmethod
+    def parse(cls, text: str) -> Speed:
+        """From "100" or "100,10": TFLOP/s of reading and of writing, a tenth by default.
+
+        Raises:
+            UserError: Anything else.
+        """
+        try:
+            rates = [float(word) for word in text.split(",")]
+        except ValueError:
+            rates = []
+        if len(rates) not in (1, 2) or not all(0 < rate < float("inf") for rate in rates):
+            raise UserError(
+                f"--tflops takes TFLOP/s of reading, or of reading and writing such as 100,10, "
+                f"not '{text}'."
+            )
+        writing = rates[1] if rates[1:] else rates[0] / 10
+        return cls("your device", rates[0] * 1e12, writing * 1e12)
+
+
+# The embedded models: the counted run itself. The others are assumptions: a third of what an A100
+# can do in bfloat16, a tenth of that where every token waits for the one before; a laptop's CPU at
+# a few hundred GFLOP/s in float32.
+SPEEDS: dict[str, Speed] = {
+    "demo": Speed("one CPU core", 1.9e10, 1.9e10),
+    "demo-data": Speed("one CPU core", 1.9e10, 1.9e10),
+    "laptop": Speed("a laptop's CPU", 2e11, 5e10),
+    "paper": Speed("one GPU of the A100's class", 1e14, 1e13),
+}
+# Packed weights are unpacked for every product, which costs time and saves none.
+SPEEDS |= {f"{name}-4bit": SPEEDS["paper"] for name in ("laptop", "paper")}
+
+
+@lru_cache(maxsize=1)
+def counted() -> tuple[dict[str, Any], ...]:
+    """The rows of the counted run of the demo."""
+    with COUNTS.open(encoding="utf-8") as stream:
+        return tuple(
+            {name: int(value) if value.isdigit() else value for name, value in row.items()}
+            | {"notebooks": row["notebooks"]}
+            for row in csv.DictReader(stream, delimiter="\t")
+        )
+
+
+def costs(
+    scope: Scope, notebooks: Collection[str], stored: Collection[str] = ()
+) -> list[Cost]:
+    """What notebooks ask of every backbone.
+
+    Args:
+        scope: Size of the run.
+        notebooks: Numbers of those that will run.
+        stored: Numbers of those that are up to date: what they share is in the store.
+    """
+    found, tasks = [], ("", *scope.profile.tasks)
+    for row in counted():
+        users = frozenset(row["notebooks"].split(","))
+        if not users & {*notebooks} or users & {*stored} or row["task"] not in tasks:
+            continue
+        design = scope.designs.get(row["notebooks"], {})  # of rows of one notebook alone
+        more = () if scope.embedded_world else design.get("also", ())
+        for model in _standing_for(row, scope):
+            for task in (row["task"], *more):
+                found.append(_scaled(row, task, users, design, scope, model))
+    return [cost for cost in found if cost.flops]
+
+
+
+def _standing_for(row: Mapping[str, Any], scope: Scope) -> list[Model]:
+    """The models of a run that do what a model of the demo did."""
+    counted_as = row["backbone"]
+    if scope.embedded_world:
+        return [model for model in scope.models(studied=False) if model.id == counted_as]
+    if counted_as not in PROFILES["demo"].studied:
+        return []
+    encoder = MODELS[counted_as].encoder
+    return [model for model in scope.models(studied=False) if model.encoder == encoder]
+
+
+def _growth(
+    stage: str, scope: Scope, design: Mapping[str, Any], studied: bool
+) -> tuple[float, float]:
+    """How many times the units, and the tokens, of the counted run a stage has."""
+    if design.get("fixed"):
+        return 1.0, 1.0
+    demo, profile = PROFILES["demo"], scope.profile
+    train, test, group = design.get("demo", (demo.n_train, demo.n_test, demo.group_size))
+    own = (train, test) if scope.embedded_world else (profile.n_train, profile.n_test)
+    now_train, now_test = (scope.part(number) for number in own)
+    limit = group if scope.embedded_world else profile.group_size
+    now_group = now_train if design.get("whole") and not scope.embedded_world else limit
+    now_group = min(now_group, now_train)
+    draws, before = scope.draws or profile.draws, demo.draws
+    if not studied:
+        draws, before = min(profile.repeats, draws), demo.repeats
+    factor = 1.0 if scope.embedded_world else float(design.get("beyond", {}).get(stage, 1))
+    if stage in ("insights", "query_insights", "summaries"):
+        more = (now_train + now_test) / (train + test)
+    elif stage == "pairs":  # on official files margins need the pairs of test users
+        more = (now_train + now_test * (not scope.embedded_world)) / train
+    elif stage == "activations":
+        more = draws * now_group / (before * group)
+    else:  # a unit is a fit, a training or an arm
+        more = factor * draws / before if stage in STAGES else 1.0
+        each = {"aloe": now_group / group, "dpo": now_group / group, "answers": now_test / test}
+        return more, more * each.get(stage, 1)
+    return factor * more, factor * more
+
+
+def _scaled(
+    row: Mapping[str, Any],
+    task: str,
+    users: frozenset[str],
+    design: Mapping[str, Any],
+    scope: Scope,
+    model: Model,
+) -> Cost:
+    """A row of the counted run at another size, on another model."""
+    stage = row["stage"]
+    units, times = _growth(stage, scope, design, row["backbone"] in PROFILES["demo"].studied)
+    before, now = scope.lengths(MODELS[row["backbone"]], row["task"]), scope.lengths(model, task)
+    longer, answers = now.prompt / before.prompt, now.answer / before.answer
+    said = answers
+    behind = answers
+    if stage == "pairs" and model.encoder:
+        longer = (now.prompt + now.insight) / (before.prompt + before.insight)
+    elif stage == "pairs":  # a decoder reads the history once, and both insights behind it
+        behind = now.insight / before.insight
+    elif stage in ("insights", "query_insights"):
+        said = now.insight / before.insight
+    elif stage == "summaries":
+        said = now.summary / before.summary
+    if not model.embedded:
+        times *= _FIT_ROWS[False] / _FIT_ROWS[True] if stage == "fit" else 1
+        times /= _ALOE_PASSES[model.encoder] if stage == "aloe" else 1
+    read, scored, written = (
+        row[name] * times * each
+        for name, each in (("read", longer), ("scored", behind), ("written", said))
+    )
+    back = Tokens(
+        round(row["learned_read"] * times * longer), round(row["learned_scored"] * times * answers)
+    )
+    asked = {"answers": 3 * row["units"] * units * scope.test, "fit": scored / now.answer}
+    # An arm asks each prompt for its answer and for two scores.
+    if stage in asked and not design.get("fixed"):
+        n = scope.test if stage == "answers" else scope.part(scope.profile.group_size)
+        length = now.prompt * design.get("prompts", 1)
+        kept = scope.kept(model, n, length)
+        read = kept * read + (1 - kept) * asked[stage] * length
+    if stage in ("aloe", "dpo") and checkpoints(scope.profile, model):
+        read, scored = read + back.read, scored + back.written
+    whole = stage == "aloe" and not adapts_aloe(scope.profile, model)
+    trained = model.weights.total if whole else model.adapter * (stage in ("aloe", "dpo"))
+    work = Work(Tokens(round(read), round(scored + written)), back, trained, not whole)
+    return Cost(
+        STAGES.get(stage, OTHER), model, users, row["units"] * units, read,
+        scored, written, back.total, float(work.flops(model.weights)),
+    )  # fmt: skip
+
+
+def memory(scope: Scope, model: Model) -> dict[str, float]:
+    """Kind of work → bytes on the device; the largest of the profile's tasks."""
+    lengths = [scope.lengths(model, task) for task in scope.profile.tasks]
+    longest = max(one.prompt + one.answer for one in lengths)
+    return device_bytes(scope.profile, model, longest, scope.test)
+
+
+def store_bytes(scope: Scope, work: Sequence[Cost]) -> dict[str, float]:
+    """What the artifact store grows by, per kind of record."""
+    found = {"activations": 0.0, "trainings": 0.0, "texts": 0.0}
+    for cost in work:
+        model = cost.model
+        if cost.stage == "activations":  # float32, both texts of a pair at every layer
+            found["activations"] += 8 * cost.units * model.layers * model.width
+        elif cost.stage in ("ALOE", "DPO"):
+            whole = cost.stage == "ALOE" and not adapts_aloe(scope.profile, model)
+            size = number_bytes(scope.profile) * model.weights.total if whole else 4 * model.adapter
+            found["trainings"] += cost.units * size
+        else:
+            each = scope.test if cost.stage == "answers" else 1
+            found["texts"] += _BYTES_PER_ANSWER * cost.units * each
+    return found
+
+
+def models_of(scope: Scope, notebooks: Collection[str]) -> list[str]:
+    """Ids of everything that a run loads from the hub."""
+    if scope.profile.offline:
+        return []
+    names = [*scope.profile.backbones, scope.profile.embedder]
+    more = (name for n in notebooks for name in scope.designs.get(n, {}).get("models", ()))
+    return list(dict.fromkeys([*names, *more]))
+
+
+def missing_bytes(
+    scope: Scope, notebooks: Collection[str], present: Callable[[str], bool]
+) -> float:
+    """Bytes of models that are not in the hub's cache yet."""
+    absent = [name for name in models_of(scope, notebooks) if not present(name)]
+    return float(sum(MODELS[name].download for name in absent if name in MODELS))
+
+
+def files_of(scope: Scope) -> list[DataFile]:
+    """The LaMP files that a run reads."""
+    if scope.embedded_world or scope.profile.offline:
+        return []
+    return [file for task in scope.profile.tasks for file in data_files(task)]
+
+
+# --- for readers ----------------------------------------------------------------------------------
+
+
+def size(number: float) -> str:
+    """Bytes for readers: "14.5 GB"."""
+    for unit, worth in _UNITS:
+        if number >= worth:
+            return f"{number / worth:.3g} {unit}"
+    return f"{number:.0f} B"
+
+
+def count(number: float) -> str:
+    """A number for readers: "1.54 M"."""
+    for unit, worth in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= worth:
+            return f"{number / worth:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def text(
+    scope: Scope,
+    notebooks: Sequence[str],
+    stored: Sequence[str] = (),
+    *,
+    speed: Speed | None = None,
+    present: Callable[[str], bool] = lambda _: False,
+) -> str:
+    """The whole forecast.
+
+    Args:
+        scope: Size of the run.
+        notebooks: Numbers of those that will run.
+        stored: Numbers of those that are up to date.
+        speed: Throughput; that of the profile if None.
+        present: Whether a model is in the hub's cache.
+    """
+    work = costs(scope, notebooks, stored)
+    parts = [
+        _work(scope, notebooks, work, speed or SPEEDS[scope.profile.name]),
+        _downloads(scope, notebooks, present),
+        _memory(scope),
+        _disk(scope, notebooks, work, present),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _work(scope: Scope, notebooks: Sequence[str], work: Sequence[Cost], speed: Speed) -> str:
+    if not work:
+        return "Work: nothing that a backbone has to compute."
+    head = ("stage", "units", "tokens read", "scored", "written", "gradient", "PFLOP", "hours")
+    rows: list[tuple[str, ...]] = [head]
+    for name in dict.fromkeys([*STAGES.values(), OTHER]):
+        rows += _row(name, [cost for cost in work if cost.stage == name], speed)
+    for name in dict.fromkeys(cost.model.id for cost in work):
+        rows += _row(name, [cost for cost in work if cost.model.id == name], speed)
+    rows += _row("all", work, speed)
+    single = {n: sum(map(speed.hours, costs(scope, [n]))) for n in notebooks}
+    unknown = [name for name in scope.profile.backbones if name not in MODELS]
+    return "\n".join(
+        [
+            f"Work of {', '.join(notebooks)} with an empty store, scaled from a counted demo run:",
+            *_table(rows),
+            f"Hours: {speed.device} at {speed.reading / 1e12:g} TFLOP/s, and "
+            f"{speed.writing / 1e12:g} where token follows token (--tflops).",
+            "Each notebook alone, hours: "
+            + ", ".join(f"{n} {_hours(hours)}" for n, hours in single.items() if hours) + ".",
+            *(f"Size unknown, not counted: {name}." for name in unknown),
+        ]
+    )  # fmt: skip
+
+
+def _row(name: str, some: Sequence[Cost], speed: Speed) -> list[tuple[str, ...]]:
+    if not some:
+        return []
+    fields = ("units", "read", "scored", "written", "learned")
+    sums = (count(sum(getattr(cost, field) for cost in some)) for field in fields)
+    flops = sum(cost.flops for cost in some) / 1e15
+    return [(name, *sums, f"{flops:.3g}", _hours(sum(map(speed.hours, some))))]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.0f}" if hours >= 10 else f"{hours:.2g}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]  # fmt: skip
+
+
+def _downloads(scope: Scope, notebooks: Sequence[str], present: Callable[[str], bool]) -> str:
+    lines = []
+    for name in models_of(scope, notebooks):
+        words = size(MODELS[name].download) if name in MODELS else "size unknown"
+        words += ", in the cache already" if present(name) else ""
+        if name in MODELS and MODELS[name].gated:
+            words += ", asks for an access token that has accepted its terms"
+        lines.append(f"  {name}: {words}")
+    for file in files_of(scope):
+        lines.append(f"  {file.path}: {'' if file.seen else 'about '}{size(file.size)}")
+    if not lines:
+        return "Downloads: none; models and users are in the checkout."
+    return "\n".join(["Downloads (LaMP's files by you, into the folder of --data):", *lines])
+
+
+def _memory(scope: Scope) -> str:
+    lines = []
+    for model in scope.models(studied=False):
+        kinds = memory(scope, model)
+        shown = kinds if model.id in scope.profile.studied else {"asking": kinds["asking"]}
+        words = ", ".join(f"{name} {size(n)}" for name, n in shown.items())
+        lines.append(f"  {model.id}: {words}")
+    kind = {2: "bfloat16", 4: "float32"}[number_bytes(scope.profile)]
+    if scope.profile.quantization != "none":
+        kind += f", weights in {scope.profile.quantization} (4 bits)"
+    where = "GPU memory" if scope.profile.needs_gpu else "Memory (of the GPU, or of the CPU)"
+    return "\n".join([f"{where}, {kind}, at most:", *lines])
+
+
+def _disk(
+    scope: Scope, notebooks: Sequence[str], work: Sequence[Cost], present: Callable[[str], bool]
+) -> str:
+    data = float(sum(file.size for file in files_of(scope)))
+    kept = store_bytes(scope, work)
+    parts = [("models", missing_bytes(scope, notebooks, present)), ("data", data), *kept.items()]
+    total = sum(n for _, n in parts)
+    if not total:
+        return "Disk: nothing that is not there already."
+    words = ", ".join(f"{name} {size(n)}" for name, n in parts if n)
+    return f"Disk: {size(total)} ({words}; the artifact store holds all but models and data)."

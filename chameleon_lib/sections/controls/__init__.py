@@ -1,1 +1,0 @@
-"""Notebook 06: controls, ambiguities and dose-response."""

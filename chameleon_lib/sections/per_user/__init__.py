@@ -1,1 +1,0 @@
-"""Section 4.2, Table 1: users with a history."""

@@ -1,1 +1,0 @@
-"""Many users on one base: forms of an edit, their cost, and the answers (beyond the paper)."""

@@ -1,1 +1,0 @@
-"""Section 4.5, Figure 4: quality against compute."""

@@ -1,0 +1,1 @@
+"""Edit profiles outside the laboratory: stored, exported, served and forgotten."""

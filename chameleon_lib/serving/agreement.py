@@ -1,0 +1,168 @@
+"""Does a form answer like the hook? Logits and greedy tokens of a few prompts, side by side.
+
+Every export is reloaded from its files and measured here before it counts. This one check catches
+a wrong scale, lost keys, a forgotten bias, a foreign weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.backbones.batches import Batch
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.task import ANSWER_CUE
+from chameleon_lib.errors import UserError
+
+PROBES = tuple(
+    f"{text}\n{ANSWER_CUE}"
+    for text in (
+        "Suppose you are a user with the following history:\n1. a robot learns to feel: sci-fi",
+        "Now, given a new description: two friends rob a bank and laugh about it.",
+        "Question: What is the rating score of the following review on a scale of 1 to 5?",
+    )
+)
+NEW_TOKENS = 8
+# Worst measured 8e-6 of the effect (T5); the largest logit changes set the scale of rounding.
+FP32_BOUND = 2e-5
+# Two orders of rounding differ by that share of the effect in half precision (T5: 0.06), beside
+# what rounding does to logits of any edit.
+_HALF_BOUND = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a model does on some prompts.
+
+    Attributes:
+        logits: Per prompt ``(n, V)`` float64, at the last prompt token and the new tokens but the
+            last; under the tokens that were forced, or else under its own greedy tokens.
+        tokens: Per prompt the n most likely tokens.
+    """
+
+    logits: tuple[Tensor, ...]
+    tokens: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A form beside the hook.
+
+    Attributes:
+        effect: Largest logit change the hook makes to the base.
+        error: Largest logit difference between form and hook.
+        bound: Most that was allowed; in half precision less than half the effect besides.
+        same_tokens: Whether all greedy tokens agree.
+        tokens: Number of tokens compared.
+    """
+
+    effect: float
+    error: float
+    bound: float
+    same_tokens: bool
+    tokens: int
+
+
+@torch.no_grad()
+def view(
+    backbone: HFBackbone,
+    prompts: Sequence[Sequence[int]],
+    edit: Edit | None,
+    *,
+    forced: Sequence[Sequence[int]] | None = None,
+    new_tokens: int = NEW_TOKENS,
+) -> View:
+    """Runs each prompt alone, with the cache, through the backbone's own steps.
+
+    Args:
+        backbone: The model; adapters that are active in it act.
+        prompts: Token ids per prompt.
+        edit: Applied by the hook, or None.
+        forced: Tokens to feed after each prompt instead of the model's own.
+        new_tokens: Tokens per prompt if none are forced.
+    """
+    logits, tokens = [], []
+    for at, ids in enumerate(prompts):
+        own = None if forced is None else forced[at]
+        prefix = backbone.prefix_of(Batch([0], [list(ids)], None), edit)
+        cache, step = prefix.cache(), prefix.last
+        position = prefix.lengths[:, None]
+        steps = new_tokens if own is None else len(own)
+        room = torch.ones(1, steps, dtype=torch.long, device=backbone.device)
+        mask = torch.cat([prefix.mask, room], dim=1)
+        rows: list[Tensor] = []
+        with backbone.editing(edit):
+            for t in range(steps):
+                seen = mask[:, : prefix.mask.shape[1] + t + 1]
+                out = backbone.step(prefix, cache, step, seen, position, last_only=True)
+                rows.append(out[0, -1].double().cpu())
+                token = int(rows[-1].argmax()) if own is None else own[t]
+                step = torch.tensor([[token]], device=backbone.device)
+                position = position + 1
+        logits.append(torch.stack(rows))
+        tokens.append(tuple(int(row.argmax()) for row in rows))
+    return View(tuple(logits), tuple(tokens))
+
+
+def distance(one: View, other: View) -> float:
+    """Largest absolute difference of logits."""
+    pairs = zip(one.logits, other.logits, strict=True)
+    return max(float((left - right).abs().max()) for left, right in pairs)
+
+
+def compare(
+    backbone: HFBackbone, edit: Edit, prompts: Sequence[str], form: Callable[[View], View]
+) -> Agreement:
+    """Measures a form against the hook.
+
+    Args:
+        backbone: The base with the hook; outside ``form`` no adapter is active in it.
+        edit: The edit.
+        prompts: Prompts as texts; wrapped as the backbone wraps them.
+        form: From the hook's view (for its tokens) to the form's, under the same tokens.
+
+    Raises:
+        UserError: The form differs from the hook, or the edit moves these prompts too little to
+            tell a right form from a wrong one. In half precision that is so where the form is
+            further from the hook than half the effect: the bare base, and a form twice too
+            strong, are as far from it as the whole effect.
+    """
+    ids = backbone.codec.prompts(list(prompts))
+    hook = view(backbone, ids, edit)
+    base = view(backbone, ids, None, forced=hook.tokens)
+    effect = distance(hook, base)
+    half = backbone.model.dtype in (torch.float16, torch.bfloat16)
+    bound = FP32_BOUND * max(1.0, effect)
+    if half:
+        top = max(float(row.abs().max()) for row in hook.logits)
+        bound = _HALF_BOUND * effect + 8 * torch.finfo(backbone.model.dtype).eps * top
+    elif effect <= 2 * bound:
+        raise UserError(
+            f"The edit moves the logits of the {len(prompts)} check prompts by {effect:.1e} only, "
+            "too little to tell a right export from a wrong one; give prompts it acts on."
+        )
+    found = form(hook)
+    error = distance(hook, found)
+    same = hook.tokens == found.tokens
+    count = sum(len(row) for row in hook.tokens)
+    result = Agreement(effect, error, bound, same, count)
+    # Tokens of half precision test rounding, not the edit.
+    if not error <= bound or (not same and not half):
+        raise UserError(
+            f"The reloaded export differs from the edit by {error:.1e} in the logits (allowed "
+            f"{bound:.1e}, effect of the edit {effect:.1e}; greedy tokens "
+            f"{'agree' if same else 'differ'}), so it was deleted; please report this with the "
+            "model and the versions of its libraries."
+        )
+    # The bound of half precision grows with the logits, so a small effect may lie within it whole.
+    if half and not error < effect / 2:
+        raise UserError(
+            f"The edit moves the logits of the {len(prompts)} check prompts by {effect:.1e} and "
+            f"the reloaded export misses them by {error:.1e}, too little effect to prove an export "
+            f"in {str(backbone.model.dtype).removeprefix('torch.')}; prove it in float32."
+        )
+    return result

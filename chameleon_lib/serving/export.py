@@ -1,0 +1,387 @@
+"""Export of an edit: written under a temporary name, reloaded, compared with the hook, renamed.
+
+A profile of directions is the source; adapters, checkpoints and GGUF files are compiled from it for
+one set of weights. What comes out has been read back from its own files and answers like the hook.
+
+Every form acts on all tokens. A decoder's edit of the last prompt token and the generated ones is
+another edit and is run by the hook; an encoder-decoder starts from one decoder token, so there the
+two are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from chameleon_lib.backbones import HFBackbone, backbone_from
+from chameleon_lib.backbones.families import model_family
+from chameleon_lib.core.chameleon import EditProfile
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.hashing import digest, tree_digests
+from chameleon_lib.kit.paths import replace_text
+from chameleon_lib.serving.adapter import adapters, write_adapter
+from chameleon_lib.serving.agreement import PROBES, Agreement, View, compare, view
+from chameleon_lib.serving.factors import (
+    RANK,
+    compile_edit,
+    compile_layers,
+    projection,
+    weights_hash,
+)
+from chameleon_lib.serving.gguf_adapter import FILE, gguf_active, write_gguf
+
+FORMS = ("peft", "merged", "gguf")
+RECORD = "chameleon.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A finished export.
+
+    Attributes:
+        folder: Where it lies.
+        form: ``peft`` | ``merged`` | ``gguf``.
+        rank: Rank of the adapter; 0 for merged weights.
+        agreement: The comparison with the hook.
+    """
+
+    folder: Path
+    form: str
+    rank: int
+    agreement: Agreement
+
+
+def export_edit(
+    source: EditProfile | Edit,
+    backbone: HFBackbone,
+    folder: Path,
+    *,
+    form: str = "peft",
+    rank: int = RANK,
+    base_model: str | None = None,
+    prompts: Sequence[str] = PROBES,
+) -> Export:
+    """Writes one edit in one form and proves it against the hook.
+
+    Args:
+        source: A profile, or a bare edit.
+        backbone: The model it was made for; unchanged afterwards.
+        folder: New folder of the export; servers cache by path, so an update gets a new one.
+        form: ``peft``, ``merged`` or ``gguf``.
+        rank: 2, or more to pad the factors with zeros for a server that insists on a rank.
+        base_model: What the server calls the base (default: where the base was loaded from).
+        prompts: Prompts of the comparison.
+
+    Raises:
+        UserError: The form cannot carry the edit, the folder is taken, or the reloaded files do
+            not answer like the hook (then nothing is left behind).
+    """
+    edit = edit_of(source, backbone)
+    base = base_model or served_name(backbone)
+    check_form(edit, backbone, form)
+    if form == "merged":
+        rank = 0
+    elif rank < RANK:
+        raise UserError(f"The rank is {rank}; the edit needs {RANK} or more.")
+    if not prompts:
+        raise UserError("An export needs at least one prompt to be compared with the hook.")
+
+    def read(hook: View) -> View:
+        """What the reloaded files answer under the hook's tokens."""
+        with _reloaded(form, target, backbone) as served:
+            ids = backbone.codec.prompts(list(prompts))
+            return view(served, ids, None, forced=hook.tokens)
+
+    with _fresh(folder) as target:
+        if form == "merged":
+            weights = write_merged(target, edit, backbone)
+        else:
+            compiled = compile_edit(edit, backbone)
+            weights = compiled.weights
+            updates = [update.padded(rank) for update in compiled.updates]
+            if form == "gguf":
+                write_gguf(target / FILE, updates, backbone)
+            else:
+                write_adapter(target, updates, backbone, base_model=base)
+        agreement = compare(backbone, edit, prompts, read)
+        record = {
+            **_record(edit, backbone, form, rank, agreement),
+            "base_model": base,
+            "edited_weights": weights,
+            "files": tree_digests(target),
+        }
+        replace_text(target / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    return Export(folder, form, rank, agreement)
+
+
+@contextmanager
+def _reloaded(form: str, folder: Path, backbone: HFBackbone) -> Iterator[HFBackbone]:
+    """The model that an export's files make."""
+    if form == "merged":
+        yield load_merged(folder, backbone)
+    elif form == "gguf":
+        with gguf_active(folder / FILE, backbone):
+            yield backbone
+    else:
+        with adapters(backbone, [folder]):
+            yield backbone
+
+
+def edit_of(source: EditProfile | Edit, backbone: HFBackbone) -> Edit:
+    """The edit of a profile that was made on this very model.
+
+    Raises:
+        UserError: The profile belongs to another model.
+    """
+    if isinstance(source, Edit):
+        return source
+    name, fingerprint = source.backbone
+    if fingerprint != backbone.fingerprint:
+        raise UserError(
+            f"The profile was made on {name} ({fingerprint[:12]}), this is {backbone.name} "
+            f"({backbone.fingerprint[:12]}); load that model, or fit the profile again."
+        )
+    return source.edit
+
+
+def served_name(backbone: HFBackbone) -> str:
+    """Where the base was loaded from: what a server that loads it calls it."""
+    return str(getattr(backbone.model.config, "_name_or_path", "") or backbone.name)
+
+
+def check_form(edit: Edit, backbone: HFBackbone, form: str) -> None:
+    """Refuses an edit that the form cannot carry.
+
+    Raises:
+        UserError: In one sentence, with the form that can where there is one.
+    """
+    if form not in FORMS:
+        raise UserError(f"The export form is '{form}'; choose one of {', '.join(FORMS)}.")
+    reason = _edit_refusal(edit, backbone, form) or _model_refusal(edit, backbone, form)
+    if reason is not None:
+        raise UserError(reason)
+
+
+def _edit_refusal(edit: Edit, backbone: HFBackbone, form: str) -> str | None:
+    if edit.per_row:
+        return "This edit has one edit per batch row; export the users one by one."
+    if edit.site != "mlp_out":
+        return (
+            f"An edit of the site {edit.site} is not an update of one matrix, so it cannot be "
+            "exported; run it with the hook, or fit it with edit_site mlp_out."
+        )
+    if not edit.changes_anything:
+        return "The strengths of this edit are all 0 after gating, so there is nothing to export."
+    if edit.positions == "generated":
+        return (
+            "An edit of the generated tokens alone starts after the last prompt token, which no "
+            "exported form can; run it with the hook."
+        )
+    if backbone.family == "decoder" and edit.positions == "last":
+        return (
+            f"The form {form} edits every token, this edit (edit_positions last) only the last "
+            "prompt token and the generated ones; run it with the hook, or set its positions to "
+            "all (--positions all), which is another edit with other answers."
+        )
+    return None
+
+
+def _model_refusal(edit: Edit, backbone: HFBackbone, form: str) -> str | None:
+    family = backbone.model.config.model_type
+    entry = model_family(family)
+    if entry.experts and form == "gguf":
+        return (
+            f"{backbone.name} keeps its experts in one stacked parameter, which an adapter in "
+            "gguf form does not reach; export the edit as merged."
+        )
+    if form == "gguf" and entry.gguf is None:
+        return f"The GGUF name table has no family '{family}'; export the edit as peft or merged."
+    if form in ("gguf", "merged") and not entry.experts:
+        found = projection(backbone, edit.layers[0])
+        if form == "gguf" and found.bias is not None:
+            return (
+                f"{found.name} has a bias, which a GGUF adapter cannot carry; export the edit as "
+                "peft or merged."
+            )
+        if form == "merged" and found.quantised:
+            return (
+                f"{found.name} is quantised, and merging would round it again; export an adapter, "
+                "or load the backbone unquantised."
+            )
+    return None
+
+
+@contextmanager
+def merged_weights(edit: Edit, backbone: HFBackbone) -> Iterator[str]:
+    """``W + U (Z W)`` and ``b + U (Z b)`` inside the block; bit for bit the old weights after.
+
+    Yields:
+        The hash of the matrices before the edit, as ``compile_edit`` gives it.
+    """
+    saved: list[tuple[Tensor, Tensor]] = []
+    hashes = {}
+    try:
+        with torch.no_grad():
+            for found, update in compile_layers(edit, backbone):
+                hashes[found.name] = found.hash()
+                # ``found.weight`` is the model's own storage (a view where it is transposed).
+                for parameter, change in ((found.weight, update.delta), (found.bias, update.bias)):
+                    if parameter is not None and change is not None:
+                        saved.append((parameter, parameter.clone()))
+                        # One rounding: the sum is made in float64 and cast once.
+                        parameter.copy_((parameter.cpu().double() + change).to(parameter.dtype))
+        yield digest(hashes)
+    finally:
+        with torch.no_grad():
+            for parameter, before in saved:
+                parameter.copy_(before)
+
+
+def write_merged(folder: Path, edit: Edit, backbone: HFBackbone) -> str:
+    """Writes a full checkpoint with the edit in its weights, and the tokenizer.
+
+    The graph is the base's, so serving it costs nothing more; the price is one copy per user.
+
+    Args:
+        folder: Receives the files.
+        edit: An edit of all positions.
+        backbone: The base; unchanged afterwards.
+
+    Returns:
+        The hash of the edited matrices before the edit.
+    """
+    with merged_weights(edit, backbone) as weights:
+        backbone.model.save_pretrained(folder, max_shard_size="4GB")
+    backbone.codec.tokenizer.save_pretrained(folder)
+    _say_own_head(folder)
+    return weights
+
+
+def _say_own_head(folder: Path) -> None:
+    """Says in the config that a head with weights of its own is not the embedding table.
+
+    Checkpoints of T5 v1.1, Flan-T5 and mT5 say so; transformers 5 writes that the two are tied
+    beside both of them, and transformers 4 then takes the embedding table for the head.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for weights in folder.glob("*.safetensors"):
+        with safe_open(weights, framework="pt") as file:
+            names |= set(file.keys())
+    if "lm_head.weight" in names and config.get("tie_word_embeddings"):
+        config["tie_word_embeddings"] = False
+        replace_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load_merged(folder: Path, backbone: HFBackbone) -> HFBackbone:
+    """The written checkpoint, in the dtype and on the device of the base."""
+    encdec = backbone.family == "encoder-decoder"
+    auto = AutoModelForSeq2SeqLM if encdec else AutoModelForCausalLM
+    model: Any = auto.from_pretrained(folder, dtype=backbone.model.dtype)
+    return backbone_from(
+        model.to(backbone.device),
+        backbone.codec.tokenizer,
+        name=f"{backbone.name} (merged)",
+        fingerprint="merged",
+    )
+
+
+def _record(
+    edit: Edit, backbone: HFBackbone, form: str, rank: int, agreement: Agreement
+) -> dict[str, Any]:
+    """What travels with the files; nothing in it is a user's."""
+    return {
+        "format": 2,
+        "form": form,
+        "rank": rank,
+        "layers": list(edit.layers),
+        "positions": edit.positions,
+        "order": edit.order,
+        "strengths": [edit.alpha_p, edit.alpha_n],
+        "directions": edit_digest(edit),
+        "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
+        "dtype": str(backbone.model.dtype).removeprefix("torch."),
+        "agreement": asdict(agreement),
+    }
+
+
+def edit_digest(edit: Edit) -> str:
+    """SHA-256 of all that decides what a shared edit does."""
+    factors = [edit.factors(row) for row in range(len(edit.layers))]
+    return digest([list(edit.layers), edit.positions, edit.site, factors])
+
+
+def read_record(folder: Path, *, whole: bool = True) -> dict[str, Any]:
+    """The record of an export.
+
+    Args:
+        folder: The export.
+        whole: Check that its files are the ones that were written and proven.
+
+    Raises:
+        UserError: No record, or a file is missing, changed or new.
+    """
+    path = folder / RECORD
+    try:
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
+        files = dict(record["files"])
+        record["layers"], record["edited_weights"], record["base_model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); export the edit again.") from error
+    found = tree_digests(folder, skip=[RECORD]) if whole else files
+    odd = sorted(set(files.items()) ^ set(found.items()))
+    if odd:
+        raise UserError(
+            f"{folder / odd[0][0]} is missing or not what was exported; export the edit again."
+        )
+    return record
+
+
+def check_export(folder: Path, backbone: HFBackbone) -> dict[str, Any]:
+    """Checks that an export is whole and was made from the weights it is about to be served with.
+
+    Returns:
+        The export's record.
+
+    Raises:
+        UserError: It is damaged, or the edited matrices of this model are others.
+    """
+    record = read_record(folder)
+    if weights_hash(backbone, tuple(record["layers"])) != record["edited_weights"]:
+        raise UserError(
+            f"{folder} was compiled from other weights than those of {backbone.name} (its factors "
+            "hold the base's own matrices); export the edit again for this model."
+        )
+    return record
+
+
+@contextmanager
+def _fresh(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that takes its name at the end, or vanishes."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder} is taken; give a new folder for every export, because servers keep what "
+            "they once read from a path."
+        )
+    temporary = folder.with_name(f".{folder.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); give another folder.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

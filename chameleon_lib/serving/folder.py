@@ -1,0 +1,269 @@
+"""A folder of exports that stock servers load: one sub-folder per served model name.
+
+``served`` describes the layout. Servers cache by path, so a changed profile gets a new version and
+never overwrites the old one. An unchanged one is left alone, which is also how a killed run
+resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from chameleon_lib.backbones import HFBackbone, load_backbone
+from chameleon_lib.backbones.families import model_family
+from chameleon_lib.core.chameleon import EditProfile
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.demo import checkpoint
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.progress import Progress, tell
+from chameleon_lib.serving.export import (
+    edit_digest,
+    edit_of,
+    export_edit,
+    read_record,
+    served_name,
+)
+from chameleon_lib.serving.factors import RANK, projection
+from chameleon_lib.serving.files import read_profile
+from chameleon_lib.serving.gguf_adapter import FILE
+from chameleon_lib.serving.records import from_stored
+from chameleon_lib.serving.served import (
+    VERSION,
+    current_versions,
+    model_name,
+    remember_folder,
+)
+from chameleon_lib.serving.store import ProfileInfo, ProfileStore
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of its --max-lora-rank that hold rank 2
+_AUTO = {True: "AutoModelForCausalLM", False: "AutoModelForSeq2SeqLM"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """One profile in the folder.
+
+    Attributes:
+        name: Its name without version.
+        model: What requests ask for: the folder's name.
+        new: Whether this run wrote it.
+    """
+
+    name: str
+    model: str
+    new: bool
+
+
+class ServingFolder:
+    """Exports of one base in one form.
+
+    Args:
+        folder: Made by the first export.
+        backbone: The base.
+        form: ``peft``, ``merged`` or ``gguf``.
+        rank: Rank of the adapters.
+        base_model: What the server calls the base.
+
+    Raises:
+        UserError: The folder holds exports of another base or form.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        backbone: HFBackbone,
+        *,
+        form: str,
+        rank: int = RANK,
+        base_model: str | None = None,
+    ) -> None:
+        self.folder, self.backbone, self.form, self.rank = folder, backbone, form, rank
+        self.base_model = base_model or served_name(backbone)
+        for name, number in current_versions(folder).items():
+            try:
+                record = read_record(folder / f"{name}-v{number:04d}", whole=False)
+            except UserError:  # told when the profile is exported again
+                continue
+            if (record["base_model"], record["form"]) != (self.base_model, form):
+                raise UserError(
+                    f"{folder} serves {record['form']} exports of '{record['base_model']}', not "
+                    f"{form} of '{self.base_model}'; give another folder."
+                )
+
+    def add(self, name: str, source: EditProfile | Edit) -> Served:
+        """Exports a profile as a new version, unless its current version is this very edit, whole.
+
+        Args:
+            name: Letters, digits, ``-`` and ``_``: part of a path and of a request.
+            source: A profile or an edit.
+
+        Raises:
+            UserError: A name that is no path part, or an edit that the form cannot carry.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
+            raise UserError(
+                f"'{name}' cannot be the name of a served model; use letters, digits, - and _."
+            )
+        edit = edit_of(source, self.backbone)
+        number = current_versions(self.folder).get(name, 0)
+        if number and self._is(f"{name}-v{number:04d}", edit):
+            return Served(name, f"{name}-v{number:04d}", new=False)
+        model = f"{name}-v{number + 1:04d}"
+        export_edit(
+            source,
+            self.backbone,
+            self.folder / model,
+            form=self.form,
+            rank=self.rank,
+            base_model=self.base_model,
+        )
+        return Served(name, model, new=True)
+
+    def _is(self, model: str, edit: Edit) -> bool:
+        """Whether a version is this edit, whole; a damaged one is told, and gets a successor."""
+        try:
+            record = read_record(self.folder / model)
+        except UserError as error:
+            tell(f"{model} is damaged and gets a new version: {error}")
+            return False
+        return (
+            record["directions"] == edit_digest(edit)
+            and record["backbone"]["fingerprint"] == self.backbone.fingerprint
+            and record["rank"] in (0, self.rank)
+        )
+
+    def stale(self, names: Iterable[str]) -> list[Path]:
+        """Versions that are not current, and all versions of profiles other than ``names``."""
+        last, wanted = current_versions(self.folder), set(names)
+        kept = {f"{name}-v{last[name]:04d}" for name in wanted & set(last)}
+        return [
+            path
+            for path in sorted(self.folder.iterdir())
+            if path.is_dir() and VERSION.fullmatch(path.name) and path.name not in kept
+        ]
+
+    def prune(self, names: Iterable[str]) -> list[Path]:
+        """Deletes what ``stale`` lists."""
+        gone = self.stale(names)
+        for path in gone:
+            shutil.rmtree(path)
+        return gone
+
+    def how_to_serve(self, model: str) -> list[str]:
+        """Lines that serve a version: in the runtimes of this form, vLLM where it can."""
+        path, base = (self.folder / model).absolute(), self.base_model
+        decoder = self.backbone.family == "decoder"
+        if self.form == "gguf":
+            return [
+                "# llama.cpp; BASE.gguf is the base in f32, f16 or bf16: a quantised file holds "
+                "other weights than this adapter was compiled from, and answers otherwise",
+                f"{'llama-server' if decoder else 'llama-cli'} -m BASE.gguf --lora "
+                f"{shlex.quote(str(path / FILE))}",
+            ]
+        if self.form == "merged":
+            lines = [f"model = {_AUTO[decoder]}.from_pretrained({str(path)!r})"]
+            return lines + ([f"vllm serve {shlex.quote(str(path))}"] if decoder else [])
+        loaded = f"{_AUTO[decoder]}.from_pretrained({base!r})"
+        lines = ["# PEFT", f"model = PeftModel.from_pretrained({loaded}, {str(path)!r})", "# vLLM"]
+        reason = vllm_refusal(self.backbone)
+        if reason is not None:
+            return [*lines, f"# {reason}"]
+        rank = next((rank for rank in VLLM_RANKS if rank >= self.rank), self.rank)
+        resolver = shlex.quote(str(self.folder.absolute()))
+        data = shlex.quote(json.dumps({"model": model, "prompt": "...", "temperature": 0}))
+        return [
+            *lines,
+            "export VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 VLLM_PLUGINS=lora_filesystem_resolver",
+            f"export VLLM_LORA_RESOLVER_CACHE_DIR={resolver}",
+            f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank}",
+            "curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' "
+            f"-d {data}",
+        ]
+
+
+def vllm_refusal(backbone: HFBackbone) -> str | None:
+    """Why vLLM cannot load PEFT adapters of this base; None if it can."""
+    if backbone.family != "decoder":
+        return f"vLLM does not serve {backbone.name}, an encoder-decoder; use PEFT or merged."
+    if model_family(backbone.model.config.model_type).experts:
+        return f"vLLM takes matrices, {backbone.name} has stacked experts; use merged."
+    found = projection(backbone, 0)
+    if found.bias is not None:
+        return f"{found.name} has a bias, which vLLM cannot edit; export the edit as merged."
+    return None
+
+
+def open_base(backbone_id: str, dtype: str) -> HFBackbone:
+    """The base by its id, named as the demo and the laptop profile name theirs."""
+    if not backbone_id.startswith("demo:"):
+        return load_backbone(backbone_id, dtype=dtype)
+    parts = backbone_id.split(":")
+    if len(parts) != 3:
+        raise UserError(f"--backbone {backbone_id} is not demo:<family>:<seed>.")
+    return load_backbone(checkpoint(parts[1], parts[2]), name=backbone_id, dtype="float32")
+
+
+def export_profiles(
+    store: ProfileStore, serving: ServingFolder, key: str | None, *, every_token: bool = False
+) -> list[Served]:
+    """Exports the profile of a key, or all profiles of the folder's base.
+
+    Args:
+        store: Where the profiles are; it notes the folder, to find it when a user is forgotten.
+        serving: Where they go.
+        key: User or group; None for all.
+        every_token: Export the same directions as an edit of all positions.
+
+    Raises:
+        UserError: No such profile, or one that the form cannot carry or whose group is to be
+            fitted again.
+    """
+    if key is not None:
+        store.load(key, serving.backbone)  # says what is wrong with it or the backbone
+        infos = [store.info(key)]
+    else:
+        infos = _of_backbone(store, serving.backbone.name)
+    # Noted first: a run that is killed half-way has written there, too.
+    remember_folder(store.files.root, serving.folder)
+    done = []
+    with Progress("exports", len(infos)) as progress:
+        for info in infos:
+            name = model_name(info.group, info.id)
+            if info.forgotten:
+                raise UserError(
+                    f"Group '{info.group}' still holds {info.forgotten} forgotten users; fit it "
+                    "again before it is exported."
+                )
+            try:
+                # By its file: a store hides its keys, also from whoever exports all of it.
+                profile = from_stored(read_profile(info.path), info.path)
+                if every_token:
+                    profile = replace(profile, edit=replace(profile.edit, positions="all"))
+                done.append(serving.add(name, profile))
+            except FileNotFoundError:
+                raise UserError(
+                    f"{info.path} was deleted while it was exported; run the export again."
+                ) from None
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
+            progress.advance()
+    return done
+
+
+def _of_backbone(store: ProfileStore, name: str) -> list[ProfileInfo]:
+    infos = store.list()
+    chosen = [info for info in infos if info.backbone == name]
+    if chosen:
+        return chosen
+    others = sorted({info.backbone for info in infos})
+    found = f"profiles of {', '.join(others)} alone" if others else "no profile"
+    raise UserError(
+        f"The store {store.files.root} holds {found}, none of {name}; name another backbone, "
+        "or fit and save a profile first."
+    )

@@ -1,0 +1,236 @@
+"""Saving, loading and deleting edit profiles: a directory is the store.
+
+    store = ProfileStore("profiles")
+    store.save("alice", profile)
+    profile = store.load("alice", backbone)
+    store.delete("alice")
+    store.forget("alice", cache=".chameleon")        # see serving.forget
+
+A key is the name of a user or of a group. User ids are nowhere stored: keys become file names, and
+members become pseudonyms, both by a hash with a random key of the store (``kit.owners``). Only the
+name of a group (a profile of several users) is kept as it is, so that ``forget`` can say which
+groups must be fitted again: do not name groups after people. No text of any user is stored.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from chameleon_lib.core.backbone import Backbone
+from chameleon_lib.core.chameleon import EditProfile
+from chameleon_lib.core.pairs import prompts_digest
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.owners import is_pseudonym
+from chameleon_lib.serving.files import ProfileFiles, read_content
+from chameleon_lib.serving.forget import Forgotten, forget
+from chameleon_lib.serving.records import from_stored, to_stored
+
+log = logging.getLogger(__name__)
+_MODEL_WIDE = ("mlp_out", "block_out")  # sites as wide as the model
+
+
+@dataclass(frozen=True)
+class ProfileInfo:
+    """What a list of profiles says of one.
+
+    Attributes:
+        id: Its file name without suffix.
+        group: Name of the group; empty for a personal profile.
+        task: Task of its users.
+        backbone: Name of the backbone.
+        revision: Its revision on the hub, or empty.
+        n_users: Users whose pairs it was made from and who were not forgotten.
+        n_pairs: Pairs it was made from.
+        forgotten: Users who were forgotten since; above 0 the group must be fitted again.
+        bytes: Size of its file.
+        path: The file.
+    """
+
+    id: str
+    group: str
+    task: str
+    backbone: str
+    revision: str
+    n_users: int
+    n_pairs: int
+    forgotten: int
+    bytes: int
+    path: Path
+
+    def __str__(self) -> str:
+        whose = f"group {self.group!r} of {self.n_users}" if self.group else "one user"
+        refit = f"; {self.forgotten} forgotten, fit it again" if self.forgotten else ""
+        revision = f"@{self.revision}" if self.revision else ""
+        return (
+            f"{self.id}  {whose}, {self.task}, {self.backbone}{revision}, {self.n_pairs} pairs, "
+            f"{self.bytes:,} bytes{refit}"
+        )
+
+    @classmethod
+    def of(cls, path: Path) -> ProfileInfo:
+        """What a file says."""
+        content = read_content(path)
+        return cls(
+            id=path.stem,
+            group=content["group"],
+            task=content["task"],
+            backbone=content["backbone"]["name"],
+            revision=content["backbone"]["revision"],
+            n_users=len(content["users"]),
+            n_pairs=content["pairs"]["different"],
+            forgotten=content["forgotten"],
+            bytes=path.stat().st_size,
+            path=path,
+        )
+
+
+class ProfileStore:
+    """Edit profiles in a directory, safe under concurrent writers and kill -9.
+
+    Args:
+        directory: Made by the first save.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.files = ProfileFiles(Path(directory))
+
+    @classmethod
+    def at(cls, directory: Path) -> ProfileStore:
+        """The store in a folder that must be there.
+
+        Raises:
+            UserError: It is not.
+        """
+        if not directory.is_dir():
+            raise UserError(f"There is no profile store {directory}; give the folder of one.")
+        return cls(directory)
+
+    def save(self, key: str, profile: EditProfile, *, all_layers: bool = True) -> Path:
+        """Store a profile; one of the same key is replaced.
+
+        Args:
+            key: Id of the user, or name of the group.
+            profile: With a shared edit. One without ``users`` counts as made from the user ``key``.
+            all_layers: Keep the directions of unedited layers and the diagnostics. Without them a
+                profile is as small as its edit.
+
+        Returns:
+            The file.
+
+        Raises:
+            UserError: A name that would reveal a member, users known by pseudonyms of another
+                store, or a group in place of a user or the other way round.
+        """
+        if not key:
+            raise UserError("A profile needs a key: the id of its user or the name of its group.")
+        users = tuple(dict.fromkeys(profile.users)) or (key,)
+        names = self.files.pseudonyms
+        if any(is_pseudonym(user) and not names.owns(user) for user in users):
+            raise UserError(
+                "This profile was loaded from another store, which knows its users by "
+                "pseudonyms alone; set its users before saving it here."
+            )
+        members = [user if names.owns(user) else names.of(user) for user in users]
+        group = key if len(members) > 1 else ""
+        if group and names.of(group) in members:
+            raise UserError(
+                "The key of a group is stored as it is, and this one is the id of a member; give "
+                "the group another name."
+            )
+        stored = to_stored(profile, members, all_layers=all_layers)
+        stored = replace(stored, content={**stored.content, "group": group, "forgotten": 0})
+
+        def same_kind(before: dict[str, Any]) -> None:
+            if before["group"] != group:
+                kinds = ("group", "user") if before["group"] else ("user", "group")
+                raise UserError(
+                    f"The key belongs to the profile of a {kinds[0]} and cannot take one of a "
+                    f"{kinds[1]}; give another key, or delete the other profile first."
+                )
+
+        return self.files.put(key, stored, check=same_kind)
+
+    def load(self, key: str, backbone: Backbone) -> EditProfile:
+        """The profile of a key, for the backbone it was made with.
+
+        Its ``users`` are pseudonyms of this store; saving it here again keeps them.
+
+        Raises:
+            UserError: There is none, its files are damaged, or they belong to another backbone,
+                other weights or another revision.
+        """
+        path = self.files.path_of(key)
+        stored = self.files.get(key)
+        profile = from_stored(stored, path)
+        _check_backbone(profile, backbone, path)
+        if stored.content["forgotten"]:
+            log.warning(
+                "Group %r holds %d forgotten users; fit it again.",
+                stored.content["group"], stored.content["forgotten"],
+            )  # fmt: skip
+        if profile.prompts and profile.prompts != prompts_digest(profile.task, profile.settings):
+            log.warning(
+                "Profile %s was made with other prompts than this version writes; fit it again "
+                "to match.", path,
+            )  # fmt: skip
+        return profile
+
+    def delete(self, key: str) -> bool:
+        """Remove the profile of a key; False if there was none."""
+        return self.files.delete(key)
+
+    def list(self) -> list[ProfileInfo]:
+        """All profiles, by id.
+
+        Raises:
+            UserError: One of them is damaged.
+        """
+        found = []
+        for path in self.files.paths():
+            try:
+                found.append(ProfileInfo.of(path))
+            except FileNotFoundError:  # removed since
+                continue
+        return found
+
+    def info(self, key: str) -> ProfileInfo:
+        """What :meth:`list` says of the profile of a key."""
+        self.files.get(key)  # says what is wrong
+        return ProfileInfo.of(self.files.path_of(key))
+
+    def forget(self, user: str, **where: Any) -> Forgotten:
+        """Remove what is kept of a user; see :func:`serving.forget.forget`."""
+        return forget(self.files, user, **where)
+
+
+def _check_backbone(profile: EditProfile, backbone: Backbone, path: Path) -> None:
+    """Refuse a profile of another backbone, another revision, other weights or absent layers."""
+    name, fingerprint = profile.backbone
+    start = f"Profile {path} belongs to"
+    local = "none (a local checkpoint)"
+    if name != backbone.name:
+        raise UserError(
+            f"{start} backbone {name}, not to {backbone.name}; load that backbone, or fit a "
+            "profile for this one."
+        )
+    if profile.revision != backbone.revision:
+        raise UserError(
+            f"{start} revision {profile.revision or local} of {name}, not to "
+            f"{backbone.revision or local}; load that revision, or fit the profile again."
+        )
+    if fingerprint != backbone.fingerprint:
+        raise UserError(
+            f"{start} other weights of {name} ({fingerprint[:12]}, loaded are "
+            f"{backbone.fingerprint[:12]}); load them with the precision and chat template of the "
+            "fit, or fit the profile again."
+        )
+    d = profile.edit.d
+    wide = profile.edit.site in _MODEL_WIDE and d != backbone.d
+    if wide or max(profile.edit.layers) >= backbone.n_layers:
+        raise UserError(
+            f"Profile {path} edits layers {list(profile.edit.layers)} of width {d}, but {name} has "
+            f"{backbone.n_layers} layers of width {backbone.d}; fit the profile again."
+        )

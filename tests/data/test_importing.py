@@ -1,0 +1,208 @@
+"""From a table to a folder that a run takes, and back."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from chameleon_lib import cli
+from chameleon_lib.data.importing import DROPPED, REPORT, ImportOptions, read_table, write_import
+from chameleon_lib.data.lamp import find_split, load_users, write_lamp
+from chameleon_lib.data.table import Columns
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.profiles import get_profile
+from chameleon_lib.sections.data import load_task_data
+from tests.data.helpers import raw_sample, user, write_questions
+from tests.data.tables import clean, record, write_table
+
+LABELS = {"LaMP_2": "comedy", "LaMP_3": 4, "LaMP_7": "a neutral wording"}
+
+
+@pytest.mark.parametrize("task", LABELS)
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_an_imported_folder_loads_back_as_the_users_of_the_table(
+    task: str, suffix: str, tmp_path: Path
+) -> None:
+    table = write_table(tmp_path / f"t.{suffix}", clean(("ann", "bob", "7"), 6, LABELS[task]))
+    report = read_table(table, task, ImportOptions(queries=2))
+    assert write_import(report, tmp_path / "to") == tmp_path / "to" / task
+    users = load_users(*find_split(tmp_path / "to", task, "dev"), task)
+    assert users == report.curated.users
+    assert [u.id for u in users] == ["ann", "bob", "7"]
+    assert {(len(u.history), len(u.queries)) for u in users} == {(4, 2)}
+    assert all(query.gold for u in users for query in u.queries)
+
+
+def test_the_report_counts_what_was_dropped_and_says_what_was_done(tmp_path: Path) -> None:
+    rows = [*clean(), record("ann", 9, "horror"), record("ann", 8, "Comedy"), record("eve", 1)]
+    report = read_table(write_table(tmp_path / "t.csv", rows), "LaMP_2")
+    folder = write_import(report, tmp_path)
+    text = report.text()
+    assert text.startswith("t.csv: 13 rows of 3 users; kept 9 history items and 2 queries of 2 ")
+    assert "unknown label         1      1  row 12: 'horror'" in text
+    assert "do not pass the files on" in text and "Labels written another way" in text
+    stored = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    assert (stored["rows"], stored["dropped_rows"]) == (13, 2)
+    assert stored["kept"] == {"users": 2, "history_items": 9, "queries": 2}
+    assert [entry["reason"] for entry in stored["dropped"]] == [
+        "unknown label",
+        "history too short",
+    ]
+    with (folder / DROPPED).open(encoding="utf-8", newline="") as file:
+        dropped = list(csv.DictReader(file))
+    assert [(d["row"], d["user"], d["reason"]) for d in dropped] == [
+        ("12", "ann", "unknown label"),
+        ("14", "eve", "history too short"),
+    ]
+
+
+def test_the_rule_of_order_is_stated_with_and_without_times(tmp_path: Path) -> None:
+    timed = read_table(write_table(tmp_path / "a.csv", clean()), "LaMP_2")
+    rows = [{k: v for k, v in r.items() if k != "time"} for r in clean()]
+    untimed = read_table(write_table(tmp_path / "b.csv", rows), "LaMP_2")
+    assert any("ordered by the column 'time'" in rule for rule in timed.rules())
+    assert any("the order of the file counts" in rule for rule in untimed.rules())
+
+
+def test_a_second_import_replaces_the_first_and_leaves_nothing_else(tmp_path: Path) -> None:
+    for names in (("ann", "bob"), ("cem",)):
+        table = write_table(tmp_path / "t.csv", clean(names))
+        write_import(read_table(table, "LaMP_2"), tmp_path / "to")
+    users = load_users(*find_split(tmp_path / "to", "LaMP_2", "dev"), "LaMP_2")
+    assert [u.id for u in users] == ["cem"]
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["LaMP_2"]
+
+
+@pytest.mark.parametrize("moves", [1, 2, 3])
+def test_a_second_import_killed_between_its_moves_is_no_data_and_can_be_repeated(
+    moves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = read_table(write_table(tmp_path / "t.csv", clean(label="comedy")), "LaMP_2")
+    again = read_table(write_table(tmp_path / "t.csv", clean(label="action")), "LaMP_2")
+    write_import(first, tmp_path / "to")
+    moved: list[Path] = []
+
+    def killed(source: Path, target: Path) -> None:
+        if target.parent == tmp_path / "to" / "LaMP_2":
+            moved.append(target)
+            if len(moved) > moves:
+                raise KeyboardInterrupt
+        source.rename(target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("chameleon_lib.data.importing.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_import(again, tmp_path / "to")
+    with pytest.raises(UserError, match="has no outputs file beside it"):
+        load_task_data(get_profile("demo-data"), "LaMP_2", str(tmp_path / "to"))
+    write_import(again, tmp_path / "to")
+    users = load_users(*find_split(tmp_path / "to", "LaMP_2", "dev"), "LaMP_2")
+    assert users == again.curated.users
+
+
+@pytest.mark.parametrize("place", ["LaMP_2/dev", "LaMP_2/new/dev", "LaMP-2", "LaMP_2_own"])
+def test_files_that_no_import_wrote_are_never_replaced_nor_shadowed(
+    place: str, tmp_path: Path
+) -> None:
+    report = read_table(write_table(tmp_path / "t.csv", clean()), "LaMP_2")
+    folder = tmp_path / "to" / place
+    folder.mkdir(parents=True)
+    write_questions(folder / "train_questions.json", [raw_sample("LaMP_2", "1")])
+    with pytest.raises(UserError, match=f"already holds {place}.*give another folder"):
+        write_import(report, tmp_path / "to")
+    assert len([path for path in (tmp_path / "to").rglob("*") if path.is_file()]) == 1
+
+
+def test_nothing_is_left_behind_when_writing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = read_table(write_table(tmp_path / "t.csv", clean()), "LaMP_2")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("chameleon_lib.data.importing.write_lamp", full)
+    with pytest.raises(UserError, match="cannot be written \\(No space left"):
+        write_import(report, tmp_path / "to")
+    assert not [path for path in (tmp_path / "to").rglob("*") if path.is_file()]
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["LaMP_2"]
+
+
+def test_the_written_names_are_read_back_only_where_they_were_asked_for(tmp_path: Path) -> None:
+    questions, _ = write_lamp([user("ann")], tmp_path, "dev")
+    assert "user_id" not in questions.read_text(encoding="utf-8")
+
+
+def call(*words: str) -> int:
+    return cli.main(["data", *words])
+
+
+def test_the_command_writes_the_files_and_prints_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"who": r["user"], "said": r["text"], "stars": "5"} for r in clean()]
+    table = write_table(tmp_path / "t.csv", rows, ";")
+    options = "--user who --text said --label stars --delimiter ; --queries 2 --min-items 2"
+    words = [str(table), "--task", "LaMP-3", "--to", str(tmp_path), *options.split()]
+    assert call("import", *words) == 0
+    out = capsys.readouterr().out
+    assert "kept 6 history items and 4 queries of 2 users" in out
+    assert f"next: ./run_all.sh --only 01 --data {tmp_path}" in out
+    assert (tmp_path / "LaMP_3" / "dev_outputs.json").is_file()
+
+
+MISUSE = {
+    "no subcommand of that name": (["frobnicate"], "No such command 'frobnicate'"),
+    "no table": (["import", "--task", "LaMP_2", "--to", "x"], "Missing "),
+    "no task": (["import", "t.csv", "--to", "x"], "Missing "),
+    "no folder": (["import", "t.csv", "--task", "LaMP_2"], "Missing "),
+    "task": (["import", "t.csv", "--task", "LaMP_9", "--to", "x"], "Unknown task 'LaMP_9'"),
+    "no table task": (["import", "t.csv", "--task", "LaMP_1", "--to", "x"], "LaMP_1 asks about"),
+    "file": (["import", "gone.csv", "--task", "LaMP_2", "--to", "x"], "gone.csv cannot be read"),
+    "count": (
+        ["import", "t.csv", "--task", "LaMP_2", "--to", "x", "--queries", "0"],
+        "Invalid value for '--queries'",
+    ),
+    "items": (
+        ["import", "t.csv", "--task", "LaMP_2", "--to", "x", "--min-items", "-1"],
+        "Invalid value for '--min-items'",
+    ),
+    "time column": (
+        ["import", "t.csv", "--task", "LaMP_2", "--to", "x", "--time", "when"],
+        "t.csv has no column 'when'",
+    ),
+    "other task": (
+        ["import", "t.csv", "--task", "LaMP_3", "--to", "x"],
+        "t.csv leaves no user for LaMP_3: of 10 rows, 10 rows: the score is no whole number",
+    ),
+    "to is a file": (["import", "t.csv", "--task", "LaMP_2", "--to", "t.csv"], "t.csv/LaMP_2 can"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSE)
+def test_misuse_ends_in_one_sentence_exit_code_2_and_no_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, start = MISUSE[name]
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "t.csv", clean())
+    assert call(*words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1
+    assert captured.err.startswith(start)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_a_time_format_needs_a_column_of_times(tmp_path: Path) -> None:
+    rows = [{k: v for k, v in r.items() if k != "time"} for r in clean()]
+    table = write_table(tmp_path / "t.csv", rows)
+    with pytest.raises(UserError, match="no column of times"):
+        read_table(table, "LaMP_2", ImportOptions(Columns(), time_format="%Y"))
+
+
+def test_data_alone_shows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call() == 2 and call("--help") == 0
+    assert "  import " in capsys.readouterr().out

@@ -1,0 +1,173 @@
+"""Reading LaMP files: any chunk, any damage, one sentence each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chameleon_lib.core.task import official_input
+from chameleon_lib.data.samples import (
+    iter_json_records,
+    read_golds,
+    stream_samples,
+)
+from chameleon_lib.errors import UserError
+from tests.data.helpers import (
+    SHARED_DATA,
+    needs_shared_data,
+    raw_item,
+    raw_sample,
+    write_outputs,
+    write_questions,
+)
+
+RECORDS = [
+    {"id": "1", "text": 'quote " and ] and { and \\ \u00e9 \u4f60 \U0001f600'},
+    {"id": "1b", "n": [1, {"x": None}]},
+    {"id": "2", "flag": True, "empty": {}},
+    {},
+    {"id": "4", "long": "abc " * 50},
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 100_000])
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_the_reader_equals_json_load_for_every_chunk_size(
+    tmp_path: Path, chunk: int, ascii_only: bool, indent: int | None
+) -> None:
+    path = tmp_path / "a.json"
+    text = json.dumps(RECORDS, ensure_ascii=ascii_only, indent=indent)
+    path.write_text(f"\n {text} \n", encoding="utf-8")
+    assert list(iter_json_records(path, chunk=chunk)) == RECORDS
+
+
+def test_an_empty_list_holds_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(" [ ] ", encoding="utf-8")
+    assert list(iter_json_records(path)) == []
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 100_000])
+def test_a_file_cut_at_any_character_raises_one_sentence(tmp_path: Path, chunk: int) -> None:
+    path = tmp_path / "a.json"
+    text = json.dumps([{"id": "1", "a": [1, True]}, {"id": "2", "b": "\u00e9\u00e9"}])
+    for end in range(1, len(text)):
+        path.write_text(text[:end], encoding="utf-8")
+        with pytest.raises(UserError, match="cut off") as caught:
+            list(iter_json_records(path, chunk=chunk))
+        assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_and_a_binary_file_raise(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        list(iter_json_records(tmp_path / "absent.json"))
+    binary = tmp_path / "b.json"
+    binary.write_bytes(b'[{"id": "\xff\xfe"}]')
+    with pytest.raises(UserError, match="not UTF-8"):
+        list(iter_json_records(binary))
+
+
+def test_records_before_the_damage_are_still_yielded(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"id": "1"}, {"id": "2"', encoding="utf-8")
+    reader = iter_json_records(path)
+    assert next(reader) == {"id": "1"}
+    with pytest.raises(UserError, match="cut off inside record number 1"):
+        next(reader)
+
+
+def read(tmp_path: Path, task: str, records: list[dict[str, Any]]) -> list[Any]:
+    return list(stream_samples(write_questions(tmp_path / "dev_questions.json", records), task))
+
+
+@pytest.mark.parametrize("task", ["LaMP_2", "LaMP_3", "LaMP_7"])
+def test_a_valid_record_becomes_a_sample(tmp_path: Path, task: str) -> None:
+    query = "so: description: review: a: query"
+    [sample] = read(tmp_path, task, [raw_sample(task, "11", f"  {query}\n")])
+    assert sample.query.id == "11"
+    assert sample.query.text == query  # only the first marker counts; the rest is the query
+    assert sample.query.gold is None
+    assert [item.id for item in sample.profile] == ["110", "111"]
+    assert sample.profile[0].text == "text 0 of 11"
+    assert sample.profile[0].label == {"LaMP_2": "comedy", "LaMP_3": "4", "LaMP_7": None}[task]
+    assert not sample.repaired
+
+
+def broken(task: str, **change: Any) -> dict[str, Any]:
+    record = raw_sample(task, "77")
+    for key, value in change.items():
+        if value is None:
+            del record[key]
+        else:
+            record[key] = value
+    return record
+
+
+# The other ways to break a record are tried through the command, in tests/kit/bad_inputs.py.
+@pytest.mark.parametrize(
+    ("task", "record", "message"),
+    [
+        ("LaMP_2", broken("LaMP_2", profile=[{"id": "0", "tag": "comedy"}]), "no 'description'"),
+        (
+            "LaMP_2",
+            broken("LaMP_2", input=official_input("LaMP_2", "x").replace("description:", "")),
+            "no 'description:' in its input",
+        ),
+        ("LaMP_2", broken("LaMP_2", input="Tell me"), "not start with the LaMP_2 instruction"),
+        ("LaMP_3", broken("LaMP_3", profile=[raw_item("LaMP_3", "0", "t", "4.5")]), "score '4.5'"),
+        ("LaMP_7", raw_sample("LaMP_3", "77"), "not start with the LaMP_7 instruction"),
+        ("LaMP_7", broken("LaMP_7", input="x a tweet"), "not start with the LaMP_7 instruction"),
+    ],
+)
+def test_a_broken_record_raises_one_sentence_naming_file_record_and_fix(
+    tmp_path: Path, task: str, record: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read(tmp_path, task, [record])
+    sentence = str(caught.value)
+    assert sentence.count("dev_questions.json") == 1 and "\n" not in sentence
+    assert "record" in sentence and sentence.endswith(".")
+
+
+def test_the_lost_movie_instruction_is_restored_and_flagged(tmp_path: Path) -> None:
+    record = broken("LaMP_2", input="x A quiet film about description: nothing.")
+    [sample] = read(tmp_path, "LaMP_2", [record])
+    assert sample.repaired
+    assert sample.query.text == "A quiet film about description: nothing."
+    assert sample.query.input == official_input("LaMP_2", sample.query.text)
+
+
+def test_a_second_lost_instruction_is_damage_and_raises(tmp_path: Path) -> None:
+    first, second = broken("LaMP_2", input="x one"), broken("LaMP_2", input="x two")
+    second["id"] = "78"
+    with pytest.raises(UserError, match="records '77' and '78'"):
+        read(tmp_path, "LaMP_2", [first, second])
+
+
+def test_golds_are_read_by_id_and_both_task_spellings_are_accepted(tmp_path: Path) -> None:
+    path = write_outputs(tmp_path / "dev_outputs.json", "LaMP-3", {"b": "5", "a": "1"})
+    assert read_golds(path, "LaMP_3") == {"b": "5", "a": "1"}
+
+
+def test_a_missing_outputs_file_raises(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_golds(tmp_path / "absent.json", "LaMP_3")
+
+
+@needs_shared_data
+def test_the_real_malformed_question_is_repaired() -> None:
+    path = SHARED_DATA / "lamp" / "LaMP_2" / "fixture_dev_110_partial_questions.json"
+    [sample] = stream_samples(path, "LaMP_2")
+    assert sample.repaired and sample.query.id == "110" and len(sample.profile) == 5
+    assert sample.query.input == official_input("LaMP_2", sample.query.text)
+
+
+@needs_shared_data
+def test_the_real_old_news_file_is_rejected() -> None:
+    path = SHARED_DATA / "lamp" / "LaMP_2_old_news" / "fixture_dev_110_114_questions.json"
+    with pytest.raises(UserError, match="old news task"):
+        list(stream_samples(path, "LaMP_2"))

@@ -1,0 +1,234 @@
+"""What a plan says: the counted demo run itself, and how it grows with another size."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chameleon_lib import demo
+from chameleon_lib.backbones.load import load_backbone
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit import counting, paths
+from chameleon_lib.kit.cost import (
+    COUNTS,
+    LENGTHS,
+    SPEEDS,
+    STAGES,
+    Scope,
+    Speed,
+    costs,
+    memory,
+    size,
+    store_bytes,
+    text,
+)
+from chameleon_lib.kit.flops import Tokens, Work
+from chameleon_lib.kit.models import MODELS, data_files, device_bytes
+from chameleon_lib.kit.notebooks import discover
+from chameleon_lib.kit.profiles import PROFILES, PUBLIC
+from chameleon_lib.kit.store import ArtifactStore
+
+NOTEBOOKS = discover(paths.notebooks_dir())
+ALL = [notebook.number for notebook in NOTEBOOKS]
+DESIGNS = {notebook.number: notebook.facts.get("cost", {}) for notebook in NOTEBOOKS}
+MISTRAL = MODELS["mistralai/Mistral-7B-Instruct-v0.3"]
+
+
+def scope_of(name: str, **changes: int) -> Scope:
+    return Scope(PROFILES[name], designs=DESIGNS, **changes)  # type: ignore[arg-type]
+
+
+def total(scope: Scope, notebooks: list[str], stored: tuple[str, ...] = ()) -> float:
+    return sum(cost.flops for cost in costs(scope, notebooks, stored))
+
+
+def test_a_forward_is_counted_by_what_it_reads_scores_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(counting.VARIABLE, str(tmp_path / "03"))
+    monkeypatch.setattr(counting, "_seen", set())
+    store = ArtifactStore(tmp_path / "units")
+    for family in ("decoder", "encdec"):
+        name = f"demo:{family}:0"
+        backbone = load_backbone(demo.checkpoint(family, 0), name=name, dtype="float32")
+        counting.watch(name, backbone.model)
+        prompts = ["A clown saves a wasteland in Quito"] * 2
+        length = len(backbone.codec.prompts(prompts)[0])
+        answers = backbone.codec.answers(["comedy", "sci-fi"])
+
+        def work(backbone: Any = backbone, prompts: Any = prompts) -> list[str]:
+            with torch.no_grad():
+                read = backbone.prepare(prompts)
+                said: list[str] = backbone.generate_prepared(read, max_new_tokens=3)
+            backbone.score(read, ["comedy", "sci-fi"])
+            return said
+
+        inputs = {"task": "LaMP_2", "backbone": name}
+        store.get_or_compute("answers", inputs, work)
+        store.get_or_compute("answers", inputs, work)  # a second use is no second work
+        with pytest.raises(ZeroDivisionError), counting.computing("failed", ["x"]):
+            raise ZeroDivisionError
+    counting.write_counts(tmp_path, tmp_path / "counts.tsv")
+    rows = list(csv.DictReader((tmp_path / "counts.tsv").open(), delimiter="\t"))
+    assert [(r["notebooks"], r["backbone"], r["task"], r["stage"], r["units"]) for r in rows] == [
+        ("03", f"demo:{family}:0", "LaMP_2", "answers", "1") for family in ("decoder", "encdec")
+    ]
+    for row, start in zip(rows, (-1, 0), strict=True):  # a decoder's last token opens the answer
+        assert int(row["read"]) == 2 * (length + start)
+        assert int(row["learned_scored"]) == int(row["scored"]) == 2 * (1 + max(map(len, answers)))
+        assert 2 <= int(row["written"]) <= 2 * 3 and row["learned_read"] == "0"
+
+
+def test_a_run_that_found_units_in_its_store_is_no_count(tmp_path: Path) -> None:
+    event = {"stage": "pairs", "used": ["abc"], "task": "LaMP_2"}
+    (tmp_path / "01-7").write_text(json.dumps(event) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="1 units were in the store before"):
+        counting.write_counts(tmp_path, tmp_path / "counts.tsv")
+
+
+def test_the_demo_costs_what_was_counted() -> None:
+    with COUNTS.open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    found = costs(scope_of("demo"), ALL)
+    for name in PROFILES["demo"].backbones:
+        mine = [row for row in rows if row["backbone"] == name]
+        for field in ("read", "scored", "written"):
+            counted = sum(int(row[field]) for row in mine)
+            scaled = sum(getattr(cost, field) for cost in found if cost.model.id == name)
+            assert scaled == pytest.approx(counted, rel=1e-6), (name, field)
+    hours = sum(map(SPEEDS["demo"].hours, found))
+    assert 0.2 < hours < 1.0  # of one core: a cold run takes a quarter of an hour on two
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_profile_has_all_stages_of_all_backbones(name: str) -> None:
+    scope = scope_of(name)
+    found = costs(scope, ALL)
+    for backbone in scope.profile.studied:
+        stages = {cost.stage for cost in found if cost.model.id == backbone}
+        assert stages >= {*STAGES.values()}
+    shown = text(scope, ALL)
+    for word in (*STAGES.values(), *scope.profile.backbones, SPEEDS[name].device, "Disk:"):
+        assert word in shown
+    assert len(shown.splitlines()) < 60 and all(len(line) < 170 for line in shown.splitlines())
+
+
+def test_notebooks_share_what_is_stored_and_a_stored_notebook_costs_nothing_again() -> None:
+    scope = scope_of("paper")
+    one, two, both = (total(scope, numbers) for numbers in (["01"], ["02"], ["01", "02"]))
+    assert max(one, two) < both < one + two
+    assert total(scope, ["02"], ("01",)) == pytest.approx(both - one)
+    assert costs(scope, ["01"], ["01"]) == [] and costs(scope, ["99"]) == []
+
+
+def test_users_and_groups_scale_the_counts() -> None:
+    full, few = scope_of("paper"), scope_of("paper", users=100, draws=1)
+
+    def units(scope: Scope, stage: str) -> float:
+        return sum(cost.units for cost in costs(scope, ["01"]) if cost.stage == stage)
+
+    assert units(few, "insights") == pytest.approx(units(full, "insights") / 10)
+    assert units(few, "pairs") == pytest.approx(units(full, "pairs") / 10)
+    assert units(few, "answers") == pytest.approx(units(full, "answers") / 5)
+    assert units(few, "DPO") == pytest.approx(units(full, "DPO") / 5)
+    # Both models of a family do the work of that family's model of the demo.
+    two = replace(PROFILES["laptop"], backbones=("Qwen/Qwen2.5-0.5B-Instruct", MISTRAL.id))
+    found = {cost.model.id for cost in costs(replace(full, profile=two), ["01"])}
+    assert found == set(two.backbones)
+
+
+def test_prompts_that_do_not_fit_are_read_at_every_use() -> None:
+    scope = scope_of("paper")
+    assert 0 < scope.kept(MISTRAL, 1000, LENGTHS[False]["LaMP_3"].prompt) < 0.02
+    roomy = replace(scope, profile=replace(scope.profile, prefix_gib=1e6))
+    for stage in ("answers", "fit"):
+        much, little = (
+            sum(cost.read for cost in costs(one, ["01"]) if cost.stage == stage)
+            for one in (scope, roomy)
+        )
+        assert much > 5 * little
+    assert scope_of("demo").kept(MODELS["demo:decoder:0"], 150, 136) == 1
+
+
+def test_the_formula_is_two_forward_and_six_for_a_model_trained_whole() -> None:
+    n = MISTRAL.weights
+    assert Work(Tokens(10, 5)).flops(n) == 2 * n.read * 15
+    whole = Work(Tokens(10, 5), Tokens(10, 5), n.total).flops(n)
+    assert whole == pytest.approx(6 * n.read * 15)
+
+
+def test_device_memory_follows_the_formula() -> None:
+    paper = PROFILES["paper"]
+    found = memory(scope_of("paper"), MISTRAL)
+    weights, kept = 2 * MISTRAL.weights.total, 4 << 30
+    asked = 32_768 * 2 * (MISTRAL.state + 2 * MISTRAL.inner + 4 * MISTRAL.width)
+    assert found["asking"] == weights + kept + asked
+    assert found["rivals"] == 2 * (weights + kept) + asked
+    layers, one = 32 * 8192 * 2 * 4096, 8192 * 112 * 4096
+    logits = 8192 * 32_768 * 10
+    assert found["ALOE"] == weights + 18 * MISTRAL.adapter + kept + logits + layers + one
+    whole = replace(paper, aloe_params="full", checkpointing=False, micro_batch=0)
+    more = device_bytes(whole, MISTRAL, 2378, 1000)
+    # Values, gradients and two moments in float32 and a copy in 16 bits, beside the backbone.
+    trained = (4 + 4 + 8 + 2) * MISTRAL.weights.total
+    assert more["ALOE"] == weights + trained + kept + logits + 32 * 8192 * 57 * 4096 > 80e9
+    trainings = 3 * 5 * sum(2 * 4 * MODELS[b].adapter for b in paper.studied)
+    work = costs(scope_of("paper"), ["01"])
+    assert store_bytes(scope_of("paper"), work)["trainings"] == pytest.approx(trainings)
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-4bit"])
+def test_the_papers_run_fits_one_card_of_80_gb(name: str) -> None:
+    for model in scope_of(name).models(studied=True):
+        for kind, needed in memory(scope_of(name), model).items():
+            assert needed < 80e9, f"{model.id} {kind}"
+            if name != "paper":
+                assert needed < memory(scope_of("paper"), model)[kind]
+
+
+def test_an_unknown_model_is_named_and_nothing_is_made_up_for_it() -> None:
+    scope = Scope(replace(PROFILES["laptop"], backbones=("me/mine", "google/flan-t5-base")))
+    shown = text(scope, ["01"])
+    assert "  me/mine: size unknown" in shown
+    assert "Size unknown, not counted: me/mine." in shown
+
+
+def test_models_in_the_cache_are_said_to_be_there_and_take_no_more_disk() -> None:
+    scope = scope_of("laptop")
+    assert "in the cache" not in text(scope, ["01"])
+    shown = text(scope, ["01"], present=lambda _: True)
+    assert "google/flan-t5-base: 990 MB, in the cache already" in shown
+    assert "models" not in shown.partition("Disk:")[2].partition("(")[2].split(";")[0]
+
+
+def test_sizes_of_data_files_say_whether_they_were_seen() -> None:
+    files = {file.path: file for file in data_files("LaMP_2")}
+    assert files["LaMP_2/new/dev/dev_questions.json"].size == 9_493_217
+    assert not files["LaMP_2/new/train/train_questions.json"].seen
+
+
+@pytest.mark.parametrize("words", ["", "fast", "0", "-3", "nan", "inf", "1,2,3", "5,0"])
+def test_a_wrong_throughput_is_refused(words: str) -> None:
+    with pytest.raises(UserError, match="--tflops takes TFLOP/s"):
+        Speed.parse(words)
+
+
+def test_a_throughput_changes_hours_alone() -> None:
+    scope = scope_of("paper")
+    assert Speed.parse("200") == Speed("your device", 2e14, 2e13)
+    assert Speed.parse("200,50") == Speed("your device", 2e14, 5e13)
+    slow, fast = (text(scope, ["01"], speed=Speed.parse(rate)) for rate in ("100", "1000"))
+    assert slow.splitlines()[2].split()[:6] == fast.splitlines()[2].split()[:6]
+    assert slow.splitlines()[2].split()[-1] != fast.splitlines()[2].split()[-1]
+
+
+def test_sizes_are_readable() -> None:
+    assert [size(n) for n in (12, 4096, 2.5e6, 1.45e10, 3e12)] == [
+        "12 B", "4.1 kB", "2.5 MB", "14.5 GB", "3 TB",
+    ]  # fmt: skip

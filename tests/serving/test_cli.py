@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chameleon_lib.cli import main
+from chameleon_lib.kit.store import ArtifactStore
+from chameleon_lib.serving.store import ProfileStore
+from tests.serving.small import USERS, profile
+
+ALICE = USERS[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    store = ProfileStore(tmp_path / "profiles")
+    store.save(ALICE, profile())
+    store.save("movies", profile(1, USERS))
+    units = ArtifactStore(tmp_path / "cache" / "units")
+    units.get_or_compute("old", 1, lambda: 1)
+    units.get_or_compute("insights", ALICE, lambda: "Likes the long way home.", about=[ALICE])
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "table.csv").write_text("insight\nLikes the long way home.\n")
+    (tmp_path / "outputs" / "history.csv").write_text("text\nThe stairs were steep and old.\n")
+    (tmp_path / "texts.txt").write_text("\nThe stairs were steep and old.\n")
+    return tmp_path
+
+
+def run(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Standard output of a command that went well."""
+    assert main(["profiles", *words, "--store", str(folder / "profiles")]) == 0
+    return capsys.readouterr().out
+
+
+def test_list_and_show_say_what_is_there_without_naming_a_user(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = run(folder, capsys, "list")
+    assert "one user, LaMP_3, small-mistral-0" in said and "2 profiles" in said
+    assert "group 'movies' of 3" in said and ALICE not in said
+    said = run(folder, capsys, "show", ALICE)
+    assert '"layers": [' in said and '"ccs_tries": 2' in said
+
+
+def test_forget_says_what_is_gone_and_what_is_left_to_do(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--cache", str(folder / "cache"), "--outputs", str(folder / "outputs"),
+               "--texts", str(folder / "texts.txt")]  # fmt: skip
+    said = run(folder, capsys, "forget", ALICE, *options)
+    assert "Removed 1 profiles; copies" in said and "Removed 1 cached records (insights 1)." in said
+    assert "Removed 2 files that showed the user" in said
+    assert "Removed 1 cached records without a note of whose they are." in said
+    assert "Fit these groups again without the user: movies." in said
+    assert "table.csv" in said and "history.csv" in said and "data files" in said
+    assert not list((folder / "outputs").iterdir())
+    said = run(folder, capsys, "forget", ALICE, *options)
+    assert "Nothing of this user was found." in said
+    assert "wait for a new fit since earlier: movies." in said
+    assert "1 forgotten, fit it again" in run(folder, capsys, "list")
+
+
+def test_forget_fails_where_it_cannot_be_complete(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ProfileStore(folder / "profiles").files.path_of("movies")
+    path.write_text("{")
+    assert main(["profiles", "forget", ALICE, "--store", str(folder / "profiles")]) == 1
+    assert f"{path} is damaged and may be the user's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["list"], "Missing option '--store'"),
+        (["burn", "--store", "{}"], "No such command 'burn'"),
+        (["list", "--store", "{}/nowhere"], "There is no profile store {}/nowhere"),
+        (["show", "nobody", "--store", "{}/profiles"], "There is no profile of 'nobody' in"),
+        (
+            ["forget", ALICE, "--store", "{}/profiles", "--texts", "{}/none.txt"],
+            "{}/none.txt cannot be read",
+        ),
+        (["forget", ALICE, "--store", "{}/profiles", "--cache", "{}/none"], "There is no folder"),
+    ],
+)
+def test_bad_words_are_refused_in_one_sentence(
+    words: list[str], start: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profiles", *(word.format(folder) for word in words)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(start.format(folder)) and said.count("\n") == 1

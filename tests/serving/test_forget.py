@@ -1,0 +1,377 @@
+"""A whole run of some users leaves traces everywhere; forgetting one must leave none of theirs."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from chameleon_lib.core.chameleon import EditProfile
+from chameleon_lib.core.fitting import PlainPrompts, contrasts_from_pairs
+from chameleon_lib.core.history import item_texts
+from chameleon_lib.core.pairs import PreparedUser
+from chameleon_lib.data.importing import ImportOptions
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.store import ArtifactStore
+from chameleon_lib.sections.answering import Exam
+from chameleon_lib.sections.data import load_task_data, without_gold
+from chameleon_lib.sections.fits import stored_directions, stored_fit
+from chameleon_lib.sections.own_users import imported
+from chameleon_lib.sections.s03_ladder import single_users
+from chameleon_lib.sections.study import Study
+from chameleon_lib.serving.forget import Forgotten, Traces
+from chameleon_lib.serving.store import ProfileStore
+from tests.sections.small import SETTINGS, reference_of, small_profile, use_small_models
+from tests.serving.small import profile
+
+
+@dataclass(frozen=True)
+class Left:
+    """A cache, a profile store and outputs after a run; ``user`` is the one to forget.
+
+    Attributes:
+        bytes_of: User id → bytes that only this user's data gives: texts, embeddings, activations,
+            directions.
+    """
+
+    root: Path
+    users: list[PreparedUser]
+    bytes_of: dict[str, list[bytes]]
+
+    @property
+    def user(self) -> str:
+        return self.users[1].user.id
+
+    @property
+    def store(self) -> ProfileStore:
+        return ProfileStore(self.root / "profiles")
+
+    def forget(self, user: str = "", **changes: object) -> Forgotten:
+        history = next(u for u in self.users if u.user.id == (user or self.user)).user
+        folders = {"cache": self.root / "cache", "outputs": self.root / "outputs"}
+        options = {**folders, "texts": texts_of(history.history, history.queries), **changes}
+        return self.store.forget(user or self.user, **options)  # type: ignore[arg-type]
+
+    def found(self, user: str) -> list[Path]:
+        """Files that hold bytes of a user: the independent search."""
+        files = [path for path in self.root.rglob("*") if path.is_file()]
+        needles = self.bytes_of[user]
+        return [p for p in files if any(needle in p.read_bytes() for needle in needles)]
+
+
+def texts_of(*parts: tuple) -> tuple[str, ...]:  # type: ignore[type-arg]
+    return tuple(entry.text for part in parts for entry in part)
+
+
+def raw(tensor: torch.Tensor) -> list[bytes]:
+    """The bytes of every row."""
+    rows = tensor.reshape(-1, tensor.shape[-1]).numpy()
+    return [np.ascontiguousarray(row).tobytes() for row in rows]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
+    root = tmp_path_factory.mktemp("traces")
+    settings = SETTINGS.with_(pairs_k_min=1)
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_models(patch)
+        run = small_profile(n_train=5, n_test=2)
+        store = ArtifactStore(root / "cache" / "units")
+        study = Study(run, "demo:decoder:0", "LaMP_3", settings, store)
+        users, _ = study.prepare(without_gold(load_task_data(run, "LaMP_3").train))
+        pairs = [replace(p, answer_p="5", answer_n="4") for p in study.pairs(users)]
+        own = single_users(study, pairs, 0)
+        embed = {
+            u.user.id: study.embedder.encode(item_texts("LaMP_3", u.user.history, settings))
+            for u in users
+        }
+        bytes_of: dict[str, list[bytes]] = {}
+        for user in users:
+            h = study.activations([p for p in pairs if p.user_id == user.user.id])
+            single = own[user.user.id].directions
+            bytes_of[user.user.id] = [
+                *(text.encode() for text in texts_of(user.user.history, user.user.queries)),
+                *(json.dumps(text)[1:-1].encode() for text in (user.insight_p, user.insight_n)),
+                *raw(torch.stack(h)), *raw(single.theta_p), *raw(single.theta_n),
+                *(row.tobytes() for row in embed[user.user.id]),
+            ]  # fmt: skip
+        # Two groups share a user; the group of the others must survive what befalls the first.
+        for seed, group in enumerate((users[:3], users[2:])):
+            members = [p for p in pairs if p.user_id in {u.user.id for u in group}]
+            fresh = Study(run, "demo:decoder:0", "LaMP_3", settings, ArtifactStore(store.root))
+            group_h = fresh.activations(members)
+            stored_directions(fresh, "paper", *group_h, seed)
+            contrasts = contrasts_from_pairs("LaMP_3", members, [], settings)
+            prompts = PlainPrompts(fresh.backbone, [c.prompt for c in contrasts])
+            stored_fit(fresh, contrasts, prompts, seed, "fitted")
+            exam = Exam(fresh, group, reference_of(group))
+            exam.answer({"plain": ("instruct", None), "insight": ("insight", None)})
+        save_profiles(ProfileStore(root / "profiles"), users, {u: s.edit for u, s in own.items()})
+        write_outputs(root / "outputs", users)
+        (root / "cache" / "work").mkdir()
+        (root / "cache" / "work" / "half.ipynb").write_text(
+            json.dumps({"text": [f"query: {users[1].user.queries[0].text} ..."]})
+        )
+        yield Left(root, users, bytes_of)
+
+
+def save_profiles(store: ProfileStore, users: list[PreparedUser], edits: dict) -> None:  # type: ignore[type-arg]
+    """One profile each, one of them also under another key, and two groups."""
+    ids = [user.user.id for user in users]
+
+    def own(user: str) -> EditProfile:
+        return replace(profile(users=(user,)), edit=edits[user], directions=None)
+
+    for user in ids:
+        store.save(user, own(user))
+    store.save("an alias", own(ids[1]))
+    store.save("first", profile(11, tuple(ids[:3])))
+    store.save("second", profile(12, tuple(ids[2:])))
+
+
+def write_outputs(folder: Path, users: list[PreparedUser]) -> None:
+    """Tables and notebooks as runs write them: whole, cut, escaped."""
+    for user in users:
+        text = user.user.history[0].text
+        name = f"user-{user.user.id}"
+        folder.mkdir(exist_ok=True)
+        pd.DataFrame({"text": [f'{text} "quoted"']}).to_csv(folder / f"{name}.csv")
+        (folder / f"{name}.html").write_text(f"<td>{html.escape(text)}</td>")
+        (folder / f"{name}.ipynb").write_text(json.dumps({"data": [f"<b>{text}</b>"]}))
+    (folder / "summary.csv").write_text("method,accuracy\nchameleon,0.5\n")
+
+
+@pytest.fixture
+def traces(made: Left, tmp_path: Path) -> Left:
+    """A copy that a test may spoil."""
+    shutil.copytree(made.root, tmp_path / "traces")
+    return replace(made, root=tmp_path / "traces")
+
+
+def test_the_search_of_the_test_finds_every_kind_of_trace(made: Left) -> None:
+    for user in made.users:
+        found = made.found(user.user.id)
+        kinds = {path.relative_to(made.root / "cache" / "units").parts[0]
+                 for path in found if "units" in path.parts}  # fmt: skip
+        assert kinds >= {"embed", "insights", "activations", "single_users"}
+        assert any(path.suffix == ".safetensors" for path in found)
+        assert len([path for path in found if path.parent.name == "outputs"]) == 3
+
+
+def test_nothing_of_a_forgotten_user_is_left_and_the_groups_are_named(traces: Left) -> None:
+    done = traces.forget()
+    assert traces.found(traces.user) == []
+    assert len(set(done.profiles)) == 2 and done.groups == ["first"] and done.waiting == []
+    assert not done.unclaimed and not done.unreadable
+    personal = {"select": 1, "embed": 1, "insights": 1, "pairs": 1, "activations": 1,
+                "single_users": 1}  # fmt: skip
+    group = {"directions": 1, "fit": 1, "answers": 2}
+    assert done.units == dict(sorted({**personal, **group}.items()))
+    names = {path.name for path in done.files}
+    assert names == {f"user-{traces.user}{end}" for end in (".csv", ".html", ".ipynb")} | {
+        "half.ipynb"
+    }
+
+
+def test_what_belongs_to_others_stays(traces: Left) -> None:
+    before = {user.user.id: traces.found(user.user.id) for user in traces.users}
+    traces.forget()
+    for user in traces.users:
+        if user.user.id != traces.user:
+            assert traces.found(user.user.id) == before[user.user.id]
+    kept = {info.group for info in traces.store.list()}
+    assert kept == {"", "first", "second"} and (traces.root / "outputs/summary.csv").exists()
+    directions = list((traces.root / "cache/units/directions").rglob("*.unit"))
+    assert len(directions) == 1  # the other group's
+
+
+def test_a_group_says_that_it_waits_for_a_new_fit_until_it_got_one(
+    traces: Left, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tests.serving.small import backbone
+
+    traces.forget()
+    (info,) = [info for info in traces.store.list() if info.group == "first"]
+    assert (info.forgotten, info.n_users) == (1, 2)
+    traces.store.load("first", backbone())
+    assert "holds 1 forgotten users; fit it again" in caplog.text
+    again = traces.forget()
+    assert again.nothing and again.waiting == ["first"]
+    others = tuple(user.user.id for user in (traces.users[0], traces.users[2]))
+    traces.store.save("first", profile(13, others))
+    assert traces.forget().waiting == []
+
+
+def test_a_group_goes_with_its_last_member(traces: Left) -> None:
+    for user in traces.users[:3]:
+        last = traces.forget(user.user.id)
+    assert "first" not in {info.group for info in traces.store.list()}
+    assert last.groups == ["second"]  # of which the third user was a member, too
+
+
+def test_directions_that_killed_writers_left_go_too(traces: Left) -> None:
+    left = traces.bytes_of[traces.user][-1]
+    folder = traces.store.files.folders()[0]
+    (folder / f"{'a' * 32}.safetensors.partial-1-2").write_bytes(left)
+    traces.forget()
+    assert traces.found(traces.user) == []
+
+
+@pytest.mark.parametrize("at", [0, 2, 6, 13, 15])
+def test_a_call_that_was_killed_is_finished_by_the_next(
+    at: int, traces: Left, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, left = Path.unlink, [at]
+
+    def dying(path: Path, missing_ok: bool = False) -> None:
+        if ".partial-" not in path.name:
+            left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", dying)
+    with pytest.raises(KeyboardInterrupt):
+        traces.forget()
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert traces.found(traces.user)
+    done = traces.forget()
+    assert traces.found(traces.user) == [] and [*done.groups, *done.waiting] == ["first"]
+
+
+def test_a_damaged_profile_is_named_and_left(traces: Left) -> None:
+    path = traces.store.files.path_of("second")
+    path.write_bytes(path.read_bytes()[:200])
+    done = traces.forget()
+    assert done.unreadable == [path] and path.exists() and len(done.profiles) == 2
+
+
+def test_an_unknown_user_changes_nothing_but_what_is_nobodys(traces: Left) -> None:
+    before = {path for path in traces.root.rglob("*") if path.is_file()}
+    done = traces.store.forget(
+        "nobody", cache=traces.root / "cache", outputs=traces.root / "outputs"
+    )
+    assert done.nothing and {path for path in traces.root.rglob("*") if path.is_file()} == before
+
+
+def test_folders_that_are_not_there_are_refused_before_anything_is_removed(
+    traces: Left,
+) -> None:
+    for name in ("cache", "outputs"):
+        with pytest.raises(UserError, match=f"no folder .*give the {name}"):
+            traces.forget(**{name: traces.root / "nowhere"})
+    with pytest.raises(UserError, match="is no cache of runs; give the folder .chameleon"):
+        traces.forget(cache=traces.root / "outputs")  # whose packed tables would go with it
+    with pytest.raises(UserError, match="Name the user"):
+        traces.store.forget("")
+    assert len(traces.found(traces.user)) > 8
+
+
+TEXT = 'My café "bike" was fast & cheap <really>, and I rode it every day 🦎 until the rain came.'
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        TEXT,
+        json.dumps({"query": TEXT}),
+        json.dumps({"query": TEXT}, ensure_ascii=False),
+        f"<td>{html.escape(TEXT)}</td>",
+        f"<td>{html.escape(TEXT, quote=False)}</td>",
+        json.dumps([f"<td>{html.escape(TEXT)}</td>"]),
+        'x,"{}"'.format(TEXT.replace('"', '""')),
+        f"{TEXT[:50]}...",
+        f"...{TEXT[-48:]}",
+        f"{'x' * 1000}{TEXT[20:70]}{'y' * 999}",
+    ],
+)
+def test_a_text_is_found_whole_cut_and_escaped(shown: str, tmp_path: Path) -> None:
+    traces = Traces("", [TEXT])
+    for shift in range(30):
+        (tmp_path / "a").write_text(" " * shift + shown, encoding="utf-8")
+        assert traces.shown_in(tmp_path / "a")
+    (tmp_path / "a").write_text("My bike was cheap", encoding="utf-8")
+    assert not traces.shown_in(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("user", "text", "shown", "there"),
+    [
+        ("", "good morning all", "sci-fi,4,good morning all", True),
+        ("", "good morning you", "sci-fi,4,good morning all", False),
+        ("", "sci-fi", "sci-fi,4,good morning all", False),  # a label, which is nobody's
+        ("zoë@mail.invalid", "", '{"user_id": "zo\\u00eb@mail.invalid"}', True),
+        ("zoë@mail.invalid", "", "user,text\nzoë@mail.invalid,x", True),
+        ("ann", "", "| ann | 3 |", True),
+        ("ann", "", "annual planning", False),
+        ("30000012", "", "<td>30000012</td>", True),
+        ("12", "", "score,12\n", False),  # a number is no id unless it is quoted
+        ("12", "", 'user: str = \\"12\\"', True),
+    ],
+)
+def test_ids_and_short_texts_are_found_where_they_stand_alone(
+    user: str, text: str, shown: str, there: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_text(shown, encoding="utf-8")
+    assert Traces(user, [text]).shown_in(tmp_path / "a") is there
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("zoë@mail.invalid,1")
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "link").symlink_to(tmp_path / "own.csv")
+    done = ProfileStore(tmp_path / "p").forget("zoë@mail.invalid", outputs=tmp_path / "outputs")
+    assert done.nothing and (tmp_path / "own.csv").exists()
+
+
+PERSON = "zoë@mail.invalid"
+SAYING = "The shiny tent number 0 was quiet for my sister Klara in Görlitz"
+
+
+def test_a_person_of_an_imported_table_is_nowhere_in_the_tree_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copies of the table in the cache hold other people, too: they go as a whole."""
+    monkeypatch.setenv("CHAMELEON_CACHE", str(tmp_path / "cache"))
+    rows = [f"{who},{SAYING} {n},{n % 5 + 1},2023-01-{n + 1:02}"
+            for who in (PERSON, "ben@mail.invalid") for n in range(9)]  # fmt: skip
+    (tmp_path / "people.csv").write_text("\n".join(["user,text,label,time", *rows]))
+    _, folder = imported(tmp_path / "people.csv", "LaMP_3", ImportOptions())
+    kept = tmp_path / "cache" / "units" / "embed" / "ab"
+    kept.mkdir(parents=True)
+    (tmp_path / "people.csv").unlink()  # the reader's own file, which the reader cleans
+    for name, content in {
+        "cache/ledger.json": json.dumps({"08": {"user": PERSON}}),
+        "cache/work/08/half.ipynb": json.dumps({"text": [SAYING]}),
+        "outputs/own/notebooks/08.ipynb": json.dumps({"source": [f"user = {PERSON!r}"]}),
+        "outputs/own/html/08.html": f"<td>{html.escape(PERSON)}</td>",
+        "outputs/own/tables/t.csv": "method,accuracy\nchameleon,0.5\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / "cache" / "tables").mkdir()
+    pd.DataFrame({"text": [SAYING]}).to_parquet(tmp_path / "cache" / "tables" / "t.parquet")
+    store = ProfileStore(tmp_path / "profiles")
+    store.save(PERSON, profile(users=(PERSON,)))
+    store.save("friends", profile(1, (PERSON, "ben@mail.invalid")))
+    done = store.forget(PERSON, cache=tmp_path / "cache", outputs=tmp_path / "outputs",
+                        texts=(SAYING,))  # fmt: skip
+    assert done.groups == ["friends"] and len(done.profiles) == 1
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    needles = [
+        spelt.encode()
+        for text in (PERSON, SAYING, "Klara")
+        for spelt in (text, json.dumps(text)[1:-1], html.escape(text))
+    ]
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [p for p in left if any(needle in p.read_bytes() for needle in needles)]
+    assert not list(tmp_path.rglob("*.parquet"))
+    assert (tmp_path / "outputs/own/tables/t.csv").exists()
