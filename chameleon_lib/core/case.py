@@ -74,6 +74,7 @@ class Case:
     users: Sequence[PreparedUser] = ()
     checks: bool = False
     fits: dict[str, FittedDirections] = field(default_factory=dict)
+    _read: dict[tuple[str, ...], PlainPrompts] = field(default_factory=dict, repr=False)
 
     @property
     def task(self) -> str:
@@ -107,11 +108,12 @@ class Case:
             return []
         return gold_contrasts(self.task, self.users, self.pairs, self.method.settings)
 
-    @cached_property
-    def prompts(self) -> PlainPrompts:
-        """The plain prompts of all fits: what one finds must not depend on which others run."""
-        texts = [contrast.prompt for contrast in [*self.contrasts, *self.gold]]
-        return PlainPrompts(self.method.backbone, texts)
+    def prompts(self, contrasts: Sequence[Contrast]) -> PlainPrompts:
+        """The plain prompts of a fit, read once for all fits that ask the same ones."""
+        texts = tuple(contrast.prompt for contrast in contrasts)
+        if texts not in self._read:
+            self._read[texts] = PlainPrompts(self.method.backbone, texts)
+        return self._read[texts]
 
     def edit(self, name: str, seed: int | None = None) -> Edit:
         """The edit of a registered direction.
@@ -136,7 +138,8 @@ class Case:
     def fit(self, name: str, contrasts: Sequence[Contrast]) -> Edit:
         """The edit of a preference fit at all layers, whose record goes into :attr:`fits`."""
         with torch.enable_grad():  # an edit may be asked for where gradients are off
-            self.fits[name] = self.method.preference_fit(contrasts, self.prompts, self.seed, name)
+            prompts = self.prompts(contrasts)
+            self.fits[name] = self.method.preference_fit(contrasts, prompts, self.seed, name)
         return self.fits[name].edit
 
     def edit_of_texts(

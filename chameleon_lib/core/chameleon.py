@@ -52,7 +52,7 @@ from chameleon_lib.core.pairs import (
     write_query_insights,
 )
 from chameleon_lib.core.settings import EditSettings
-from chameleon_lib.core.task import HistoryItem, User
+from chameleon_lib.core.task import HistoryItem, User, get_task
 from chameleon_lib.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,10 @@ class Chameleon:
     def _inputs(self, task: str, *prefixes: str) -> dict[str, Any]:
         """For a store key: backbone, task and the settings that start with one of ``prefixes``."""
         settings = self.settings.starting(*prefixes)
-        return {"backbone": self.fingerprint, "task": task, "settings": settings}
+        wording = get_task(task).wording_digest
+        return {
+            "backbone": self.fingerprint, "task": task, "wording": wording, "settings": settings
+        }
 
     def _writing(self, task: str) -> dict[str, Any]:
         """For the store keys of insights and pairs."""
@@ -380,8 +383,7 @@ class Chameleon:
 
         Args:
             contrasts: What the fit learns from.
-            prompts: At least their prompts; read only if the fit is not kept. Fits that share them
-                read them once.
+            prompts: Their prompts, for fits that share them; read only if the fit is not kept.
             seed: Seed of the fit; ``settings.seed`` if None.
             name: For the note while it runs.
             layers: Edited layers; all if None.
@@ -390,13 +392,12 @@ class Chameleon:
         """
         seed, settings = self.settings.seed if seed is None else seed, self.settings
         layers = tuple(range(self.backbone.n_layers) if layers is None else layers)
-        read = prompts or PlainPrompts(self.backbone, [c.prompt for c in contrasts])
 
         def compute() -> dict[str, Any]:
             self.tell(f"{self.backbone.name}: fitting {name}, draw {seed}")
             start, scorer = time.perf_counter(), self.scorer
             fit = fit_by_preference(
-                scorer, contrasts, layers, settings, seed=seed, prompts=read, stop=stop
+                scorer, contrasts, layers, settings, seed=seed, prompts=prompts, stop=stop
             )
             told = {
                 **fit.log(),
@@ -412,7 +413,6 @@ class Chameleon:
             {
                 "backbone": self.fingerprint,
                 "contrasts": list(contrasts),
-                "read_together": read.texts,  # what is padded together moves the last digits
                 "layers": list(layers),
                 "seed": seed,
                 "settings": settings.starting("fit_", "edit_"),
@@ -486,7 +486,7 @@ class Chameleon:
         fitted = None
         if settings.theta_method == "fitted":
             layers = None if settings.fit_layers == "all" else case.layers
-            fitted = self.preference_fit(case.contrasts, case.prompts, layers=layers)
+            fitted = self.preference_fit(case.contrasts, layers=layers)
         found = None if fitted is not None and settings.fit_layers == "all" else case.main
         task = pairs[0].task
         return EditProfile(

@@ -108,10 +108,11 @@ def swap_contrasts(contrasts: Sequence[Contrast], seed: int) -> list[Contrast]:
 
 
 class PlainPrompts:
-    """Prompts that are read together, at their first use, and then handed out in mini-batches.
+    """The prompts of one fit, read together at their first use and handed out in mini-batches.
 
-    All of them are read even where a fit needs a few: what stands beside a prompt in a batch moves
-    its last digits, and must not depend on which of several fits comes first.
+    What stands beside a prompt in a batch moves its last digits, so a fit reads exactly its own
+    prompts: it finds the same whatever other fits there are. Fits of the same prompts may share
+    them.
 
     Args:
         backbone: The model that reads them.
@@ -269,12 +270,12 @@ def fit_by_preference(
         layers: Edited decoder layers.
         settings: The ``fit_*`` and ``edit_*`` fields.
         seed: Seeds initial directions, hold-out and batch order.
-        prompts: The prompts of several fits of this backbone, read once for all of them; those of
-            ``contrasts`` by default.
+        prompts: The prompts of ``contrasts``, if another fit has read the same ones.
         stop: Asked after every step whether time is up; the held-out users then have a last look.
 
     Raises:
         UserError: No contrast with a rejected answer.
+        ValueError: ``prompts`` are not those of ``contrasts``.
     """
     generator = torch.Generator().manual_seed(seed)
     different = [contrast for contrast in contrasts if contrast.rejected is not None]
@@ -285,7 +286,11 @@ def fit_by_preference(
     if not any(contrast.rejected is not None for contrast in train):
         train, held = [*different, *agreed], []
     use_leash, leash = settings.fit_leash > 0, settings.fit_leash
-    read = prompts or PlainPrompts(backbone, [contrast.prompt for contrast in contrasts])
+    read = PlainPrompts(backbone, [contrast.prompt for contrast in contrasts])
+    if prompts is not None:
+        if prompts.texts != read.texts:
+            raise ValueError("the prompts are not those of the contrasts")
+        read = prompts
 
     def chunked(group: Sequence[Contrast]) -> tuple[list[_Chunk], list[_Chunk]]:
         pairs = [contrast for contrast in group if contrast.rejected is not None]

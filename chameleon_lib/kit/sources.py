@@ -103,8 +103,24 @@ class SourceTree:
         return dict(sorted(found.items()))
 
     def imports(self, tree: ast.Module, package: str = "") -> Iterator[str]:
-        """Names as `closure` takes them, for all imports and module-like strings of a tree."""
+        """Names as `closure` takes them, for all imports and module-like strings of a tree.
+
+        Whoever walks the `__path__` of a package, as a registry does, imports all its modules.
+        """
+        known: dict[str, str] = {}
         for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                source = _absolute(node, package)
+                known |= {a.asname or a.name: f"{source}.{a.name}" for a in node.names}
+        for node in ast.walk(tree):
+            walked = None
+            if isinstance(node, ast.Name) and node.id == "__path__":
+                walked = package
+            elif isinstance(node, ast.Attribute) and node.attr == "__path__":
+                walked = known.get(getattr(node.value, "id", ""))
+            if walked is not None:
+                folder = self.base.joinpath(*walked.split("."))
+                yield from (f"{walked}.{path.stem}" for path in sorted(folder.glob("[!_]*.py")))
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):

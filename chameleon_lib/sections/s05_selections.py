@@ -17,7 +17,6 @@ import numpy as np
 
 from chameleon_lib.core.case import Case
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.fitting import PlainPrompts
 from chameleon_lib.core.pairs import PreparedUser, check_pair_count, keep_different
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
@@ -338,9 +337,6 @@ def _edits(
     for i in draws:
         own = [pair for pair in pairs if pair.user_id in ids[i]]
         cases[i] = Case(study, *keep_different(own, settings), own, i)
-    contrasts = {i: case.contrasts for i, case in cases.items() if case.kept}
-    # Groups overlap: their prompts are read once for all of them.
-    prompts = PlainPrompts(study.backbone, [c.prompt for some in contrasts.values() for c in some])
     edits: dict[Arm, Edit] = {}
     logs = []
     for i, case in cases.items():
@@ -360,7 +356,7 @@ def _edits(
         edits[Arm("chameleon", i)] = case.edit("paper")
         own_log["layers"] = list(case.layers)
         if selection.arms == "fitted":
-            fit = study.preference_fit(contrasts[i], prompts, i, "fitted")
+            fit = study.preference_fit(case.contrasts, seed=i)
             edits[Arm("fitted", i)], own_log["fit"] = fit.edit, fit.log()
     return edits, logs
 

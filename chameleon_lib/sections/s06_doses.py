@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.fitting import PlainPrompts
 from chameleon_lib.core.pairs import PreparedUser, fit_context
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import User, get_task
@@ -157,15 +156,12 @@ def _edits(
     for index in draws:
         ids = {user.user.id for user in draw_group(train, settings.group_size, index)}
         cases[index] = study.case([pair for pair in pairs if pair.user_id in ids], index)
-    # Read together, once for all groups.
-    asked = [contrast.prompt for case in cases.values() for contrast in case.contrasts]
-    prompts = PlainPrompts(study.backbone, asked)
     edits: dict[Arm, Edit] = {}
     logs = []
     for index, case in cases.items():
         edits[Arm(PAPER, index)] = case.edit("paper")
         edits[Arm("random", index)] = case.edit("random", 1000 + index)
-        edits[Arm(FITTED, index)] = study.preference_fit(case.contrasts, prompts, index).edit
+        edits[Arm(FITTED, index)] = study.preference_fit(case.contrasts, seed=index).edit
         size = min(settings.group_size, len(train))
         counts = {"kept": len(case.kept), "identical": len(case.identical)}
         logs.append({"users": size, **counts})

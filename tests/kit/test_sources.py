@@ -53,6 +53,16 @@ def test_a_name_from_a_lazy_table_leads_to_everything_the_table_names(base: Path
     assert {"chameleon_lib.method.chameleon", "chameleon_lib.method.ccs"} <= set(found)
 
 
+@pytest.mark.parametrize("who", ["method/__init__.py", "texts.py"])
+def test_whoever_walks_the_path_of_a_package_uses_all_its_modules(base: Path, who: str) -> None:
+    walk = "import pkgutil\nfrom chameleon_lib import method\nFOUND = pkgutil.iter_modules({})\n"
+    path = base / "chameleon_lib" / who
+    own = path.name == "__init__.py"
+    path.write_text(walk.format("__path__" if own else "method.__path__"), encoding="utf-8")
+    found = SourceTree(base).closure([f"chameleon_lib.{'method' if own else 'texts'}"])
+    assert {f"chameleon_lib.method.{name}" for name in ("algebra", "ccs", "edit")} <= set(found)
+
+
 def test_digests_hold_model_files_beside_the_code_but_no_style(base: Path) -> None:
     names = list(SourceTree(base).digests(["chameleon_lib.method.algebra"], data=True))
     assert names == ["chameleon_lib/method/algebra.py", "chameleon_lib/method/weights/model.json"]

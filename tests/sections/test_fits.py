@@ -86,14 +86,14 @@ def test_a_fit_that_a_killed_run_left_out_comes_out_the_same_to_the_last_bit(
         assert drawn.read[-1] == drawn.read[0]  # all prompts, whatever fit was missing
 
 
-def test_a_fit_alone_finds_that_of_the_draw_and_one_read_with_others_does_not(
-    drawn: Drawn,
-) -> None:
-    study, contrasts = drawn.study, own_contrasts(drawn)
-    texts = [contrast.prompt for contrast in contrasts]
-    misses = study.store.stats.misses
-    study.preference_fit(contrasts, PlainPrompts(study.backbone, texts), 0)
+def test_a_fit_alone_is_that_of_the_draw(drawn: Drawn) -> None:
+    study, misses = drawn.study, drawn.study.store.stats.misses
+    study.preference_fit(own_contrasts(drawn), seed=0)
     assert study.store.stats.misses == misses
-    more = PlainPrompts(study.backbone, [*texts, "Another prompt. Your answer:"])
-    study.preference_fit(contrasts, more, 0)
-    assert study.store.stats.misses == misses + 1
+
+
+def test_a_fit_takes_no_prompts_but_its_own(drawn: Drawn) -> None:
+    study, contrasts = drawn.study, own_contrasts(drawn)
+    more = PlainPrompts(study.backbone, [*(c.prompt for c in contrasts), "Another prompt."])
+    with pytest.raises(ValueError, match="the prompts are not those of the contrasts"):
+        study.preference_fit(contrasts, more, 99)

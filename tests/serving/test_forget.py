@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from chameleon_lib.core.chameleon import EditProfile
-from chameleon_lib.core.fitting import PlainPrompts, contrasts_from_pairs
+from chameleon_lib.core.fitting import contrasts_from_pairs
 from chameleon_lib.core.history import item_texts
 from chameleon_lib.core.pairs import PreparedUser
 from chameleon_lib.data.importing import ImportOptions
@@ -23,7 +23,6 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.sections.answering import Exam
 from chameleon_lib.sections.data import load_task_data, without_gold
-from chameleon_lib.sections.fits import stored_directions, stored_fit
 from chameleon_lib.sections.own_users import imported
 from chameleon_lib.sections.s03_ladder import single_users
 from chameleon_lib.sections.study import Study
@@ -108,10 +107,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
             members = [p for p in pairs if p.user_id in {u.user.id for u in group}]
             fresh = Study(run, "demo:decoder:0", "LaMP_3", settings, ArtifactStore(store.root))
             group_h = fresh.activations(members)
-            stored_directions(fresh, "paper", *group_h, seed)
+            fresh.directions("paper", *group_h, seed)
             contrasts = contrasts_from_pairs("LaMP_3", members, [], settings)
-            prompts = PlainPrompts(fresh.backbone, [c.prompt for c in contrasts])
-            stored_fit(fresh, contrasts, prompts, seed, "fitted")
+            fresh.preference_fit(contrasts, seed=seed)
             exam = Exam(fresh, group, reference_of(group))
             exam.answer({"plain": ("instruct", None), "insight": ("insight", None)})
         save_profiles(ProfileStore(root / "profiles"), users, {u: s.edit for u, s in own.items()})

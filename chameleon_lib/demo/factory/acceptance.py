@@ -44,7 +44,7 @@ from chameleon_lib.demo.world import NEUTRAL_INSIGHT, build_world, habits_follow
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import replace_text
 from chameleon_lib.kit.progress import tell
-from chameleon_lib.kit.stats import Estimate, bootstrap_mean
+from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.kit.stats import bootstrap_mean as paired_bootstrap
 
 TABLE = HERE / "acceptance.csv"

@@ -14,7 +14,6 @@ from typing import Any
 
 from chameleon_lib.command_line import Parser, positive
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.fitting import PlainPrompts
 from chameleon_lib.core.pairs import PreferencePair, PreparedUser
 from chameleon_lib.core.task import get_task
 from chameleon_lib.demo.factory import run_script
@@ -130,10 +129,9 @@ def _train(
     """The study to ask, the edit to ask it under, the loss per step and the seconds."""
     lesson = lesson_of(study, group, pairs)
     if method == "fitted":
-        prompts = PlainPrompts(study.backbone, [c.prompt for c in lesson.contrasts])
         settings = study.settings.with_(**tried)
         other = Study(study.profile, study.backbone_id, study.task, settings, study.store)
-        fit = other.preference_fit(lesson.contrasts, prompts, seed, method)
+        fit = other.preference_fit(lesson.contrasts, seed=seed)
         return study, fit.edit, fit.loss, fit.seconds
     rival = trained_rival(method)
     tuned = stored_tuning(study, rival, lesson, settings_of(study, rival, **tried), seed)
