@@ -187,14 +187,14 @@ def check_users(run: Run, numbers: Sequence[str]) -> None:
         state = path.stat()
         listing.append([str(path), state.st_size, state.st_mtime_ns])
     stamp = paths.cache_dir() / "checked_data.json"
-    key = digest([listing, run.library.digests(["chameleon_lib.sections.data"]), run.profile.name])
+    key = digest([listing, run.library.digests(["chameleon_lib.studies.data"]), run.profile.name])
     try:
         known = json.loads(stamp.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
     if folder and isinstance(known, dict) and known.get(folder) == key:
         return
-    from chameleon_lib.sections.data import available_tasks, load_task_data
+    from chameleon_lib.studies.data import available_tasks, load_task_data
 
     tasks, _ = available_tasks(run.profile, folder)
     if folder:
@@ -425,7 +425,7 @@ def answer(
         raise UserError("Give either --data DIR or --csv FILE.")
     if query and not query.strip():
         raise UserError("--query holds blanks alone; give the text that is asked.")
-    from chameleon_lib.sections.own_users import answer_lines, load_own, table_users
+    from chameleon_lib.studies.own_users import answer_lines, load_own, table_users
 
     columns = {
         "user": user_column, "text": text_column, "label": label_column, "time": time_column,

@@ -20,7 +20,7 @@ from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.demo.world import WorldSettings, build_world
 from chameleon_lib.kit.profiles import get_profile
 from chameleon_lib.kit.progress import tell
-from chameleon_lib.sections.loading import settings_for
+from chameleon_lib.studies.loading import settings_for
 from tests.bench.measure import Goal, Ratio, Row, resident, restart_peak
 from tests.bench.models import embedded_backbone
 

@@ -23,9 +23,9 @@ from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import HistoryItem, Query, User
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.sections.data import load_task_data, without_gold
+from chameleon_lib.studies.data import load_task_data, without_gold
 from tests.demo.small import HashEmbedder
-from tests.sections.small import SETTINGS, small_profile
+from tests.studies.small import SETTINGS, small_profile
 
 
 def _settings(**changes: object) -> EditSettings:

@@ -485,7 +485,7 @@ def test_a_damaged_lock_is_named(server: Server, tmp_path: Path, text: str) -> N
 
 def test_nothing_that_a_run_imports_can_download() -> None:
     """The demo touches no network: only the data command reaches the downloader."""
-    closure = SourceTree().closure(["chameleon_lib.sections.data", "chameleon_lib.data"])
+    closure = SourceTree().closure(["chameleon_lib.studies.data", "chameleon_lib.data"])
     assert "chameleon_lib.data.lamp" in closure and "chameleon_lib.data.fetch" not in closure
 
 

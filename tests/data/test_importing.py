@@ -14,7 +14,7 @@ from chameleon_lib.data.lamp import find_split, load_users, write_lamp
 from chameleon_lib.data.table import Columns
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import get_profile
-from chameleon_lib.sections.data import load_task_data
+from chameleon_lib.studies.data import load_task_data
 from tests.data.helpers import raw_sample, user, write_questions
 from tests.data.tables import clean, record, write_table
 

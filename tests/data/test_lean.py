@@ -19,7 +19,7 @@ from chameleon_lib.data.samples import load_samples
 from chameleon_lib.data.users import Choice, declare, users_by_part
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import PROFILES
-from chameleon_lib.sections.data import load_task_data
+from chameleon_lib.studies.data import load_task_data
 from tests.data.helpers import raw_item, raw_sample, write_outputs, write_questions
 
 LIMITS = {"train": 3, "dev": 1, "test": 2}
@@ -134,9 +134,9 @@ LOAD = """
 import sys
 from pathlib import Path
 from chameleon_lib.kit.profiles import get_profile
-from chameleon_lib.sections.data import load_task_data
-import chameleon_lib.sections.s01_per_user, chameleon_lib.sections.s03_group_size
-import chameleon_lib.sections.s05_selections
+from chameleon_lib.studies.data import load_task_data
+import chameleon_lib.studies.s01_per_user, chameleon_lib.studies.s03_group_size
+import chameleon_lib.studies.s05_selections
 
 def resident(name):
     [line] = [x for x in open("/proc/self/status") if x.startswith(name)]

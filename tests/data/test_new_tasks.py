@@ -33,7 +33,7 @@ from chameleon_lib.data.lamp import find_split, load_users
 from chameleon_lib.data.metrics import evaluate, higher_is_better, per_sample_scores
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import PROFILES
-from chameleon_lib.sections.data import available_tasks, load_task_data
+from chameleon_lib.studies.data import available_tasks, load_task_data
 from tests.data.helpers import write_outputs, write_questions
 from tests.data.tables import clean, write_table
 

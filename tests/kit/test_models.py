@@ -21,7 +21,7 @@ from chameleon_lib.backbones import load_backbone
 from chameleon_lib.demo import checkpoint
 from chameleon_lib.kit.models import MODELS, way_back
 from chameleon_lib.kit.profiles import PROFILES
-from chameleon_lib.sections.s04_training import weights_of
+from chameleon_lib.studies.s04_training import weights_of
 
 MISTRAL = MODELS["mistralai/Mistral-7B-Instruct-v0.3"]
 

@@ -248,7 +248,7 @@ def test_files_found_right_are_not_read_again(
     def load(_: object, task: str, *__: object) -> None:
         loads.append(task)
 
-    monkeypatch.setattr("chameleon_lib.sections.data.load_task_data", load)
+    monkeypatch.setattr("chameleon_lib.studies.data.load_task_data", load)
     cli.check_users(run, ["01"])
     assert loads == []
     (where / "dev_outputs.json").write_text("{}", encoding="utf-8")

@@ -18,7 +18,7 @@ from bs4 import Tag
 from chameleon_lib.core.task import get_task
 from chameleon_lib.kit.report import holds
 from chameleon_lib.kit.verdicts import Verdict, load_verdicts
-from chameleon_lib.sections.methods import paper_numbers
+from chameleon_lib.studies.methods import paper_numbers
 from tests.kit.html_pages import broken, linked, page_problems, soup
 
 LIMIT = 3_000_000  # bytes of the index and all its pictures

@@ -26,11 +26,11 @@ from chameleon_lib.rivals.registry import (
 )
 from chameleon_lib.rivals.settings import DpoSettings
 from chameleon_lib.rivals.tuned import Meter, Tuned, train_log
-from chameleon_lib.sections.data import load_task_data, without_gold
-from chameleon_lib.sections.grid import Desk
-from chameleon_lib.sections.methods import METHODS
-from chameleon_lib.sections.s01_per_user import compute_cell
-from tests.sections.small import small_profile, study_in, use_small_models
+from chameleon_lib.studies.data import load_task_data, without_gold
+from chameleon_lib.studies.grid import Desk
+from chameleon_lib.studies.methods import METHODS
+from chameleon_lib.studies.s01_per_user import compute_cell
+from tests.studies.small import small_profile, study_in, use_small_models
 
 
 @dataclass(frozen=True)

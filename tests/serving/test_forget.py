@@ -21,15 +21,15 @@ from chameleon_lib.core.pairs import PreparedUser
 from chameleon_lib.data.importing import ImportOptions
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.sections.answering import Exam
-from chameleon_lib.sections.data import load_task_data, without_gold
-from chameleon_lib.sections.own_users import imported
-from chameleon_lib.sections.s03_ladder import single_users
-from chameleon_lib.sections.study import Study
 from chameleon_lib.serving.forget import Forgotten, Traces
 from chameleon_lib.serving.store import ProfileStore
-from tests.sections.small import SETTINGS, reference_of, small_profile, use_small_models
+from chameleon_lib.studies.answering import Exam
+from chameleon_lib.studies.data import load_task_data, without_gold
+from chameleon_lib.studies.own_users import imported
+from chameleon_lib.studies.s03_ladder import single_users
+from chameleon_lib.studies.study import Study
 from tests.serving.small import profile
+from tests.studies.small import SETTINGS, reference_of, small_profile, use_small_models
 
 
 @dataclass(frozen=True)

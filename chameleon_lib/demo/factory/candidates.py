@@ -21,13 +21,13 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import get_profile
 from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.rivals.registry import trained_rival
-from chameleon_lib.sections.arms import draw_group
-from chameleon_lib.sections.data import TaskData, load_task_data, without_gold
-from chameleon_lib.sections.loading import settings_for
-from chameleon_lib.sections.rivals import TunedStudy, lesson_of, settings_of, stored_tuning
-from chameleon_lib.sections.scoring import with_gold
-from chameleon_lib.sections.seen import Log, change_on_seen, has_learned, said, seen_scores
-from chameleon_lib.sections.study import Study
+from chameleon_lib.studies.arms import draw_group
+from chameleon_lib.studies.data import TaskData, load_task_data, without_gold
+from chameleon_lib.studies.loading import settings_for
+from chameleon_lib.studies.rivals import TunedStudy, lesson_of, settings_of, stored_tuning
+from chameleon_lib.studies.scoring import with_gold
+from chameleon_lib.studies.seen import Log, change_on_seen, has_learned, said, seen_scores
+from chameleon_lib.studies.study import Study
 
 DEV_USERS = 150
 # Method → values of its settings that were tried; the rest are those of the demo.

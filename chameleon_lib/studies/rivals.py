@@ -1,0 +1,220 @@
+"""The registered rivals at work: prompted or trained, kept in the artifact store, then asked.
+
+Nothing here names a rival: who is registered (`chameleon_lib.rivals`) stands in the tables.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.core.backbone import Backbone
+from chameleon_lib.core.fitting import contrasts_from_pairs
+from chameleon_lib.core.pairs import PreferencePair, PreparedUser, keep_different
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.progress import tell
+from chameleon_lib.rivals.registry import (
+    Lesson,
+    PromptedRival,
+    Rival,
+    TrainedRival,
+    prompted,
+    trained,
+)
+from chameleon_lib.rivals.tuned import TrainLog, Tuned, tuned_backbone, tuned_fingerprint
+from chameleon_lib.studies.answering import Answers, Exam
+from chameleon_lib.studies.seen import said, seen_scores
+from chameleon_lib.studies.study import Study
+
+Log = dict[str, Any]
+
+
+class TunedStudy(Study):
+    """The stages of a backbone after a training; the model is built only if something is asked."""
+
+    def __init__(self, study: Study, tuned: Tuned) -> None:
+        name = f"{study.backbone_id}+{tuned.log.method}"
+        super().__init__(study.profile, name, study.task, study.settings, study.store)
+        self._study, self._tuned = study, tuned
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The tuned model."""
+        return tuned_backbone(_trainable(self._study), self._tuned)
+
+    @property
+    def fingerprint(self) -> str:
+        """As the tuned model's, without building it."""
+        return tuned_fingerprint(self._study.fingerprint, self._tuned)
+
+
+def prompted_rivals(exam: Exam) -> dict[str, list[Answers]]:
+    """What the prompted rivals that suit the task answer, by row id."""
+    study = exam.study
+    chosen = [rival for rival in prompted() if rival.suits(study.task)]
+    for rival in chosen:
+        written = _written(study, exam.users, rival)
+        exam.add_prompts(rival.id, rival.prompts(exam.users, written, study.settings))
+    answers = exam.answer({rival.id: (rival.id, None) for rival in chosen})
+    return {name: [answer] for name, answer in answers.items()}
+
+
+def _written(study: Study, users: Sequence[PreparedUser], rival: PromptedRival) -> list[str]:
+    """What a prompted rival writes, one text per query, kept in the store per user."""
+
+    def compute(batch: list[PreparedUser]) -> list[list[str]]:
+        tell(f"{study.backbone_id} {study.task}: {rival.id} summaries")
+        written = iter(rival.write(study.backbone, batch, study.settings))
+        return [[next(written) for _ in user.user.queries] for user in batch]
+
+    rows = study.store.map(
+        "summaries",
+        users,
+        compute,
+        inputs={
+            "variant": rival.id,
+            **study.inputs("decode_", "prompts_", "model_"),
+            **_own_code(rival),
+        },
+        key_of=lambda user: [
+            [[item.text, item.label] for item in user.items],
+            [query.text for query in user.user.queries],
+        ],
+        batch_size=64,
+        label=f"{study.backbone_id} {study.task} {rival.id}",
+        modules=(*_modules(rival), "chameleon_lib.backbones"),
+        about=lambda user: [user.user.id],
+    )
+    return [summary for row in rows for summary in row]
+
+
+def _modules(rival: Rival) -> tuple[str, ...]:
+    """The kit's module of a rival, whose code is in the keys; none for one made elsewhere."""
+    name = type(rival).__module__
+    return (name,) if name.startswith("chameleon_lib.") else ()
+
+
+def _own_code(rival: Rival) -> dict[str, Any]:
+    """For a key, where a rival is made outside the kit, such as in a notebook: fields and methods.
+    """
+    if _modules(rival):
+        return {}
+    own = {
+        name: inspect.getsource(found)
+        for name, found in vars(type(rival)).items()
+        if inspect.isfunction(found) and not name.startswith("__")
+    }
+    return {"rival": repr(rival), "code": own}
+
+
+def settings_of(study: Study, rival: TrainedRival, **changes: Any) -> Any:
+    """The recipe of a rival at the scale of the study's profile."""
+    embedded = study.backbone_id.startswith("demo:")
+    return rival.settings(study.profile, embedded, study.backbone.family, **changes)
+
+
+def lesson_of(
+    study: Study, group: Sequence[PreparedUser], pairs: Sequence[PreferencePair]
+) -> Lesson:
+    """What the rivals may learn from: the group's gold answers and exactly the edits' pairs.
+
+    Args:
+        study: Of the untouched backbone.
+        group: Train users with gold answers.
+        pairs: Their pairs, unfiltered.
+    """
+    kept, identical = keep_different(pairs, study.settings)
+    contrasts = contrasts_from_pairs(study.task, kept, identical, study.settings)
+    return Lesson(group, contrasts, study.settings)
+
+
+def stored_tuning(
+    study: Study,
+    rival: TrainedRival,
+    lesson: Lesson,
+    settings: Any,
+    seed: int,
+    stop: Callable[[], bool] | None = None,
+) -> Tuned:
+    """A rival trained on a lesson, kept in the store.
+
+    ``stop`` is asked after every step whether time is up; the caller then gives the study a store
+    of its own, since nothing in the key tells.
+    """
+
+    def compute() -> dict[str, Any]:
+        tell(f"{study.backbone_id} {study.task}: training {rival.id}, draw {seed}")
+        backbone = _trainable(study)
+        return rival.fit(backbone, lesson, settings, seed=seed, stop=stop).record()
+
+    record = study.store.get_or_compute(
+        rival.id,
+        {
+            "backbone": study.fingerprint,
+            **rival.material(lesson, settings),
+            "settings": settings.canonical(),
+            "seed": seed,
+            "max_steps": None,  # the settings' own
+            **_own_code(rival),
+        },
+        compute,
+        modules=_modules(rival) or ("chameleon_lib.rivals.registry",),
+        about={user.user.id for user in lesson.group},
+    )
+    return Tuned.from_record(record)
+
+
+def tunings_of(
+    study: Study, group: Sequence[PreparedUser], pairs: Sequence[PreferencePair], seed: int
+) -> dict[str, Tuned]:
+    """Every trained rival's training of a draw, by row id; arguments as in :func:`lesson_of`."""
+    lesson = lesson_of(study, group, pairs)
+    return {
+        rival.id: stored_tuning(study, rival, lesson, settings_of(study, rival), seed)
+        for rival in trained()
+    }
+
+
+def trained_rivals(
+    exam: Exam,
+    group: Sequence[PreparedUser],
+    pairs: Sequence[PreferencePair],
+    seed: int,
+    before: Mapping[str, str],
+) -> dict[str, tuple[Answers, Log]]:
+    """What the trained rivals answer, with the logs of their trainings.
+
+    Args:
+        exam: The test users' queries.
+        group: Train users with gold answers.
+        pairs: Their pairs, unfiltered.
+        seed: Number of the draw.
+        before: Query id of train users → Instruct's answer, which a rival must beat on the users
+            it was trained on (``seen`` of its log).
+    """
+    study = exam.study
+    tunings = tunings_of(study, group, pairs, seed)
+    found = {}
+    for rival in trained():
+        tuned = tunings[rival.id]
+        kind, after = rival.prompt(settings_of(study, rival)), TunedStudy(study, tuned)
+        asked = exam.of(after).answer({rival.id: (kind, None)})
+        seen = seen_scores(study.task, group, said(after, group, kind), before)
+        found[rival.id] = (asked[rival.id], {**training_log(tuned.log), "seen": seen})
+    return found
+
+
+def training_log(log: TrainLog) -> Log:
+    """What a table may hold of a training: everything but the wall clock."""
+    return {name: value for name, value in asdict(log).items() if name != "seconds"}
+
+
+def _trainable(study: Study) -> HFBackbone:
+    backbone = study.backbone
+    if not isinstance(backbone, HFBackbone):
+        raise UserError(f"{study.backbone_id} is no model that can be trained.")
+    return backbone

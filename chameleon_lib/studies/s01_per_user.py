@@ -1,0 +1,589 @@
+"""Section 4.2, Table 1: users with history, every arm on every backbone, and what stands behind it.
+
+:func:`run` computes the study; all others count from its result frame and its logs. Every number
+carries n users, seeds and a 95 % interval over users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.core.task import User, get_task, is_valid_answer
+from chameleon_lib.data.floors import floors_for
+from chameleon_lib.data.metrics import higher_is_better, per_sample_scores
+from chameleon_lib.kit.figures import FigureOutput
+from chameleon_lib.kit.profiles import RunProfile
+from chameleon_lib.kit.progress import tell
+from chameleon_lib.kit.publish import Publisher
+from chameleon_lib.kit.stats import (
+    Estimate,
+    bootstrap_metric,
+    confusion_by_user,
+    effect_word,
+    mcnemar,
+    seed_sd,
+    sums_by_user,
+)
+from chameleon_lib.kit.tables import estimate_columns, part_columns, span
+from chameleon_lib.kit.verdicts import Verdict
+from chameleon_lib.studies.answering import Exam
+from chameleon_lib.studies.arms import arms_of, build_draw, draw_group, plain_arms
+from chameleon_lib.studies.data import TaskData, without_gold
+from chameleon_lib.studies.edit_size import PARTS, edit_size
+from chameleon_lib.studies.frame import (
+    NOT_IN_PAPER,
+    STATISTICS,
+    Claim,
+    better,
+    between,
+    columns_of,
+    counts_last,
+    drawn,
+    estimate,
+    forest,
+    group_sums,
+    having,
+    judge,
+    matrix,
+    methods_in,
+    metrics_of,
+    pick,
+    places,
+    summarise,
+    titled,
+    values_of,
+)
+from chameleon_lib.studies.grid import Desk, Plan, run_grid
+from chameleon_lib.studies.methods import (
+    FITTED,
+    METHODS,
+    PAPER,
+    controls_of,
+    method_of,
+    paper_value,
+    title_of,
+)
+from chameleon_lib.studies.results import Arm, Cell, Run, split_of
+from chameleon_lib.studies.rivals import prompted_rivals, trained_rivals
+from chameleon_lib.studies.scoring import reference_answers, score_cell, with_gold
+from chameleon_lib.studies.seen import Log, change_on_seen, has_learned, quarters, said
+
+# Edits whose size is measured: the two that are compared, and a control of either's size.
+SIZED = (PAPER, FITTED, "from_neutral", "fitted_shuffled", "random")
+
+# Floors that look at a user's history.
+OF_HISTORY = ("user_majority", "user_mean", "user_mean_rounded", "user_mode", "last_item")
+
+
+def run(profile: RunProfile, settings: EditSettings, **options: Any) -> Run:
+    """Compute Table 1; ``options`` are those of :func:`chameleon_lib.studies.grid.run_grid`."""
+    return run_grid(_compute, profile, settings, **options)
+
+
+def _compute(plan: Plan, backbone: str) -> list[Cell]:
+    few = backbone not in plan.profile.studied
+    draws = plan.draws[: plan.profile.repeats] if few else plan.draws
+    return [compute_cell(plan.open(backbone), draws)]
+
+
+def compute_cell(desk: Desk, draws: tuple[int, ...]) -> Cell:
+    """All arms of one backbone on one task."""
+    study, data = desk.study, desk.data
+    tell(f"{study.backbone_id} {study.task}: {len(desk.test)} test users, {len(draws)} groups")
+    # Golds are withheld until the positive control and ALOE ask for those of train users by name.
+    train, _ = study.prepare(without_gold(data.train))
+    pairs = study.pairs(train)
+    exam = Exam(study, desk.test, reference_answers(study, data, desk.test))
+    answers = exam.answer(plain_arms())
+    rivals = study.backbone_id in study.profile.studied
+    if rivals:
+        answers |= {Arm(name): found[0] for name, found in prompted_rivals(exam).items()}
+        before = said(study, train, "instruct")
+    logs = []
+    for index in draws:
+        group = with_gold(draw_group(train, study.settings.group_size, index), data.train)
+        ids = {user.user.id for user in group}
+        own = [pair for pair in pairs if pair.user_id in ids]
+        n_random = -(-study.settings.controls_random_draws // len(draws))
+        draw = build_draw(study, group, own, index, n_random)
+        sizes = {
+            name: edit_size(study, desk.test, draw.edits[Arm(name, index)]) for name in SIZED
+        }
+        answers |= exam.answer(arms_of(draw))
+        log = {**draw.log, **_pair_quality(data, own), "sizes": sizes}
+        if rivals:
+            for name, (found, trained) in trained_rivals(exam, group, own, index, before).items():
+                answers[Arm(name, index)] = found
+                log[name] = trained
+        logs.append(log)
+    return score_cell(desk, answers, logs)
+
+
+def _pair_quality(data: TaskData, pairs: Sequence[Any]) -> dict[str, Any]:
+    """Which synthetic answers equal the planted ones, with their users; empty for real data."""
+    if data.truth is None:
+        return {}
+    truth = {}
+    for user in data.train:
+        planted = data.truth[user.id]
+        for query, p, n in zip(user.queries, planted.personal, planted.generic, strict=True):
+            truth[query.id] = (p, n)
+    return {
+        "right": {
+            "users": [pair.user_id for pair in pairs],
+            "personal": [pair.answer_p == truth[pair.query_id][0] for pair in pairs],
+            "neutral": [pair.answer_n == truth[pair.query_id][1] for pair in pairs],
+        }
+    }
+
+
+# ---- Table 1, its effects and verdicts
+
+
+def results(frame: pd.DataFrame, task: str, table: str = "table1") -> pd.DataFrame:
+    """Table 1 of one task: one row per model and method, the paper's numbers beside ours."""
+    part = pick(frame, task=task)
+    found = summarise(part, metrics_of(part))
+    shown = titled(found, "kind", "labels")
+    rows = list(zip(found["model"], found["method"], strict=True))
+    for metric in get_task(task).metrics:
+        printed = [paper_value(task, metric, model, method_of(name).paper, table)
+                   for model, name in rows]  # fmt: skip
+        shown[f"paper {metric}"] = pd.Series(printed, dtype=float)
+    return shown
+
+
+def by_model(frame: pd.DataFrame, task: str) -> pd.DataFrame:
+    """The primary metric and the margin per training seed: one model proves nothing.
+
+    The intervals cover the choice of test users. Beside them stand the standard deviation of the
+    primary metric over the random groups, and the range of the random directions, of which a group
+    has several.
+    """
+    primary = get_task(task).metrics[0]
+    shown = {*controls_of(PAPER, "claim"), *controls_of(FITTED, "claim")}
+    rows = []
+    for (backbone,), part in places(pick(frame, task=task), "backbone"):
+        for method in methods_in(part):
+            if method.kind == "control" and method.id not in shown:
+                continue
+            own = pick(part, method=method.id)
+            draws = matrix(own, STATISTICS[primary][0])[0]  # (seeds, queries)
+            random = method.id == "random"
+            levels = draws.mean(axis=1) if random else np.array([np.nan])
+            rows.append(
+                {
+                    "backbone": backbone,
+                    "method": method.title,
+                    **columns_of({primary: primary}, between, own, None),
+                    f"{primary} sd over groups": np.nan if random else seed_sd(draws),
+                    f"{primary} lowest draw": levels.min(),
+                    f"{primary} highest draw": levels.max(),
+                    **columns_of({"margin": "margin"}, between, own, None),
+                }
+            )
+    return counts_last(pd.DataFrame(rows))
+
+
+def effects(frame: pd.DataFrame, task: str, agree: Sequence[str] = ()) -> pd.DataFrame:
+    """Every method against Instruct: paired differences, McNemar, and damage where users agree.
+
+    McNemar's test is made on the first seed of the model alone: pooled over seeds a user would
+    count several times.
+
+    Args:
+        frame: The result frame.
+        task: Task name.
+        agree: Queries whose personal and generic answers are the same text, in the embedded world:
+            any change of the primary metric on them is ``damage``.
+    """
+    primary = get_task(task).metrics[0]
+    metrics = {primary: f"{primary} change", "margin": "margin change"}
+    rows = []
+    for (model,), part in places(pick(frame, task=task), "model"):
+        for method in methods_in(part):
+            if method.id in ("instruct", "official", "official_history"):
+                continue
+            held = having(part, method.id, "instruct")
+            one, other = pick(held, method=method.id), pick(held, method="instruct")
+            row: dict[str, Any] = {
+                "family": title_of(model),
+                "method": method.title,
+                "kind": method.kind,
+            }
+            row |= columns_of(metrics, between, one, other)
+            if len(agree):
+                found = between(pick(one, query=agree), pick(other, query=agree), primary)
+                row |= part_columns(found, f"{primary} change where users agree")
+            if task == "LaMP_2":
+                first, base = (matrix(arm, STATISTICS[primary][0])[0][0] for arm in (one, other))
+                test = mcnemar(first, base)
+                row |= {"McNemar b": test.b, "McNemar c": test.c, "McNemar p": test.p}
+            rows.append(row)
+    return counts_last(pd.DataFrame(rows))
+
+
+@dataclass(frozen=True)
+class Question:
+    """A claim to be judged wherever its methods were run.
+
+    Attributes:
+        words: The claim.
+        method: What it is about.
+        against: What it is compared with.
+        beats: What it must beat as well.
+        own: Whether the kit makes it, and not the paper.
+    """
+
+    words: str
+    method: str
+    against: str
+    beats: tuple[str, ...]
+    own: bool = False
+
+    def measured(self, part: pd.DataFrame) -> tuple[Estimate, dict[str, Estimate]] | None:
+        """Effect and margins on the first metric of the task; None where a method is missing.
+
+        Args:
+            part: Rows of one task, model and condition.
+        """
+        held = having(part, self.method, self.against, *self.beats)
+        if held.empty:
+            return None
+        metric = get_task(values_of(held, "task")[0]).metrics[0]
+        effect = estimate(held, self.method, metric, self.against)
+        return effect, {name: estimate(held, self.method, metric, name) for name in self.beats}
+
+
+def questions() -> list[Question]:
+    """The claims of Tables 1 and 2; all must hold against directions that are no user's own."""
+    common, of_ours = controls_of(PAPER, "claim"), controls_of(FITTED, "claim")
+    # An ALOE that lost is no rival: the edit must gain by itself, and by its own directions.
+    others = ("instruct", "llm_rec", *common)
+    ours = "beyond the paper, the fitted edit beats Instruct"
+    return [
+        Question("CHAMELEON's edit beats Instruct", PAPER, "instruct", common),
+        Question("CHAMELEON's edit beats ALOE", PAPER, "aloe", others),
+        Question(ours, FITTED, "instruct", of_ours, own=True),
+    ]
+
+
+def verdicts(run: Run, notebook: str) -> list[Verdict]:
+    """One verdict per task, model and claim of :func:`questions`, where its methods were run."""
+    found = []
+    for (task, model), part in places(run.frame, "task", "model"):
+        for question in questions():
+            measured = question.measured(part)
+            if measured is None:
+                continue
+            before = None if question.own else method_of(question.against).paper
+            paper = paper_change(task, model, before) if before else NOT_IN_PAPER
+            found.append(
+                Claim(
+                    task,
+                    model,
+                    question.words,
+                    *measured,
+                    own=question.own,
+                    paper=paper,
+                    split=split_of(run, task),
+                )
+            )
+    csv = "tables/table1_{task}_effects.csv"
+    return judge(found, section="4.2", notebook=notebook, csv=csv)
+
+
+def paper_change(
+    task: str,
+    model: str,
+    before: str,
+    tables: tuple[str, str] = ("table1", "table1"),
+    remark: str = "",
+) -> str:
+    """The paper's gain of CHAMELEON over another of its rows, in words.
+
+    Args:
+        task: Task name.
+        model: Model id.
+        before: The other row's name in the paper.
+        tables: The table of that row, and the table of CHAMELEON's.
+        remark: Put behind the numbers.
+    """
+    metric = get_task(task).metrics[0]
+    numbers = [
+        paper_value(task, metric, model, name, table)
+        for name, table in zip((before, "CHAMELEON"), tables, strict=True)
+    ]
+    if numbers[0] is None or numbers[1] is None:
+        return NOT_IN_PAPER
+    return f"{numbers[1] - numbers[0]:+.3f} ({numbers[0]:.3f} → {numbers[1]:.3f}){remark}"
+
+
+# ---- What stands behind Table 1: floors without a model, pairs, directions, edit sizes, trainings
+
+
+def floors(run: Run, task: str, *, history: bool = True) -> pd.DataFrame:
+    """Baselines that need no model, on the test users and on all labelled users.
+
+    Args:
+        run: Whose users they are.
+        task: Task name.
+        history: Whether users have one; else those that need none, on the test users alone.
+    """
+    data, metrics = run.data[task], get_task(task).metrics
+    chosen = set(run.test_users[task])
+    parts = {"test users": [user for user in data.test if user.id in chosen]}
+    if history:
+        parts["all users"] = list(data.everyone)
+    rows = []
+    for name, baseline in floors_for(task).items():
+        if name in OF_HISTORY and not history:
+            continue
+        for part, users in parts.items():
+            answers = baseline(users, data.train)
+            row: dict[str, Any] = {"baseline": name.replace("_", " "), "users": part}
+            row |= columns_of({metric: metric for metric in metrics}, _floor, task, users, answers)
+            row["valid rate"] = float(np.mean([is_valid_answer(task, a) for a in answers]))
+            rows.append(row)
+    return counts_last(pd.DataFrame(rows))
+
+
+def _floor(task: str, users: Sequence[User], answers: list[str], metric: str) -> Estimate:
+    gold = [str(query.gold) for user in users for query in user.queries]
+    owner = [user.id for user in users for _ in user.queries]
+    score, statistic = STATISTICS[metric]
+    if statistic == "macro_f1":
+        return bootstrap_metric(
+            statistic, confusion_by_user(gold, answers, get_task(task).labels, owner)
+        )
+    values = per_sample_scores(task, gold, answers)[score]
+    return bootstrap_metric(statistic, sums_by_user(values, owner))
+
+
+def directions(run: Run, task: str) -> pd.DataFrame:
+    """Per backbone, draw and layer: pairs, CCS loss with its floor and control, geometry, sizes.
+
+    The ratios are those of :func:`edit_sizes`; empty where an edit does not act.
+    """
+    shown = {f"{part} ratio": (PAPER, part) for part in PARTS}
+    shown["fitted edit ratio"] = (FITTED, "edit")
+    rows = []
+    for cell in (c for c in run.cells if c.task == task):
+        for index, log in enumerate(cell.draws):
+            # Column → layer → mean over queries.
+            sizes = {
+                column: dict(
+                    zip(
+                        log["sizes"][name]["layers"],
+                        np.mean(log["sizes"][name][part], axis=0).tolist(),
+                        strict=True,
+                    )
+                )
+                for column, (name, part) in shown.items()
+            }
+            for layer in log["rows"]:
+                number = int(layer["layer"])
+                rows.append(
+                    {
+                        "backbone": cell.backbone,
+                        "draw": index,
+                        "layer": number,
+                        "edited": number in log["layers"],
+                        "pairs kept": log["kept"],
+                        "pairs identical": log["identical"],
+                        **{k: v for k, v in layer.items() if k != "layer"},
+                        **{column: found.get(number) for column, found in sizes.items()},
+                        "n": log["users"],
+                        "seeds": 1,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def edit_sizes(run: Run) -> pd.DataFrame:
+    """Per task, model and edit: the length of the change over that of what it changes.
+
+    Means over edited layers, edited tokens, groups and training seeds, each of which counts the
+    same; boost and removal are the two parts of the edit. The intervals are over the few test users
+    whose answers were watched. The tables per layer hold every training seed by itself.
+    """
+    rows = []
+    for task in run.data:
+        for model in run.models:
+            cells = run.at(task, model)
+            weights = np.concatenate([[1 / len(cell.draws)] * len(cell.draws) for cell in cells])
+            for edit in SIZED:
+                logs = [log["sizes"][edit] for cell in cells for log in cell.draws]
+                layers = np.average([len(log["layers"]) for log in logs], weights=weights)
+                row: dict[str, Any] = {
+                    "task": task.replace("_", "-"),
+                    "family": title_of(model),
+                    "edit": method_of(edit).title,
+                    "edited layers": float(layers),
+                }
+                for part in PARTS:
+                    per_query = [(np.mean(log[part], axis=1), log["users"]) for log in logs]
+                    sums = np.stack([sums_by_user(means, users) for means, users in per_query])
+                    found = bootstrap_metric("mean", sums, seed_weights=(weights, None))
+                    row |= estimate_columns(found, f"{part} ratio")
+                rows.append(row)
+    return counts_last(pd.DataFrame(rows))
+
+
+def pair_counts(run: Run) -> pd.DataFrame:
+    """Per backbone and task: pairs before and after the filter, and how many are right.
+
+    The intervals are over the train users of all groups, who are counted beside them.
+    """
+    rows = []
+    for cell in run.cells:
+        logs = cell.draws
+        row: dict[str, Any] = {
+            "backbone": cell.backbone,
+            "task": cell.task.replace("_", "-"),
+            "pairs asked": float(np.mean([log["pairs"] for log in logs])),
+            "pairs kept": float(np.mean([log["kept"] for log in logs])),
+            "drop rate": float(np.mean([log["identical"] / log["pairs"] for log in logs])),
+        }
+        for role in ("personal", "neutral") if "right" in logs[0] else ():
+            right = group_sums([(log["right"]["users"], log["right"][role]) for log in logs])
+            row |= part_columns(bootstrap_metric("mean", right), f"{role} right")
+        row |= {
+            "edited layers": " | ".join(",".join(map(str, log["layers"])) for log in logs),
+            "left out: no history": cell.counts["no_history"],
+            "left out: too long": cell.counts["too_long"],
+            "left out: empty insight": cell.counts["empty_insight"],
+            "history items dropped": cell.counts["dropped_items"],
+            "n": logs[0]["users"],
+            "seeds": len(logs),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def trainings(run: Run) -> pd.DataFrame:
+    """What the trained rivals were trained on and whether they learned: means over groups.
+
+    The loss is the mean of the first and of the last quarter of the steps, per token for ALOE and
+    per pair for DPO. What a rival gained on the users it was trained on is counted against
+    Instruct; *learned* says that every loss fell and that the gain is beyond chance.
+    """
+    rows = []
+    for cell in run.cells:
+        for method in METHODS:
+            logs: list[Log] = [log[method.id] for log in cell.draws if method.id in log]
+            if method.kind != "rival" or not logs:
+                continue
+            first = logs[0]
+            ends = np.mean([quarters(log["loss"]) for log in logs], axis=0)
+            gain = change_on_seen(logs)
+            rows.append(
+                {
+                    "backbone": cell.backbone,
+                    "task": cell.task.replace("_", "-"),
+                    "method": method.title,
+                    "gold answers seen": first["queries"] if first["uses_gold"] else 0,
+                    "weights": first["params"],
+                    "trainable weights": first["trainable_params"],
+                    "dialogues mixed in": f"{first['mix_rows']} ({first['mix']})",
+                    "steps": first["steps"],
+                    "rows": float(np.mean([log["rows"] for log in logs])),
+                    "ties": float(np.mean([log["ties"] for log in logs])),
+                    "loss, first quarter": float(ends[0]),
+                    "loss, last quarter": float(ends[1]),
+                    "metric": get_task(cell.task).metrics[0],
+                    **estimate_columns(gain, "change on seen users"),
+                    "learned": "yes" if has_learned(cell.task, logs, gain) else "no",
+                    "departures from the paper": ", ".join(first["departures"]),
+                }
+            )
+    return counts_last(pd.DataFrame(rows))
+
+
+# ---- How it is shown
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A table for reading: empty cells for what the paper does not have."""
+    shown = table.drop(columns=[c for c in ("kind",) if c in table])
+    for column in (c for c in shown.columns if c.startswith("paper ")):
+        shown[column] = [f"{v:.3f}" if pd.notna(v) else "" for v in shown[column]]
+    return shown
+
+
+def effect_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureOutput:
+    """Forest plot of the differences to Instruct, one panel per model."""
+    primary = get_task(task).metrics[0]
+    data = drawn(table, f"{primary} change", "family", "method", "kind")
+    return forest(
+        publish,
+        data,
+        f"01_effects_{task}",
+        made_by=effect_figure,
+        title=f"{task.replace('_', '-')}: {primary} against Instruct",
+        caption=(
+            f"Change of {primary} against Instruct on the same users, 95 % intervals over "
+            f"{span(data['n'])} test users; seeds are training seeds times groups"
+        ),
+        xlabel=f"{primary} change",
+        panel="family",
+        reference_label="Instruct",
+        better=better(primary),
+    )
+
+
+def sizes_by_place(sizes: pd.DataFrame) -> pd.DataFrame:
+    """The edit ratios for reading: a row per task and model, a column per edit."""
+    rows = []
+    for (task, family), part in sizes.groupby(["task", "family"], sort=False):
+        row: dict[str, object] = {"task": task, "family": family}
+        for _, found in part.iterrows():
+            value, low, high = (found[f"edit ratio{end}"] for end in ("", "_low", "_high"))
+            row[found["edit"]] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+        rows.append(row | {name: part[name].iloc[0] for name in ("n", "seeds")})
+    return pd.DataFrame(rows)
+
+
+def size_sentence(sizes: pd.DataFrame) -> str:
+    """How much each edit changes, and in how many places random directions push less."""
+    parts = {title: part for title, part in sizes.groupby("edit", sort=False)}
+    shares = [f"{title} {span(round(100 * value) for value in part['edit ratio'])} %"
+              for title, part in parts.items()]  # fmt: skip
+    paper, random = (
+        parts[method_of(name).title].set_index(["task", "family"]) for name in (PAPER, "random")
+    )
+    weaker = int((random["edit ratio_high"] < paper["edit ratio_low"]).sum())
+    return (
+        f"Share of an edited output's length that is changed: {', '.join(shares)}. Random "
+        f"directions push less than the paper's edit in {weaker} of {len(paper)} places."
+    )
+
+
+def summary(tables: Mapping[str, pd.DataFrame]) -> str:
+    """A line per task and model: what both edits change; too few users get no word for it.
+
+    Args:
+        tables: Task → its :func:`effects`.
+    """
+    lines = []
+    for task, table in tables.items():
+        metric = get_task(task).metrics[0]
+        for family, part in table.groupby("family", sort=False):
+            by = part.set_index("method")
+            words = []
+            for edit, name in ((PAPER, "paper's edit"), (FITTED, "fitted edit")):
+                row = by.loc[method_of(edit).title]
+                value, low, high = (row[f"{metric} change{end}"] for end in ("", "_low", "_high"))
+                upwards = higher_is_better(metric)
+                word = effect_word(low, high, row["n"], higher_is_better=upwards)
+                words.append(
+                    f"{name} {value:+.3f} [{low:+.3f}, {high:+.3f}]" + (f", {word}" if word else "")
+                )
+            lines.append(f"{task.replace('_', '-')}, {family}: {metric}, {'; '.join(words)}.")
+    return "\n".join(lines)

@@ -1,0 +1,379 @@
+"""Section 4.6, Figure 5: how many history items represent a user, and which.
+
+A condition is a selection: a rule (the paper's PCA, or a control) with a number of items.
+Everything after the selection is made anew in it: insights, pairs, activations, directions and
+fits. Users and groups are the same in all conditions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from chameleon_lib.core.case import Case
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.pairs import PreparedUser, check_pair_count, keep_different
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.profiles import RunProfile
+from chameleon_lib.kit.progress import tell
+from chameleon_lib.kit.store import ArtifactStore
+from chameleon_lib.studies.answering import Exam
+from chameleon_lib.studies.arms import draw_group
+from chameleon_lib.studies.data import TaskData, without_gold
+from chameleon_lib.studies.grid import Desk, Plan, run_grid, studied
+from chameleon_lib.studies.results import Arm, Cell, Run, sorted_ids
+from chameleon_lib.studies.scoring import reference_answers, score_cell
+from chameleon_lib.studies.study import Study
+from chameleon_lib.studies.sweeps import Results, ask
+
+Arms = Literal["prompts", "edit", "fitted"]
+Choices = dict[tuple[str, int], list[list[int]]]
+
+ITEMS = "5,10,15,20,25"
+PAPER = "pca"
+TRAINED_ITEMS = 10  # most history items in a training prompt of the embedded models
+_EQ2 = {"selection_norm": "l2", "selection_n_components": None}
+
+# Rule → what it changes in the settings. Two readings of eq. 2 stand here (A17): "pca" ranks items
+# by their distance from the user's mean, "pca raw" projects the embeddings as they are, as the
+# equation prints it.
+RULES: Mapping[str, Mapping[str, Any]] = {
+    PAPER: {"selection_rule": "pca"},
+    "pca raw": {"selection_rule": "pca", "selection_center": "components"},
+    "random": {"selection_rule": "random", "selection_center": "both", **_EQ2},
+    "recent": {"selection_rule": "recent", "selection_center": "both", **_EQ2},
+    "nearest": {"selection_rule": "nearest", "selection_center": "both", **_EQ2},
+}
+CONTROLS = tuple(rule for rule in RULES if rule != PAPER)
+
+log = logging.getLogger(__name__)
+_NO_PAIR = (
+    "A group has not one pair with different outputs and gets no edit; run with more users."
+)
+
+
+# --- the design ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One condition.
+
+    Attributes:
+        rule: One of :data:`RULES`.
+        k: Items, at most.
+        arms: ``prompts`` are Instruct and Instruct with insight; ``edit`` adds the paper's edit,
+            ``fitted`` both edits.
+    """
+
+    rule: str
+    k: int
+    arms: Arms = "fitted"
+
+    @property
+    def name(self) -> str:
+        """As in ``Cell.condition``, such as "pca · 10 items"."""
+        return f"{self.rule} · {self.k} items"
+
+    def settings(self, base: EditSettings) -> EditSettings:
+        """The settings under this selection."""
+        return base.with_(selection_k=self.k, **RULES[self.rule])
+
+
+@dataclass(frozen=True)
+class Design:
+    """What of the study is run.
+
+    Attributes:
+        tasks: Tasks of the figure.
+        n_train: Train users, at most; 0 for the profile's number.
+        n_test: Test users, at most; 0 for the profile's number.
+        group_size: Users per group, at most; 0 for the settings' number.
+        fitted_items: Numbers of items at which the fitted edit is made; empty for all.
+        control_items: Numbers of items at which the controls are run; empty for all.
+        control_arms: Arms under each control; ``fitted`` where it does not say.
+        world: Knobs of the embedded world.
+    """
+
+    tasks: tuple[str, ...] = ("LaMP_2", "LaMP_3")
+    n_train: int = 0
+    n_test: int = 0
+    group_size: int = 0
+    fitted_items: tuple[int, ...] = ()
+    control_items: tuple[int, ...] = ()
+    control_arms: tuple[tuple[str, Arms], ...] = ()
+    world: tuple[tuple[str, Any], ...] = ()
+
+    def selections(self, items: str, paper_items: int) -> list[Selection]:
+        """The conditions of a run: the paper's rule at every number of items, then the controls.
+
+        Args:
+            items: Numbers of items, divided by commas.
+            paper_items: The paper's number, which all claims refer to.
+
+        Raises:
+            UserError: No list of numbers, or one without the paper's.
+        """
+        numbers = item_numbers(items)
+        if paper_items not in numbers:
+            raise UserError(f"items is {items!r}; the claims are about {paper_items}, so add it.")
+        arms = dict(self.control_arms)
+        found = [
+            Selection(PAPER, k, "fitted" if k in (self.fitted_items or numbers) else "edit")
+            for k in numbers
+        ]
+        chosen = [k for k in numbers if k in (self.control_items or numbers)]
+        for rule in CONTROLS:
+            found += [Selection(rule, k, arms.get(rule, "fitted")) for k in chosen]
+        return found
+
+
+FULL = Design()
+
+# A few minutes of one core. Cut: LaMP-3; users and groups (embedding their histories takes a
+# quarter of the time); the fitted edit and the controls to the paper's 10 items (a fit on prompts
+# of 25 items takes three times as long), and all controls but random to the prompts without an
+# edit. Histories are longer than elsewhere: of 12 to 16 items any rule takes nearly the same 10.
+DEMO = Design(
+    tasks=("LaMP_2",),
+    n_train=66,
+    n_test=102,
+    group_size=44,
+    fitted_items=(10,),
+    control_items=(10,),
+    control_arms=(
+        ("pca raw", "prompts"),
+        ("random", "edit"),
+        ("recent", "prompts"),
+        ("nearest", "prompts"),
+    ),
+    world=(("history", (28, 32)),),
+)
+
+
+def item_numbers(items: str) -> list[int]:
+    """The numbers of items in ascending order, each once.
+
+    Raises:
+        UserError: No list of positive whole numbers.
+    """
+    try:
+        numbers = sorted({int(part) for part in items.split(",")})
+    except ValueError:
+        numbers = []
+    if not numbers or numbers[0] < 1:
+        raise UserError(f"items is {items!r}; give whole numbers such as '{ITEMS}'.")
+    return numbers
+
+
+def prompt_length(k: int, backbone: str) -> str:
+    """Beside every number of the embedded models: they learned from at most ten items, by chance.
+
+    More items are a length they never saw, and so are ten that a rule has picked.
+    """
+    if not backbone.startswith("demo:"):
+        return "within the context"
+    return "as trained" if k <= TRAINED_ITEMS else "longer than trained"
+
+
+# --- the study -----------------------------------------------------------------------------------
+
+
+def run(
+    profile: RunProfile,
+    settings: EditSettings,
+    *,
+    items: str = ITEMS,
+    data_dir: str = "",
+    design: Design | None = None,
+    **options: Any,
+) -> Run:
+    """Compute Figure 5.
+
+    Args:
+        profile: Sizes, backbones and data of the run.
+        settings: Every choice of the method; rule and number of items are varied.
+        items: Numbers of items, divided by commas; ``selection_k`` must be among them.
+        data_dir: Folder of official LaMP files; empty for the embedded world.
+        design: What is run of the full design; by default all of it on official files, and
+            :data:`DEMO` in the embedded world.
+        options: More of :func:`chameleon_lib.studies.grid.run_grid`.
+
+    Returns:
+        A run whose test users are those that every backbone can read in every condition.
+    """
+    design = design or (FULL if data_dir else DEMO)
+    sized = replace(
+        studied(profile),
+        n_train=min(profile.n_train, design.n_train or profile.n_train),
+        n_test=min(profile.n_test, design.n_test or profile.n_test),
+    )
+    grouped = settings.with_(
+        group_size=min(settings.group_size, design.group_size or settings.group_size),
+        # Few items leave few pairs: to be counted here, not refused (A20).
+        pairs_on_too_few="warn",
+    )
+    known = {"tasks": design.tasks, "world": dict(design.world), "data_dir": data_dir}
+    selections = tuple(design.selections(items, settings.selection_k))
+    compute = partial(_compute, selections=selections)
+    done = run_grid(compute, sized, grouped, **{**known, **options})
+    return replace(done, test_users={cell.task: cell.draws[0]["tested"] for cell in done.cells})
+
+
+def choices(
+    done: Run, task: str, items: str = ITEMS, *, store: ArtifactStore | None = None
+) -> Choices:
+    """What every rule chooses at every number of items, whether or not it was run.
+
+    Returns:
+        (rule, items) → indices per test user. No backbone takes part in this.
+    """
+    chosen = set(done.test_users[task])
+    users = [user for user in done.data[task].test if user.id in chosen]
+    found = {}
+    for rule in RULES:
+        for k in item_numbers(items):
+            settings = Selection(rule, k).settings(done.settings)
+            study = Study(done.profile, done.profile.backbones[0], task, settings, store)
+            found[rule, k] = study.select(users)
+    return found
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """One backbone under one selection: its study, and the users that it can read."""
+
+    study: Study
+    train: list[PreparedUser]
+    test: list[PreparedUser]
+    counts: dict[str, int]
+
+
+def _compute(plan: Plan, backbone: str, *, selections: Sequence[Selection]) -> list[Cell]:
+    data = plan.data()
+    own = _ready(plan, backbone, data, selections)
+    every = [own]
+    for name in plan.profile.backbones:
+        if name != backbone:
+            # From the end: whoever of two workers is done first meets the other halfway.
+            every.append(_ready(plan, name, data, selections[::-1]))
+    test = _common(ready.test for part in every for ready in part.values())
+    edited = [selection for selection in selections if selection.arms != "prompts"]
+    train = _common(part[selection].train for part in every for selection in edited)
+    cells = []
+    for selection, ready in own.items():
+        tell(f"{backbone} {plan.task}: {selection.name}, {len(test)} test users")
+        some = replace(
+            ready,
+            train=[user for user in ready.train if user.user.id in train],
+            test=[user for user in ready.test if user.user.id in test],
+        )
+        cells.append(_cell(selection, some, data, plan.draws))
+    return cells
+
+
+def _ready(
+    plan: Plan, backbone: str, data: TaskData, selections: Sequence[Selection]
+) -> dict[Selection, _Ready]:
+    found = {}
+    for selection in selections:
+        study = plan.study(backbone, selection.settings(plan.settings))
+        test = study.prepare(without_gold(data.test))
+        train: list[PreparedUser] = []
+        if selection.arms != "prompts":
+            train, _ = study.prepare(without_gold(data.train))
+        found[selection] = _Ready(study, train, test.users, test.counts)
+    return found
+
+
+def _common(parts: Iterable[Sequence[PreparedUser]]) -> set[str]:
+    """Ids of the users in all of the lists."""
+    return set.intersection(*({user.user.id for user in part} for part in parts))
+
+
+def _cell(selection: Selection, ready: _Ready, data: TaskData, draws: Sequence[int]) -> Cell:
+    """The arms of one backbone under one selection, on the users that all have in common."""
+    study, test, name = ready.study, ready.test, selection.name
+    arms: dict[Arm, tuple[str, Edit | None]] = {
+        Arm(kind): (kind, None) for kind in ("instruct", "insight")
+    }
+    logs: list[dict[str, Any]] = [{}]
+    if selection.arms != "prompts":
+        edits, logs = _edits(study, selection, ready.train, draws)
+        arms |= {arm: ("instruct", edit) for arm, edit in edits.items()}
+    results: Results = {}
+    exam = Exam(study, test, reference_answers(study, data, test))
+    ask(exam, {(name, arm): asked for arm, asked in arms.items()}, results)
+    of_all = {
+        "tested": sorted_ids(data, {user.user.id for user in test}),
+        "rule": selection.rule,
+        "items": selection.k,
+    }
+    logs = [{**log, **of_all} for log in logs]
+    cell = score_cell(Desk(study, data, test, ready.counts), results[name], logs, name)
+    cell.scores["insight"].update(_prompt_scores(data, test, study.settings))
+    return cell
+
+
+def _edits(
+    study: Study, selection: Selection, train: Sequence[PreparedUser], draws: Sequence[int]
+) -> tuple[dict[Arm, Edit], list[dict[str, Any]]]:
+    """``chameleon`` and, if asked for, ``fitted`` of every group, with the log of each.
+
+    A rule may show the model so little of a few users that both prompts get the same answers: such
+    a group has no edit, and its log says 0 pairs.
+    """
+    settings, cases = study.settings, {}
+    ids = {
+        i: {user.user.id for user in draw_group(train, settings.group_size, i)} for i in draws
+    }
+    pairs = study.pairs([user for user in train if user.user.id in set().union(*ids.values())])
+    for i in draws:
+        own = [pair for pair in pairs if pair.user_id in ids[i]]
+        cases[i] = Case(study, *keep_different(own, settings), own, i)
+    edits: dict[Arm, Edit] = {}
+    logs = []
+    for i, case in cases.items():
+        own_log: dict[str, Any] = {
+            "draw": i,
+            "users": len(ids[i]),
+            "kept": len(case.kept),
+            "identical": len(case.identical),
+            "layers": [],
+        }
+        logs.append(own_log)
+        if not case.kept:
+            own_log["refused"] = _NO_PAIR
+            log.warning("%s %s, %s: %s", study.backbone_id, study.task, selection.name, _NO_PAIR)
+            continue
+        check_pair_count(len(case.kept), settings)
+        edits[Arm("chameleon", i)] = case.edit("paper")
+        own_log["layers"] = list(case.layers)
+        if selection.arms == "fitted":
+            fit = study.preference_fit(case.contrasts, seed=i)
+            edits[Arm("fitted", i)], own_log["fit"] = fit.edit, fit.log()
+    return edits, logs
+
+
+def _prompt_scores(
+    data: TaskData, test: Sequence[PreparedUser], settings: EditSettings
+) -> Mapping[str, np.ndarray]:
+    """What stands in the prompt of every query, (1, queries) each.
+
+    ``items`` counts the history items; ``named`` says whether the insight names the planted taste
+    (the embedded world only).
+    """
+    rows: dict[str, list[float]] = {"items": []}
+    for user in test:
+        for personal, _ in user.insights_for(settings.insight_scope):
+            rows["items"].append(float(len(user.items)))
+            if data.truth is not None:
+                planted = data.truth[user.user.id].insight
+                rows.setdefault("named", []).append(float(personal == planted))
+    return {name: np.array([values]) for name, values in rows.items()}

@@ -1,0 +1,385 @@
+"""One base, many users: who is served with which edit, in which form, and what they are told.
+
+In the embedded world every user has several queries: the first ones make the user's own edit, the
+last ones are asked. Official files have one query per user, so there a small group of train users
+makes each edit and a test user is asked. Beside the own edits, which a preference fit finds, all
+pairs together give one edit of the paper's kind, which chooses its layers: users of one batch then
+edit different layers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors.numpy import save
+
+from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.core.chameleon import EditProfile
+from chameleon_lib.core.directions import Directions
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.pairs import (
+    PreparedUser,
+    keep_different,
+    max_new_tokens,
+)
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.profiles import RunProfile
+from chameleon_lib.kit.store import ArtifactStore
+from chameleon_lib.serving.adapter import adapters
+from chameleon_lib.serving.agreement import View, distance, view
+from chameleon_lib.serving.export import Export, check_form, export_edit
+from chameleon_lib.serving.mixed import mixed_users
+from chameleon_lib.serving.store import ProfileStore
+from chameleon_lib.studies.answering import Exam, prompt_texts
+from chameleon_lib.studies.arms import draw_group
+from chameleon_lib.studies.data import TaskData, available_tasks, load_task_data, without_gold
+from chameleon_lib.studies.grid import Plan
+from chameleon_lib.studies.loading import settings_for
+from chameleon_lib.studies.scoring import reference_answers
+from chameleon_lib.studies.study import Study
+
+LEARNED, ASKED = 6, 2  # queries of a user of the embedded world
+MEMBERS = 10  # users whose pairs make one edit where every user has one query
+POOLED = "all of them"  # name of the profile of everybody's pairs
+FORMS = {"peft": "PEFT adapter", "merged": "merged weights", "gguf": "GGUF adapter"}
+SERVER_RANK = 8  # the smallest that vLLM takes beside 1
+PADDED = f"peft, rank {SERVER_RANK}"
+SOLVERS = ("reference", "span")
+_SEED = 0  # the draw of Table 1's group on which the solvers are compared
+_PROMPTS = 3  # of the comparison with the hook
+
+
+@dataclass(frozen=True)
+class Served:
+    """A user who is served.
+
+    Attributes:
+        name: What tables call the user.
+        asks: With queries that no fit has seen.
+        profile: The edit that answers.
+    """
+
+    name: str
+    asks: PreparedUser
+    profile: EditProfile
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch: a prompt and the profile that edits it, or None."""
+
+    prompt: str
+    profile: str | None
+
+
+@dataclass(frozen=True)
+class Service:
+    """One base and its users.
+
+    Attributes:
+        study: Backbone, task and settings.
+        data: Where the users come from.
+        served: The users.
+        pooled: The paper's edit from all pairs of the fits.
+    """
+
+    study: Study
+    data: TaskData
+    served: list[Served]
+    pooled: EditProfile
+
+    @property
+    def profiles(self) -> dict[str, EditProfile]:
+        """All profiles by name."""
+        return {user.name: user.profile for user in self.served} | {POOLED: self.pooled}
+
+    def prompts(self, users: Sequence[PreparedUser]) -> list[str]:
+        """The prompts that edits are asked with: the user's history, and no insight."""
+        return prompt_texts(self.study.task, users, "instruct", self.study.settings)
+
+    def one_query(self) -> list[Row]:
+        """The first user's query in every user's prompt: under no edit, the own, the pooled."""
+        query = self.served[0].asks.user.queries[0]
+        askers = [
+            replace(user.asks, user=replace(user.asks.user, queries=(query,)))
+            for user in self.served
+        ]
+        return [
+            Row(prompt, profile)
+            for prompt, user in zip(self.prompts(askers), self.served, strict=True)
+            for profile in (None, user.name, POOLED)
+        ]
+
+    def together(self, rows: Sequence[Row]) -> list[str]:
+        """Answers to all rows in one batch, each under its own edit."""
+        edit = Edit.stack([self._edit(row) for row in rows], allow_missing=True)
+        return self.say([row.prompt for row in rows], edit)
+
+    def alone(self, rows: Sequence[Row]) -> list[str]:
+        """Answers to every row by itself."""
+        return [self.say([row.prompt], self._edit(row))[0] for row in rows]
+
+    def say(self, prompts: Sequence[str], edit: Edit | None) -> list[str]:
+        """Answers to prompts under one edit."""
+        limit = max_new_tokens(self.study.task, self.study.settings)
+        return self.study.backbone.generate(list(prompts), max_new_tokens=limit, edit=edit)
+
+    def _edit(self, row: Row) -> Edit | None:
+        return None if row.profile is None else self.profiles[row.profile].edit
+
+
+def settings_of(profile: RunProfile, **changes: Any) -> EditSettings:
+    """The profile's settings with an edit that every form can carry.
+
+    Adapters and weights act on all tokens, so the edit has to (A11). A handful of pairs is learned
+    in a few steps.
+    """
+    fixed = {"edit_positions": "all", "pairs_on_too_few": "warn", "fit_steps": 12}
+    return settings_for(profile, **{**fixed, **changes})
+
+
+def run(
+    profile: RunProfile,
+    settings: EditSettings,
+    *,
+    task: str,
+    users: int = 5,
+    data_dir: str = "",
+    store: ArtifactStore | None = None,
+) -> list[Service]:
+    """The service on every studied backbone.
+
+    Args:
+        profile: Run profile.
+        settings: Of :func:`settings_of`.
+        task: Task name.
+        users: How many are served.
+        data_dir: Folder of official LaMP files; empty for the embedded world.
+        store: Artifact store; the default one if None.
+
+    Raises:
+        UserError: Fewer than two users, too few in the files, or a user without a single pair.
+    """
+    if users < 2:
+        raise UserError(f"users is {users}; serve at least 2.")
+    if data_dir:
+        data = load_task_data(profile, task, data_dir)
+    else:
+        # One user's history does not depend on the number of queries: Table 1's work is met again.
+        data = load_task_data(profile, task, max_users=users, world={"queries": LEARNED + ASKED})
+    return [
+        _serve(Study(profile, name, task, settings, store), data, users) for name in profile.studied
+    ]
+
+
+def _serve(study: Study, data: TaskData, users: int) -> Service:
+    train, _ = study.prepare(without_gold(data.train))
+    if data.truth is not None:
+        groups = [[_part(user, 0, LEARNED)] for user in train[:users]]
+        asking = [_part(user, LEARNED, None) for user in train[:users]]
+    else:
+        groups = [train[at : at + MEMBERS] for at in range(0, users * MEMBERS, MEMBERS)]
+        asking = study.prepare(without_gold(data.test[: 2 * users]))[0][:users]
+    if len(asking) < users or not all(groups):
+        raise UserError(
+            f"{study.backbone_id} can read {len(train)} train and {len(asking)} asking users, too "
+            f"few to serve {users}; give fewer users or more data."
+        )
+    own = study.with_(theta_method="fitted", fit_layers="all")
+    served, everything = [], []
+    for number, (group, asks) in enumerate(zip(groups, asking, strict=True)):
+        pairs = study.pairs(group)
+        if not keep_different(pairs, study.settings)[0]:
+            raise UserError(
+                f"{study.backbone_id}: the pairs of user {number + 1} are all identical, so "
+                "nothing can be learned from them; give fewer users or another task."
+            )
+        everything += pairs
+        served.append(Served(f"user {number + 1}", asks, own.fit_pairs(pairs)))
+    pooled = study.with_(theta_method="paper").fit_pairs(everything)
+    return Service(study, data, served, pooled)
+
+
+def _part(user: PreparedUser, start: int, stop: int | None) -> PreparedUser:
+    """The user with some of the queries."""
+    return replace(
+        user,
+        user=replace(user.user, queries=user.user.queries[start:stop]),
+        query_insights=user.query_insights[start:stop],
+    )
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What came out of the compiler.
+
+    Attributes:
+        service: Base and users.
+        exports: (profile, form) → export.
+        untouched: (profile, form) → whether the base answered bit for bit as before while the
+            adapter was loaded and disabled (``peft``), or after the export.
+        directions: Bytes of the first user's stored directions, without their description.
+        tensors: Form → bytes of its tensor files, for the first user.
+        mixed: Answers of the one batch, served by PEFT from the exported files.
+        refused: One sentence for every form that cannot carry an edit here.
+    """
+
+    service: Service
+    exports: dict[tuple[str, str], Export] = field(default_factory=dict)
+    untouched: dict[tuple[str, str], bool] = field(default_factory=dict)
+    directions: list[int] = field(default_factory=list)
+    tensors: dict[str, int] = field(default_factory=dict)
+    mixed: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    @property
+    def backbone(self) -> HFBackbone:
+        """The base."""
+        return cast(HFBackbone, self.service.study.backbone)
+
+
+def ship(service: Service, rows: Sequence[Row]) -> Shipped:
+    """Store, load and export every profile, and answer the batch from the exported files.
+
+    All is written to a temporary folder and read back. Every profile becomes a PEFT adapter;
+    weights and GGUF are written for the first user and the pooled edit: of a large model every
+    merged copy takes the space of the model.
+    """
+    shipped = Shipped(service)
+    backbone = shipped.backbone
+    prompts = service.prompts([user.asks for user in service.served])[:_PROMPTS]
+    ids = backbone.codec.prompts(prompts)
+    before = view(backbone, ids, None)
+    first = service.served[0].name
+    exported: dict[str, Path] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        store = ProfileStore(folder / "profiles")
+        for name, profile in service.profiles.items():
+            key = profile.users[0] if len(profile.users) == 1 else name
+            store.save(key, profile, all_layers=False)
+            loaded = store.load(key, backbone)
+            if name == first:
+                shipped.directions.append(len(save(store.files.get(key).tensors)))
+            for form in [*FORMS, PADDED] if name in (first, POOLED) else ["peft"]:
+                kind = form.split(",")[0]
+                try:
+                    check_form(loaded.edit, backbone, kind)
+                except UserError as reason:
+                    shipped.refused.append(f"{name}, {FORMS[kind]}: {reason}")
+                    continue
+                target = folder / f"{kind}-{len(shipped.exports)}"
+                rank = SERVER_RANK if form == PADDED else 2
+                shipped.exports[name, form] = export_edit(
+                    loaded, backbone, target,
+                    form=kind, rank=rank, base_model=backbone.name, prompts=prompts,
+                )  # fmt: skip
+                shipped.untouched[name, form] = _untouched(backbone, kind, target, ids, before)
+                if name == first:
+                    shipped.tensors[form] = _tensor_bytes(target)
+                if form == "peft":
+                    exported[name] = target
+        if {row.profile for row in rows if row.profile} <= set(exported):
+            limit = max_new_tokens(service.study.task, service.study.settings)
+            with mixed_users(backbone, exported) as batch:
+                shipped.mixed.extend(
+                    batch.generate(
+                        [row.prompt for row in rows],
+                        [row.profile for row in rows],
+                        max_new_tokens=limit,
+                    )
+                )
+    return shipped
+
+
+def _untouched(
+    backbone: HFBackbone, kind: str, folder: Path, ids: list[list[int]], before: View
+) -> bool:
+    if kind != "peft":
+        return distance(before, view(backbone, ids, None)) == 0
+    with adapters(backbone, [folder]) as model, model.disable_adapter():
+        return distance(before, view(backbone, ids, None)) == 0
+
+
+def _tensor_bytes(folder: Path) -> int:
+    """Bytes of the files that hold tensors; names and texts beside them are not counted."""
+    found = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf")]
+    return sum(path.stat().st_size for path in found)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Table 1's first group, solved by both CCS solvers.
+
+    Attributes:
+        task: Task name.
+        backbone: Id of the backbone.
+        pairs: Pairs of the group.
+        settings: Settings of the fits.
+        directions: Solver → directions of all layers.
+        said: Solver → answers under its edit; ``none`` → answers without one.
+        n: Test users.
+    """
+
+    task: str
+    backbone: str
+    pairs: int
+    settings: EditSettings
+    directions: dict[str, Directions]
+    said: dict[str, list[str]]
+    n: int
+
+
+def solve_twice(
+    profile: RunProfile,
+    settings: EditSettings,
+    *,
+    data_dir: str = "",
+    max_users: int = 0,
+    store: ArtifactStore | None = None,
+) -> list[Solved]:
+    """The fast CCS solver beside the reference, per task and studied backbone, on one group.
+
+    Groups, pairs and activations are Table 1's, so what it computed is met again. The fast solver
+    minimises the same objective further than AdamW's budget does (``ccs_solver`` span), so losses
+    and directions may differ; what becomes of that is counted.
+
+    Args:
+        profile: Run profile.
+        settings: Those of Table 1.
+        data_dir: Folder of official LaMP files; empty for the embedded world.
+        max_users: Cap on train and on test users; 0 for the profile's numbers.
+        store: Artifact store; the default one if None.
+    """
+    store = store or ArtifactStore()
+    tasks, _ = available_tasks(profile, data_dir, settings.eval_split)
+    if data_dir:
+        settings = settings.with_(pairs_on_too_few="warn")
+    plans = [
+        Plan(profile, settings, task, data_dir, max_users, (_SEED,), store.root) for task in tasks
+    ]
+    return [_solve(plan, name) for plan in plans for name in profile.studied]
+
+
+def _solve(plan: Plan, backbone: str) -> Solved:
+    desk = plan.open(backbone)
+    study = desk.study
+    train, _ = study.prepare(without_gold(desk.data.train))
+    group = {user.user.id for user in draw_group(train, study.settings.group_size, _SEED)}
+    pairs = [pair for pair in study.pairs(train) if pair.user_id in group]
+    kept, _ = keep_different(pairs, study.settings)
+    h_p, h_n = study.activations(kept)
+    found: dict[str, Directions] = {}
+    edits: dict[str, tuple[str, Edit | None]] = {"none": ("instruct", None)}
+    for solver in SOLVERS:
+        other = plan.study(backbone, study.settings.with_(ccs_solver=solver))
+        found[solver] = other.directions("paper", h_p, h_n, _SEED)
+        edits[solver] = ("instruct", found[solver].to_edit(other.settings))
+    exam = Exam(study, desk.test, reference_answers(study, desk.data, desk.test))
+    said = {name: answers.texts for name, answers in exam.answer(edits).items()}
+    return Solved(plan.task, backbone, len(kept), study.settings, found, said, len(desk.test))
