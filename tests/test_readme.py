@@ -101,7 +101,7 @@ def test_every_profile_and_every_notebook_is_named() -> None:
 
 
 def test_the_layout_names_what_is_there() -> None:
-    layout = TEXT.split("## Layout")[1].split("```")[1]
+    layout = TEXT.split("## The map")[1].split("```")[1]
     names = re.findall(r"^( *)(\S+)", layout, flags=re.MULTILINE)
     missing = [
         name
