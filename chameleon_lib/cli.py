@@ -19,9 +19,9 @@ from typer import Argument
 from typer import Option as Opt
 from typer.exceptions import TyperException
 
-from chameleon_lib.command_line import notebook_numbers
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
+from chameleon_lib.kit.command_line import notebook_numbers
 from chameleon_lib.kit.profiles import for_data
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def run(
 
 
 def check_users(run: Run, numbers: Sequence[str]) -> None:
-    """Load every user once, unless these very files were found right by this very code.
+    """Load every user once: a wrong file is named before anything is computed.
 
     Args:
         run: The request.
@@ -179,29 +179,14 @@ def check_users(run: Run, numbers: Sequence[str]) -> None:
         UserError: The data folder holds no valid users.
     """
     from chameleon_lib.kit.board import say
-    from chameleon_lib.kit.hashing import digest
-
-    folder = str(run.overrides.get("data_dir", ""))
-    listing = []  # name, size and time of every file: what has to change for another content
-    for path in sorted(Path(folder).rglob("*.json")) if folder else []:
-        state = path.stat()
-        listing.append([str(path), state.st_size, state.st_mtime_ns])
-    stamp = paths.cache_dir() / "checked_data.json"
-    key = digest([listing, run.library.digests(["chameleon_lib.studies.data"]), run.profile.name])
-    try:
-        known = json.loads(stamp.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    if folder and isinstance(known, dict) and known.get(folder) == key:
-        return
     from chameleon_lib.studies.data import available_tasks, load_task_data
 
+    folder = str(run.overrides.get("data_dir", ""))
     tasks, _ = available_tasks(run.profile, folder)
     if folder:
         say(f"Checking {folder} for notebooks {', '.join(numbers)}")
     for task in tasks:
         load_task_data(run.profile, task, folder, int(run.overrides.get("users", 0)))
-    paths.replace_text(stamp, json.dumps({folder: key}))
 
 
 @app.command("list")
@@ -239,7 +224,7 @@ def show_plan(
 @app.command()
 def lab(profile: Profile = PROFILE) -> None:
     """Open JupyterLab on notebooks/."""
-    from chameleon_lib.kit.lab import open_lab
+    from chameleon_lib.kit.kernels import open_lab
 
     open_lab(profile)
 
@@ -341,8 +326,7 @@ def data_users(
     """
     from chameleon_lib.core.task import get_task
     from chameleon_lib.data import users as rebuilt
-    from chameleon_lib.data.lamp import find_split
-    from chameleon_lib.data.samples import load_samples
+    from chameleon_lib.data.lamp import find_split, load_samples
 
     if min_overlap is not None and not 0 < min_overlap <= 1:
         raise UserError(f"--min-overlap takes a number above 0 and up to 1, not {min_overlap:g}.")
@@ -474,30 +458,22 @@ def show_profile(
 def forget_user(
     user: str = typer.Argument(..., metavar="USER", help="id of the user, as it was fitted"),
     store: Path = STORE,
-    cache: Path | None = Opt(None, metavar="DIR", help="also clean this cache (.chameleon)"),
-    outputs: Path | None = Opt(None, metavar="DIR", help="also clean these outputs"),
+    cache: Path | None = Opt(None, metavar="DIR", help="also empty this cache (.chameleon)"),
+    outputs: Path | None = Opt(
+        None, metavar="DIR", help="also empty these outputs of a profile (outputs/own)"
+    ),
     serving: list[Path] = Opt(
         [], metavar="DIR",
         help="also clean this serving folder; those that profiles of the store were exported into "
         "are known, unless they were moved (may be given more than once)",
     ),  # fmt: skip
-    texts: Path | None = Opt(
-        None, metavar="FILE", help="texts of the user to look for, one a line"
-    ),
 ) -> int:
-    """Remove a user's profiles, cached records and the files that show the user."""
-    from chameleon_lib.serving.forget import sentences
+    """Remove a user's profiles and their exports, and empty what runs can fill again."""
     from chameleon_lib.serving.store import ProfileStore
 
     profiles = ProfileStore.at(store)
-    try:
-        lines = texts.read_text(encoding="utf-8").splitlines() if texts is not None else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{texts} cannot be read ({error}); give a UTF-8 file with one text a line."
-        ) from error
-    done = profiles.forget(user, cache=cache, outputs=outputs, texts=tuple(lines), serving=serving)
-    print("\n".join(sentences(done)))
+    done = profiles.forget(user, cache=cache, outputs=outputs, serving=serving)
+    print(done)
     return 1 if done.unreadable else 0
 
 

@@ -29,16 +29,10 @@ def plan_batches(
     max_rows: int = MAX_ROWS,
     token_budget: int = TOKEN_BUDGET,
 ) -> list[list[int]]:
-    """Splits rows into batches of similar length.
+    """Row numbers per batch of rows with similar ``lengths`` in tokens, every row exactly once.
 
-    Args:
-        lengths: Tokens per row.
-        groups: Rows of one group stay together as far as the limits allow.
-        max_rows: Most rows per batch.
-        token_budget: Most padded tokens per batch; a single longer row still forms a batch.
-
-    Returns:
-        Row numbers per batch, every row exactly once.
+    Rows of one group stay together as far as the limits allow; ``token_budget`` counts padded
+    tokens, and a single longer row still forms a batch.
     """
     longest: dict[int, int] = {}
     if groups is not None:
@@ -173,25 +167,15 @@ def unwrap_cache(cache: Any) -> KeyValues:
 
 @dataclass(frozen=True)
 class Prefix:
-    """State of a batch just before its first edited token.
+    """State of a batch just before its first edited token."""
 
-    Attributes:
-        last: ``(B, 1)`` ids of the token that comes next: last prompt token or decoder start.
-        key_values: Self-attention keys and values of the tokens before it; empty if none.
-        mask: ``(B, P)``, 1 = real token.
-        lengths: ``(B,)`` real tokens before ``last``, which is its position.
-        encoder: ``(B, E, d)`` encoder states of an encoder-decoder.
-        encoder_mask: ``(B, E)``.
-        cross: Cross-attention keys and values; they depend on the encoder alone.
-    """
-
-    last: Tensor
-    key_values: KeyValues
-    mask: Tensor
-    lengths: Tensor
-    encoder: Tensor | None = None
-    encoder_mask: Tensor | None = None
-    cross: KeyValues = ()
+    last: Tensor  # ``(B, 1)`` ids of the token that comes next: last prompt token or decoder start
+    key_values: KeyValues  # self-attention keys and values of the tokens before it; empty if none
+    mask: Tensor  # ``(B, P)``, 1 = real token
+    lengths: Tensor  # ``(B,)`` real tokens before ``last``, which is its position
+    encoder: Tensor | None = None  # ``(B, E, d)`` encoder states of an encoder-decoder
+    encoder_mask: Tensor | None = None  # ``(B, E)``
+    cross: KeyValues = ()  # cross-attention keys and values; they depend on the encoder alone
 
     def cache(self) -> Cache:
         """A cache for one use; it grows in place unless gradients are wanted."""
@@ -235,7 +219,7 @@ def _rows_of(states: Tensor, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ReadInputs:
-    """A batch for reading activations: model inputs, tokens per row, answer tokens per row."""
+    """A batch for reading activations; lengths are in tokens per row."""
 
     inputs: dict[str, Tensor]
     lengths: list[int]
@@ -244,19 +228,12 @@ class ReadInputs:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one call that run together.
+    """Rows of one call that run together."""
 
-    Attributes:
-        rows: Their numbers in the caller's order.
-        prompts: Their token ids.
-        groups: Their groups, or None.
-        prefix: The unedited prefix, or None if it is computed at each use.
-    """
-
-    rows: list[int]
-    prompts: list[list[int]]
-    groups: list[int] | None
-    prefix: Prefix | None = None
+    rows: list[int]  # their numbers in the caller's order
+    prompts: list[list[int]]  # their token ids
+    groups: list[int] | None  # their groups, or None
+    prefix: Prefix | None = None  # the unedited prefix, or None if it is computed at each use
 
     def take(self, places: Sequence[int], rows: Sequence[int]) -> Batch:
         """The batch made of the members at ``places``, as wide as this one, numbered ``rows``."""
@@ -315,18 +292,20 @@ class PreparedBatches:
             )
 
 
+def own_batches(prepared: Any) -> PreparedBatches:
+    """What ``prepare`` returned, or a TypeError."""
+    if not isinstance(prepared, PreparedBatches):
+        raise TypeError("This backbone uses only what its own prepare() returned.")
+    return prepared
+
+
 @dataclass
 class EditUsage:
-    """How often the edit ran in the latest call, per edited layer (section 12); empty without one.
+    """How often the edit ran in the latest call, per edited layer; empty without one."""
 
-    Attributes:
-        calls: Hooked calls.
-        tokens: Edited positions, padding included.
-        ratios: Sums over edited tokens of the edit ratios; filled if ``diagnostics`` is on.
-    """
-
-    calls: dict[int, int] = field(default_factory=dict)
-    tokens: dict[int, int] = field(default_factory=dict)
+    calls: dict[int, int] = field(default_factory=dict)  # hooked calls
+    tokens: dict[int, int] = field(default_factory=dict)  # edited positions, padding included
+    # Sums over edited tokens of the edit ratios; filled if ``diagnostics`` is on
     ratios: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def add(self, hook: EditHook) -> None:

@@ -16,30 +16,23 @@ from chameleon_lib.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class ModelFamily:
-    """One family; in module paths ``{i}`` is the decoder layer.
+    """One family; in module paths ``{i}`` is the decoder layer."""
 
-    Attributes:
-        mlp_out: Output of the MLP, before the residual addition.
-        block_out: Output of the decoder layer, after the residual addition.
-        projection: The linear layer that makes the MLP output, or for a mixture of experts the
-            stacked parameter ``(E, d, d_ff)``: what an export of the edit changes.
-        gate_proj: Output of the gate projection (wider than d), or None if the family has none.
-        gguf: The family's architecture in llama.cpp, or None where its name table lacks one.
-        packs: Whether packed rows of a training give the logits of each row alone (a test repeats
-            it).
-        flat: Whether ``mlp_out`` has the shape ``(B * T, d)`` instead of ``(B, T, d)``.
-        experts: Whether the MLP is a mixture of experts held in three-axis weights. Its output is
-            edited, which equals editing every expert: the edit is linear and the router's weights
-            are factors outside it.
-    """
-
-    mlp_out: str
-    block_out: str
+    mlp_out: str  # output of the MLP, before the residual addition
+    block_out: str  # output of the decoder layer, after the residual addition
+    # The linear layer that makes the MLP output, or for a mixture of experts the stacked parameter
+    # ``(E, d, d_ff)``: what an export of the edit changes
     projection: str
+    # Output of the gate projection (wider than d), or None if the family has none
     gate_proj: str | None = None
+    # The family's architecture in llama.cpp, or None where its name table lacks one
     gguf: str | None = None
+    # Whether packed rows of a training give the logits of each row alone (a test repeats it)
     packs: bool = False
-    flat: bool = False
+    flat: bool = False  # whether ``mlp_out`` has the shape ``(B * T, d)`` instead of ``(B, T, d)``
+    # Whether the MLP is a mixture of experts held in three-axis weights. Its output is edited,
+    # which equals editing every expert: the edit is linear and the router's weights are factors
+    # outside it.
     experts: bool = False
 
 
@@ -48,6 +41,13 @@ def _gated(gguf: str, layer: str = "model.layers.{i}") -> ModelFamily:
     mlp = f"{layer}.mlp"
     return ModelFamily(
         mlp, layer, f"{mlp}.down_proj", gate_proj=f"{mlp}.gate_proj", gguf=gguf, packs=True
+    )
+
+
+def _plain(layer: str, projection: str, *, gguf: str, experts: bool = False) -> ModelFamily:
+    """A decoder whose MLP has no gate output of its own."""
+    return ModelFamily(
+        f"{layer}.mlp", layer, f"{layer}.{projection}", gguf=gguf, packs=True, experts=experts
     )
 
 
@@ -72,29 +72,10 @@ MODEL_FAMILIES: dict[str, ModelFamily] = {
     # that also has a vision tower, which text never reaches.
     "gemma3": _gated("gemma3", "model.language_model.layers.{i}"),
     # The gate projections of the experts are one fused weight, so there is no gate output.
-    "mixtral": ModelFamily(
-        "model.layers.{i}.mlp",
-        "model.layers.{i}",
-        "model.layers.{i}.mlp.experts.down_proj",
-        gguf="llama",
-        packs=True,
-        experts=True,
-    ),
+    "mixtral": _plain("model.layers.{i}", "mlp.experts.down_proj", gguf="llama", experts=True),
     # Phi-3 fuses gate and up projection, so it has no gate output of its own.
-    "phi3": ModelFamily(
-        "model.layers.{i}.mlp",
-        "model.layers.{i}",
-        "model.layers.{i}.mlp.down_proj",
-        gguf="phi3",
-        packs=True,
-    ),
-    "gpt2": ModelFamily(
-        "transformer.h.{i}.mlp",
-        "transformer.h.{i}",
-        "transformer.h.{i}.mlp.c_proj",
-        gguf="gpt2",
-        packs=True,
-    ),
+    "phi3": _plain("model.layers.{i}", "mlp.down_proj", gguf="phi3"),
+    "gpt2": _plain("transformer.h.{i}", "mlp.c_proj", gguf="gpt2"),
     "opt": ModelFamily(
         "model.decoder.layers.{i}.fc2",
         "model.decoder.layers.{i}",
@@ -123,12 +104,6 @@ def model_family(name: str) -> ModelFamily:
 
 def site_modules(model: nn.Module, family: str, site: str, n_layers: int) -> list[nn.Module]:
     """The modules of one site, in decoder layer order.
-
-    Args:
-        model: The loaded model.
-        family: ``config.model_type``.
-        site: ``mlp_out`` | ``gate_proj`` | ``block_out``.
-        n_layers: Number of decoder layers.
 
     Raises:
         UserError: Unknown family or site, a site the family lacks, or a path the model lacks.

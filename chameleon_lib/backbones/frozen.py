@@ -62,11 +62,6 @@ class FrozenModel(ABC):
     def n_layers(self) -> int:
         """Number of decoder layers."""
 
-    @property
-    @abstractmethod
-    def context_limit(self) -> int | None:
-        """Most tokens of prompt and answer together; None if there is no limit."""
-
     @abstractmethod
     def prefill(self, prompts: Sequence[list[int]], groups: Sequence[int] | None) -> Prefix:
         """Everything before the first edited token, under whatever edit is active."""
@@ -110,6 +105,12 @@ class FrozenModel(ABC):
         # No inference mode: a stored prefix is used again with gradients.
         with torch.inference_mode(False), torch.no_grad():
             return self.prefill(batch.prompts, batch.groups)
+
+    @property
+    def context_limit(self) -> int | None:
+        """Most tokens of prompt and answer together; None if none is declared, as by T5."""
+        limit = getattr(self.text_config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
 
     @property
     def text_config(self) -> Any:

@@ -14,45 +14,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from chameleon_lib.backbones.batches import Prefix, PreparedBatches
+from chameleon_lib.backbones.batches import EditUsage, Prefix, PreparedBatches, own_batches
 from chameleon_lib.backbones.frozen import FrozenModel
-from chameleon_lib.core.backbone import DecodeSettings
+from chameleon_lib.core.backbone import DecodeSettings, Prepared
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError
 
 _SMALL = 4  # rows below which dropping finished ones costs more than it saves
-
-
-def generate(
-    backbone: FrozenModel,
-    prepared: PreparedBatches,
-    max_new_tokens: int,
-    edit: Edit | None,
-    decode: DecodeSettings,
-) -> list[str]:
-    """Answers for all batches, in the caller's order."""
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; give 1 or more.")
-    prepared.check_edit(edit)
-    answers = [""] * len(prepared)
-    # Greedy decoding draws nothing.
-    keys = noise_keys(prepared) if decode.do_sample else [0] * len(prepared)
-    with torch.inference_mode():
-        for batch in prepared.batches:
-            for row, ids in zip(batch.rows, batch.prompts, strict=True):
-                backbone.check_length(len(ids), max_new_tokens, f"Prompt {row}")
-        for batch in prepared.batches:
-            own = None if edit is None else edit.rows(batch.rows)
-            prefix = backbone.prefix_of(batch, own)
-            if decode.num_beams > 1:
-                tokens = _beams(backbone, prefix, max_new_tokens, own, decode)
-            else:
-                own_keys = torch.tensor([keys[row] for row in batch.rows], device=backbone.device)
-                tokens = _Loop(backbone, prefix, own_keys, max_new_tokens, decode).run(own)
-            texts = backbone.codec.decode(tokens)
-            for row, text in zip(batch.rows, texts, strict=True):
-                answers[row] = text
-    return answers
 
 
 class _Loop:
@@ -195,3 +163,48 @@ def _beams(
         )
     # Decoders return the prompt as well, encoder-decoders their start token (R8).
     return tokens[:, prefix.mask.shape[1] + 1 :]
+
+
+class GeneratingModel(FrozenModel):
+    """What of ``core.backbone.Backbone`` writes answers."""
+
+    def generate_prepared(
+        self,
+        prepared: Prepared,
+        *,
+        max_new_tokens: int,
+        edit: Edit | None = None,
+        decode: DecodeSettings | None = None,
+    ) -> list[str]:
+        """Answers in the order of the prompts, stripped; greedy if ``decode`` is None.
+
+        Stored prefixes are used as they are; an edit with positions ``all`` recomputes them.
+
+        Raises:
+            UserError: If a prompt leaves no room for the answer (R7).
+            ValueError: Beams with an edit of the generated tokens alone.
+        """
+        self.usage, batches = EditUsage(), own_batches(prepared)
+        decode = decode or DecodeSettings()
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {max_new_tokens}; give 1 or more.")
+        batches.check_edit(edit)
+        answers = [""] * len(batches)
+        # Greedy decoding draws nothing.
+        keys = noise_keys(batches) if decode.do_sample else [0] * len(batches)
+        with torch.inference_mode():
+            for batch in batches.batches:
+                for row, ids in zip(batch.rows, batch.prompts, strict=True):
+                    self.check_length(len(ids), max_new_tokens, f"Prompt {row}")
+            for batch in batches.batches:
+                own = None if edit is None else edit.rows(batch.rows)
+                prefix = self.prefix_of(batch, own)
+                if decode.num_beams > 1:
+                    tokens = _beams(self, prefix, max_new_tokens, own, decode)
+                else:
+                    own_keys = torch.tensor([keys[row] for row in batch.rows], device=self.device)
+                    tokens = _Loop(self, prefix, own_keys, max_new_tokens, decode).run(own)
+                texts = self.codec.decode(tokens)
+                for row, text in zip(batch.rows, texts, strict=True):
+                    answers[row] = text
+        return answers

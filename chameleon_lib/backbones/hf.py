@@ -19,15 +19,14 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from chameleon_lib.backbones import generation, reading
 from chameleon_lib.backbones.batches import (
     Batch,
-    EditUsage,
     KeyValues,
     Prefix,
     PreparedBatches,
     ReadInputs,
     common_prefix,
+    own_batches,
     pad,
     plan_batches,
     take_rows,
@@ -35,13 +34,14 @@ from chameleon_lib.backbones.batches import (
     wrap_cache,
 )
 from chameleon_lib.backbones.counting import CountingBackbone
-from chameleon_lib.backbones.frozen import FrozenModel
-from chameleon_lib.core.backbone import DecodeSettings, Family, Pooling, Prepared, Reduce
+from chameleon_lib.backbones.generation import GeneratingModel
+from chameleon_lib.backbones.reading import ReadingModel
+from chameleon_lib.core.backbone import DecodeSettings, Family, Prepared
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError
 
 
-class HFBackbone(FrozenModel):
+class HFBackbone(ReadingModel, GeneratingModel):
     """Generates, scores and reads activations; see ``core.backbone.Backbone``."""
 
     def counting(self) -> CountingBackbone:
@@ -86,17 +86,14 @@ class HFBackbone(FrozenModel):
     def rows(self, prepared: Prepared, rows: Sequence[int]) -> PreparedBatches:
         """Prepared prompts by number, in this order; stored prefixes are copied, none is computed.
 
-        Args:
-            prepared: From ``prepare``.
-            rows: Numbers of prompts; one may come more than once. A per-row edit has one row for
-                each.
+        A number may come more than once.
 
         Raises:
             IndexError: A number that no prompt has.
         """
         # No inference mode: a copied prefix, too, is used again with gradients.
         with torch.inference_mode(False), torch.no_grad():
-            return self._own(prepared).take(rows)
+            return own_batches(prepared).take(rows)
 
     def generate(
         self,
@@ -107,96 +104,18 @@ class HFBackbone(FrozenModel):
         groups: Sequence[int] | None = None,
         decode: DecodeSettings | None = None,
     ) -> list[str]:
-        """Answers in the order of the prompts, stripped.
+        """``generate_prepared`` from the prompts themselves.
 
-        Args:
-            prompts: Prompts; each must leave room for the answer.
-            max_new_tokens: Most tokens per answer (R7).
-            edit: Shared or per-row edit.
-            groups: Prompts of one group share their longest common token prefix, computed once;
-                same results, less work. An encoder-decoder ignores it (bidirectional encoder).
-            decode: Greedy if None.
+        Prompts of one group share their longest common token prefix, computed once: the same
+        results with less work. An encoder-decoder ignores groups (its encoder is bidirectional).
 
         Raises:
-            UserError: If a prompt is empty or too long.
-            ValueError: Beams with an edit of the generated tokens alone.
+            UserError: If a prompt is empty.
         """
-        self.usage = EditUsage()
         planned = PreparedBatches(self._plan(prompts, groups))
-        return generation.generate(self, planned, max_new_tokens, edit, decode or DecodeSettings())
-
-    def generate_prepared(
-        self,
-        prepared: Prepared,
-        *,
-        max_new_tokens: int,
-        edit: Edit | None = None,
-        decode: DecodeSettings | None = None,
-    ) -> list[str]:
-        """``generate`` from stored prefixes; an edit with positions ``all`` recomputes them."""
-        self.usage = EditUsage()
-        batches = self._own(prepared)
-        return generation.generate(self, batches, max_new_tokens, edit, decode or DecodeSettings())
-
-    def score(
-        self,
-        prepared: Prepared,
-        answers: Sequence[str],
-        *,
-        edit: Edit | None = None,
-        reduce: Reduce = "sum",
-    ) -> Tensor:
-        """Teacher-forced ``log p(answer + EOS | prompt)`` in nats.
-
-        Args:
-            prepared: From ``prepare``.
-            answers: One per prompt.
-            edit: Shared or per-row edit; gradients flow to its directions if grad is enabled.
-            reduce: ``sum``, or ``mean`` over the answer's tokens and EOS.
-
-        Returns:
-            ``(B,)`` float32, in the order of the prompts.
-        """
-        self.usage = EditUsage()
-        return reading.score(self, self._own(prepared), answers, edit, reduce)
-
-    def score_many(
-        self,
-        prepared: Prepared,
-        answers: Sequence[Sequence[str]],
-        *,
-        edit: Edit | None = None,
-        reduce: Reduce = "sum",
-    ) -> list[Tensor]:
-        """``score`` of several answers per prompt: one tensor ``(n_answers,)`` per prompt."""
-        self.usage = EditUsage()
-        return reading.score_many(self, self._own(prepared), answers, edit, reduce)
-
-    def activations(
-        self,
-        contexts: Sequence[str],
-        answers: Sequence[str],
-        *,
-        pooling: Pooling = "last",
-        site: str = "mlp_out",
-    ) -> Tensor:
-        """Pooled site outputs of context + answer, no edit active (section 3.5, A2).
-
-        Args:
-            contexts: Text before the answer (encoder text of an encoder-decoder); may be empty.
-            answers: Answer texts, without EOS; may be empty where the context holds the text.
-            pooling: ``last`` token | ``mean_answer`` tokens | ``mean_all`` tokens (of the decoder).
-            site: ``mlp_out`` | ``gate_proj`` | ``block_out``.
-
-        Returns:
-            ``(n_layers, B, width)`` float32 on the CPU, in the order given.
-        """
-        return reading.activations(self, contexts, answers, pooling, site)
-
-    def _own(self, prepared: Prepared) -> PreparedBatches:
-        if not isinstance(prepared, PreparedBatches):
-            raise TypeError("This backbone uses only what its own prepare() returned.")
-        return prepared
+        return self.generate_prepared(
+            planned, max_new_tokens=max_new_tokens, edit=edit, decode=decode
+        )
 
 
 class DecoderBackbone(HFBackbone):
@@ -208,12 +127,6 @@ class DecoderBackbone(HFBackbone):
     def n_layers(self) -> int:
         """Number of decoder layers."""
         return int(self.text_config.num_hidden_layers)
-
-    @property
-    def context_limit(self) -> int | None:
-        """Most tokens of prompt and answer together."""
-        limit = getattr(self.text_config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
 
     def prefill(self, prompts: Sequence[list[int]], groups: Sequence[int] | None) -> Prefix:
         """Computes ``prompt[:-1]``; the shared start of every group is computed once.
@@ -328,12 +241,6 @@ class EncoderDecoderBackbone(HFBackbone):
         """Number of decoder layers."""
         config = self.model.config
         return int(getattr(config, "num_decoder_layers", None) or config.num_hidden_layers)
-
-    @property
-    def context_limit(self) -> int | None:
-        """What the configuration declares; T5 itself has relative positions and no hard limit."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
 
     @property
     def start_id(self) -> int:

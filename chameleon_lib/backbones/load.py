@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def load_backbone(
 
     Args:
         path_or_id: Folder of a checkpoint, or a model id of the hub.
-        name: Name for tables; the last part of the path by default.
+        name: For tables; the last part of the path by default.
         dtype: ``auto`` (float32 on the CPU, whatever the file holds; bfloat16 elsewhere, A22),
             ``float32``, ``bfloat16`` or ``float16``.
         device: Torch device; with a device map only its kind counts, for ``dtype`` auto.
@@ -116,7 +117,8 @@ def load_backbone(
     form = chosen if quantization == "none" else f"{chosen} {quantization}"
     digest = hash_folder(folder, form) if found is None else ""
     if found is not None:
-        found = revisions.with_files(found, folder)
+        files = revisions.hash_files(revisions.loaded_files(folder))  # complete after a load
+        found = replace(found, files_sha256=files)
         digest = hashlib.sha256(f"{form} {found.files_sha256}".encode()).hexdigest()
         if lock is not None:
             revisions.record(lock, found)
@@ -195,11 +197,6 @@ PACKAGES = {"bitsandbytes": "0.50.2", "accelerate": "1.15.0"}
 def check_quantization(quantization: str, family: str, dtype: str) -> None:
     """Refuses what cannot work, before anything large is downloaded.
 
-    Args:
-        quantization: ``none`` | ``nf4``.
-        family: ``config.model_type``.
-        dtype: Precision of the computation: ``float32`` | ``bfloat16`` | ``float16``.
-
     Raises:
         UserError: An unknown value, a missing package, or a family that would stay unquantised.
     """
@@ -258,13 +255,7 @@ _SHOWN = 3
 
 
 def check_loaded(source: str, model: Any, tokenizer: Any, info: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that is not whole.
-
-    Args:
-        source: Folder or hub id.
-        model: The loaded model.
-        tokenizer: The loaded tokenizer.
-        info: What ``from_pretrained(output_loading_info=True)`` returned beside the model.
+    """Refuse a checkpoint that is not whole; ``info`` is what the library says of its loading.
 
     Raises:
         UserError: Missing or misshapen tensors, weights that are not finite, or a vocabulary that
@@ -285,7 +276,8 @@ def check_loaded(source: str, model: Any, tokenizer: Any, info: Mapping[str, Any
         )
     for name, weight in model.named_parameters():
         # Packed 4-bit weights are whole numbers, and what a device map left on disk is not here.
-        if weight.is_floating_point() and weight.device.type != "meta" and not _finite(weight):
+        read = weight.is_floating_point() and weight.device.type != "meta"
+        if read and not bool(torch.isfinite(weight).all()):
             raise UserError(
                 f"Backbone '{source}' has values in {name} that are no finite numbers; take the "
                 "checkpoint again, or load it with another model_dtype."
@@ -296,10 +288,6 @@ def check_loaded(source: str, model: Any, tokenizer: Any, info: Mapping[str, Any
             f"The tokenizer of backbone '{source}' knows {words} tokens, its model {rows}; take "
             "both from one checkpoint."
         )
-
-
-def _finite(weight: torch.Tensor) -> bool:
-    return bool(torch.isfinite(weight).all())
 
 
 def _some(names: list[str]) -> str:

@@ -15,73 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from chameleon_lib.backbones.batches import Prefix, PreparedBatches, ReadInputs, pad, plan_batches
+from chameleon_lib.backbones.batches import (
+    EditUsage,
+    Prefix,
+    PreparedBatches,
+    ReadInputs,
+    own_batches,
+    pad,
+    plan_batches,
+)
 from chameleon_lib.backbones.frozen import FrozenModel
+from chameleon_lib.core.backbone import Pooling, Prepared, Reduce
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError
-
-
-def score(
-    backbone: FrozenModel,
-    prepared: PreparedBatches,
-    answers: Sequence[str],
-    edit: Edit | None,
-    reduce: str,
-) -> Tensor:
-    """``log p(answer + EOS | prompt)`` per row, ``(B,)`` float32 in the caller's order."""
-    if reduce not in ("sum", "mean"):
-        raise ValueError(f"reduce is '{reduce}'; use sum or mean.")
-    if len(answers) != len(prepared):
-        raise UserError(f"{len(prepared)} prompts but {len(answers)} answers; give one per prompt.")
-    prepared.check_edit(edit)
-    tokens = backbone.codec.answers(answers)
-    parts, order = [], []
-    for batch in prepared.batches:
-        own = None if edit is None else edit.rows(batch.rows)
-        ids = [tokens[row] for row in batch.rows]
-        for row, prompt, answer in zip(batch.rows, batch.prompts, ids, strict=True):
-            backbone.check_length(len(prompt), len(answer) + 1, f"Prompt {row}")
-        logp = _score_batch(backbone, backbone.prefix_of(batch, own), ids, own)  # (B,)
-        if reduce == "mean":
-            logp = logp / torch.tensor([len(answer) + 1 for answer in ids], device=logp.device)
-        parts.append(logp)
-        order.extend(batch.rows)
-    if not parts:
-        return torch.zeros(0)
-    inverse = torch.empty(len(order), dtype=torch.long)
-    inverse[torch.tensor(order)] = torch.arange(len(order))
-    return torch.cat(parts)[inverse.to(backbone.device)]
-
-
-def score_many(
-    backbone: FrozenModel,
-    prepared: PreparedBatches,
-    answers: Sequence[Sequence[str]],
-    edit: Edit | None,
-    reduce: str,
-) -> list[Tensor]:
-    """``score`` of several answers per prompt.
-
-    Column by column: the prefix of all prompts is used as it is, instead of being repeated in
-    memory for every answer.
-    """
-    if len(answers) != len(prepared):
-        raise UserError(f"{len(prepared)} prompts but {len(answers)} answer lists; give one each.")
-    width = max((len(row) for row in answers), default=0)
-    if width == 0:
-        return [torch.zeros(0) for _ in answers]
-    columns = [
-        score(
-            backbone,
-            prepared,
-            [row[at] if at < len(row) else "" for row in answers],
-            edit,
-            reduce,
-        )
-        for at in range(width)
-    ]
-    table = torch.stack(columns, dim=1)  # (B, width)
-    return [scores[: len(row)] for scores, row in zip(table, answers, strict=True)]
 
 
 def _score_batch(
@@ -120,44 +66,6 @@ def _score_batch(
     logp = torch.cat(logits, dim=1).float().log_softmax(dim=-1)  # (B, q, V)
     picked = logp.gather(-1, targets[..., None])[..., 0]  # (B, q)
     return (picked * real).sum(dim=1)
-
-
-def activations(
-    backbone: FrozenModel,
-    contexts: Sequence[str],
-    answers: Sequence[str],
-    pooling: str,
-    site: str,
-) -> Tensor:
-    """Pooled site outputs ``(n_layers, B, width)``, float32, CPU, in the caller's order."""
-    if pooling not in ("last", "mean_answer", "mean_all"):
-        raise UserError(f"embed_pooling is '{pooling}'; use last, mean_answer or mean_all.")
-    if len(contexts) != len(answers):
-        raise UserError(f"{len(contexts)} contexts but {len(answers)} answers; give one each.")
-    modules = backbone.sites(site)
-    if not contexts:
-        return torch.zeros(len(modules), 0, backbone.d)
-    before = backbone.codec.prompts(contexts)
-    after = backbone.codec.answers(answers)
-    if pooling == "mean_answer" and not all(after):
-        row = [bool(ids) for ids in after].index(False)
-        raise UserError(f"Answer {row} is empty, so embed_pooling=mean_answer has nothing to read.")
-    lengths = [len(ids) + len(answer) for ids, answer in zip(before, after, strict=True)]
-    for row, length in enumerate(lengths):
-        backbone.check_length(length, 0, f"Pair text {row}")
-    pooled: Tensor | None = None
-    with torch.inference_mode():
-        for rows in plan_batches(lengths):
-            batch = backbone.read_inputs(
-                [before[row] for row in rows], [after[row] for row in rows]
-            )
-            values = _read_batch(backbone, modules, batch, pooling).cpu()  # (n_layers, b, width)
-            if pooled is None:
-                pooled = torch.empty(len(modules), len(lengths), values.shape[-1])
-            pooled[:, rows] = values
-    assert pooled is not None
-    # Leave inference mode behind: callers fit probes on these with gradients.
-    return pooled.clone()
 
 
 def _read_batch(
@@ -207,3 +115,129 @@ def _weights(batch: ReadInputs, pooling: str) -> Tensor:
         inside = places < ends
     weights = inside.float()
     return weights / weights.sum(dim=1, keepdim=True)
+
+
+class ReadingModel(FrozenModel):
+    """What of ``core.backbone.Backbone`` reads given texts."""
+
+    def score(
+        self,
+        prepared: Prepared,
+        answers: Sequence[str],
+        *,
+        edit: Edit | None = None,
+        reduce: Reduce = "sum",
+    ) -> Tensor:
+        """Teacher-forced ``log p(answer + EOS | prompt)`` in nats, ``(B,)`` float32.
+
+        Gradients flow to the edit's directions if they are enabled; ``mean`` is over the answer's
+        tokens and EOS.
+        """
+        self.usage = EditUsage()
+        return self._scores(own_batches(prepared), answers, edit, reduce)
+
+    def _scores(
+        self,
+        prepared: PreparedBatches,
+        answers: Sequence[str],
+        edit: Edit | None,
+        reduce: Reduce,
+    ) -> Tensor:
+        if reduce not in ("sum", "mean"):
+            raise ValueError(f"reduce is '{reduce}'; use sum or mean.")
+        if len(answers) != len(prepared):
+            raise UserError(
+                f"{len(prepared)} prompts but {len(answers)} answers; give one per prompt."
+            )
+        prepared.check_edit(edit)
+        tokens = self.codec.answers(answers)
+        parts, order = [], []
+        for batch in prepared.batches:
+            own = None if edit is None else edit.rows(batch.rows)
+            ids = [tokens[row] for row in batch.rows]
+            for row, prompt, answer in zip(batch.rows, batch.prompts, ids, strict=True):
+                self.check_length(len(prompt), len(answer) + 1, f"Prompt {row}")
+            logp = _score_batch(self, self.prefix_of(batch, own), ids, own)  # (B,)
+            if reduce == "mean":
+                logp = logp / torch.tensor([len(answer) + 1 for answer in ids], device=logp.device)
+            parts.append(logp)
+            order.extend(batch.rows)
+        if not parts:
+            return torch.zeros(0)
+        inverse = torch.empty(len(order), dtype=torch.long)
+        inverse[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(parts)[inverse.to(self.device)]
+
+    def score_many(
+        self,
+        prepared: Prepared,
+        answers: Sequence[Sequence[str]],
+        *,
+        edit: Edit | None = None,
+        reduce: Reduce = "sum",
+    ) -> list[Tensor]:
+        """``score`` of several answers per prompt: one tensor ``(n_answers,)`` per prompt.
+
+        Column by column: the prefix of all prompts is used as it is, instead of being repeated in
+        memory for every answer.
+        """
+        self.usage, batches = EditUsage(), own_batches(prepared)
+        if len(answers) != len(batches):
+            raise UserError(
+                f"{len(batches)} prompts but {len(answers)} answer lists; give one each."
+            )
+        width = max((len(row) for row in answers), default=0)
+        if width == 0:
+            return [torch.zeros(0) for _ in answers]
+        asked = ([row[at] if at < len(row) else "" for row in answers] for at in range(width))
+        columns = [self._scores(batches, column, edit, reduce) for column in asked]
+        table = torch.stack(columns, dim=1)  # (B, width)
+        return [scores[: len(row)] for scores, row in zip(table, answers, strict=True)]
+
+    def activations(
+        self,
+        contexts: Sequence[str],
+        answers: Sequence[str],
+        *,
+        pooling: Pooling = "last",
+        site: str = "mlp_out",
+    ) -> Tensor:
+        """Pooled site outputs of context + answer, no edit active (section 3.5, A2).
+
+        Args:
+            contexts: Text before the answer (encoder text of an encoder-decoder); may be empty.
+            answers: Answer texts, without EOS; may be empty where the context holds the text.
+
+        Returns:
+            ``(n_layers, B, width)`` float32 on the CPU, in the order given.
+        """
+        if pooling not in ("last", "mean_answer", "mean_all"):
+            raise UserError(f"embed_pooling is '{pooling}'; use last, mean_answer or mean_all.")
+        if len(contexts) != len(answers):
+            raise UserError(f"{len(contexts)} contexts but {len(answers)} answers; give one each.")
+        modules = self.sites(site)
+        if not contexts:
+            return torch.zeros(len(modules), 0, self.d)
+        before = self.codec.prompts(contexts)
+        after = self.codec.answers(answers)
+        if pooling == "mean_answer" and not all(after):
+            row = [bool(ids) for ids in after].index(False)
+            raise UserError(
+                f"Answer {row} is empty, so embed_pooling=mean_answer has nothing to read."
+            )
+        lengths = [len(ids) + len(answer) for ids, answer in zip(before, after, strict=True)]
+        for row, length in enumerate(lengths):
+            self.check_length(length, 0, f"Pair text {row}")
+        pooled: Tensor | None = None
+        with torch.inference_mode():
+            for rows in plan_batches(lengths):
+                batch = self.read_inputs(
+                    [before[row] for row in rows], [after[row] for row in rows]
+                )
+                values = _read_batch(self, modules, batch, pooling).cpu()  # (n_layers, b, width)
+                if pooled is None:
+                    pooled = torch.empty(len(modules), len(lengths), values.shape[-1])
+                pooled[:, rows] = values
+        assert pooled is not None
+        # Leave inference mode behind: callers fit probes on these with gradients.
+        return pooled.clone()

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from transformers.utils.hub import cached_file
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import display, replace_text
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 _SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
@@ -55,8 +57,6 @@ def hash_state(model: Any, tokenizer: Any) -> str:
     return digest.hexdigest()
 
 
-log = logging.getLogger(__name__)
-
 LOCK_NAME = "revisions.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the order in which transformers looks
 _OTHERS = (
@@ -77,21 +77,15 @@ _OTHERS = (
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """What a hub name stood for.
+    """What a hub name stood for."""
 
-    Attributes:
-        model: Hub id.
-        commit: Commit of the hub repository, 40 hex digits, or None if the cache does not tell.
-        asked: The revision that the caller pinned (a commit, tag or branch), or None.
-        config_sha256: Hash of ``config.json``.
-        files_sha256: Hash of configuration, tokenizer and weights as they lie in the cache; empty
-            until they are there.
-    """
-
-    model: str
+    model: str  # hub id
+    # Commit of the hub repository, 40 hex digits, or None if the cache does not tell
     commit: str | None
-    asked: str | None
-    config_sha256: str
+    asked: str | None  # the revision that the caller pinned (a commit, tag or branch), or None
+    config_sha256: str  # hash of ``config.json``
+    # Hash of configuration, tokenizer and weights as they lie in the cache; empty until they are
+    # there
     files_sha256: str = ""
 
 
@@ -130,11 +124,6 @@ def loaded_files(folder: Path) -> list[Path]:
     return chosen
 
 
-def with_files(now: Revision, folder: Path) -> Revision:
-    """The revision with the hash of its files, which are complete after a load."""
-    return replace(now, files_sha256=hash_files(loaded_files(folder)))
-
-
 def read_lock(lock: Path) -> dict[str, dict[str, Any]]:
     """Entries of a lock file by model; empty if there is none yet.
 
@@ -156,18 +145,15 @@ def read_lock(lock: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def compare(lock: Path, now: Revision) -> str | None:
-    """What a reader must know before this revision joins the outputs beside ``lock``.
-
-    Returns:
-        One sentence, or None if nothing changed.
+def tell(lock: Path, now: Revision) -> None:
+    """Says, before anything large is downloaded, that the outputs are of another commit.
 
     Raises:
-        UserError: The caller pinned a revision and the outputs were made with another commit.
+        UserError: So they are, and the caller pinned a revision.
     """
     entry = read_lock(lock).get(now.model)
     if entry is None or entry["commit"] == now.commit:
-        return None
+        return
     known = entry["commit"]
     changed = (
         f"{now.model} is at revision {_short(now.commit)} now; earlier outputs beside "
@@ -178,14 +164,8 @@ def compare(lock: Path, now: Revision) -> str | None:
             f"{changed}, and this run pins '{now.asked}': pin {known or 'nothing'}, or move "
             "the outputs away."
         )
-    return f"{changed}, so results of the two do not compare; pin {known or 'one'} to go back."
-
-
-def tell(lock: Path, now: Revision) -> None:
-    """Says what ``compare`` finds, before anything large is downloaded."""
-    sentence = compare(lock, now)
-    if sentence is not None:
-        log.warning(sentence)
+    back = f"pin {known or 'one'} to go back"
+    log.warning(f"{changed}, so results of the two do not compare; {back}.")
 
 
 def record(lock: Path, now: Revision) -> None:

@@ -23,19 +23,13 @@ Unit = TypeVar("Unit")
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """How answers are decoded (A15); the default is greedy.
+    """How answers are decoded (A15); the default is greedy."""
 
-    Attributes:
-        do_sample: Sample from the softmax instead of taking the largest logit.
-        num_beams: Beam width; more than 1 excludes sampling.
-        temperature: Divides the logits when sampling; None means 1.
-        seed: Seeds the sampling noise of every (prompt, step, token); the sample of a prompt does
-            not depend on how prompts are batched.
-    """
-
-    do_sample: bool = False
-    num_beams: int = 1
-    temperature: float | None = None
+    do_sample: bool = False  # sample from the softmax instead of taking the largest logit
+    num_beams: int = 1  # beam width; more than 1 excludes sampling
+    temperature: float | None = None  # divides the logits when sampling; None means 1
+    # Seeds the sampling noise of every (prompt, step, token); the sample of a prompt does not
+    # depend on how prompts are batched
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,35 +48,30 @@ class Prepared(Protocol):
 
 
 class Backbone(Protocol):
-    """A frozen language model that generates, scores and shows its MLP outputs.
+    """A frozen language model; ``backbones.hf.HFBackbone`` is one and says more of each method.
 
     Prompts are given in their original order and results come back in it; how they are batched
     never changes a result beyond float rounding.
     """
 
     @property
-    def name(self) -> str:
-        """Short name for tables."""
+    def name(self) -> str: ...  # short, for tables
 
     @property
-    def family(self) -> Family:
-        """``decoder`` or ``encoder-decoder``."""
+    def family(self) -> Family: ...
 
     @property
-    def n_layers(self) -> int:
-        """Number of decoder layers."""
+    def n_layers(self) -> int: ...  # decoder layers
 
     @property
-    def d(self) -> int:
-        """Width of the ``mlp_out`` and ``block_out`` sites."""
+    def d(self) -> int: ...  # width of the mlp_out and block_out sites
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 that changes with the weights, the configuration or the tokenizer."""
 
     @property
-    def revision(self) -> str:
-        """Revision of the model on the hub; empty for a local checkpoint."""
+    def revision(self) -> str: ...  # of the model on the hub; empty for a local checkpoint
 
     def sites(self, site: str = "mlp_out") -> list[nn.Module]:
         """The modules whose output is read or edited, one per decoder layer (A1)."""
@@ -169,12 +158,11 @@ class Keep(Protocol):
         /,
         *,
         modules: Sequence[str] = (),
-        about: Iterable[str] | None = None,
     ) -> Any:
         """The kept value of ``stage`` and ``inputs``, or the computed one.
 
         A value is JSON-able, or a dict of tensors, or ``{"json": ..., "tensors": {...}}``.
-        ``modules`` name the code that computes it, ``about`` the users whose data go into it.
+        ``modules`` name the code that computes it.
         """
 
     def map(
@@ -189,7 +177,6 @@ class Keep(Protocol):
         batch_size: int = 32,
         label: str = "",
         modules: Sequence[str] = (),
-        about: Callable[[Unit], Iterable[str]] | None = None,
     ) -> Iterable[Any]:
         """One value per item, computed in batches; ``key_of`` is what decides an item's value."""
 

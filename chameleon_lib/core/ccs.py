@@ -12,12 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from chameleon_lib.core.ccs_solvers import (
-    CCSObjective,
-    loss_floor,
-    solve_reference,
-    solve_span,
-)
+from chameleon_lib.core.ccs_solvers import CCSObjective, loss_floor, solve_reference, solve_span
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 
@@ -27,25 +22,16 @@ _CHUNK_REFERENCE = 3_000_000  # 12 MB: every epoch reads all rows twice, so they
 
 @dataclass(frozen=True, eq=False)
 class CCSResult:
-    """Best probe of every group.
+    """Best probe of every group."""
 
-    Attributes:
-        theta: ``(G, d)``, weights in the units of the activations that came in.
-        bias: ``(G,)``, in the same units (with ``per_class``: at the midpoint of the class means).
-        loss: ``(G,)``, final loss of the best try.
-        losses: ``(G, T)``, final losses of all tries.
-        accuracy: ``(G,)``, on the pairs it was fitted to, ``max(acc, 1 - acc)``.
-        polarity: ``(G,)``, +1 if g(N) > g(P) for most pairs, else -1.
-        floor: Loss of the best probe that answers the same for every input.
-    """
-
-    theta: Tensor
+    theta: Tensor  # ``(G, d)``, weights in the units of the activations that came in
+    # ``(G,)``, in the same units (with ``per_class``: at the midpoint of the class means)
     bias: Tensor
-    loss: Tensor
-    losses: Tensor
-    accuracy: Tensor
-    polarity: Tensor
-    floor: float
+    loss: Tensor  # ``(G,)``, final loss of the best try
+    losses: Tensor  # ``(G, T)``, final losses of all tries
+    accuracy: Tensor  # ``(G,)``, on the pairs it was fitted to, ``max(acc, 1 - acc)``
+    polarity: Tensor  # ``(G,)``, +1 if g(N) > g(P) for most pairs, else -1
+    floor: float  # loss of the best probe that answers the same for every input
 
 
 @torch.no_grad()
@@ -63,8 +49,7 @@ def fit_ccs(
     Args:
         h_n: Neutral activations ``(G, K, d)``; G counts layers x users.
         h_p: Personalised activations, same shape and row order.
-        settings: The ``ccs_*`` fields.
-        seed: Seed of the starting points.
+        seed: Of the starting points.
         mask: Bool ``(G, K)``, True for real pairs, where groups have different K.
         stop_at: Losses ``(G,)``, span solver only: a group stops as soon as its best try is no
             worse. Without it every try runs to its own end.
@@ -165,15 +150,7 @@ def _fit_chunk(
     objective = CCSObjective(ready.weights, settings.ccs_confidence == "squared")
     reference = settings.ccs_solver == "reference"
     solve = solve_reference if reference else partial(solve_span, stop_at=stop_at)
-    weight, bias = solve(
-        ready.x,
-        objective,
-        lr=settings.ccs_lr,
-        weight_decay=settings.ccs_weight_decay,
-        epochs=settings.ccs_epochs,
-        tries=settings.ccs_tries,
-        seed=seed,
-    )
+    weight, bias = solve(ready.x, objective, settings, seed)
     z = torch.baddbmm(bias, weight, ready.x.mT)  # (G, T, 2K)
     losses = objective.loss(z)
     best = losses.argmin(dim=1)  # (G,)
@@ -214,12 +191,7 @@ def accuracy(predictions: Tensor, labels: Tensor, mask: Tensor | None = None) ->
 
 
 def shuffle_pairs(h_n: Tensor, h_p: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """P and N swapped at random inside pairs (C10), the same pairs in every group.
-
-    Args:
-        h_n: ``(..., K, d)``.
-        h_p: Same shape.
-    """
+    """P and N ``(..., K, d)`` swapped at random inside pairs (C10), the same in every group."""
     generator = torch.Generator().manual_seed(seed)
     swap = (torch.rand(h_n.shape[-2], 1, generator=generator) < 0.5).to(h_n.device)
     return torch.where(swap, h_p, h_n), torch.where(swap, h_n, h_p)

@@ -28,11 +28,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from chameleon_lib.core.settings import EditSettings
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW defaults
 _GRAM_PARTS = 4
@@ -44,30 +45,15 @@ _PATIENCE = 5
 _BACKTRACKS = 12
 
 
-class Objective(Protocol):
-    """A loss of logits ``(G, T, 2K)``; columns 0..K-1 are neutral, columns K..2K-1 personalised."""
-
-    def loss(self, z: Tensor) -> Tensor:
-        """Losses ``(G, T)``."""
-
-    def residual(self, z: Tensor) -> Tensor:
-        """The residual ``dL/dz (G, T, 2K)``."""
-
-
 @dataclass(frozen=True, eq=False)
 class CCSObjective:
-    """The CCS loss of G groups.
+    """The CCS loss of G groups; logits 0..K-1 are neutral, K..2K-1 personalised."""
 
-    Attributes:
-        weights: ``(G, 1, K)``, 1 / number of pairs of the group, 0 for padding.
-        squared: Whether the confidence term is squared (A8).
-    """
-
-    weights: Tensor
-    squared: bool
+    weights: Tensor  # ``(G, 1, K)``, 1 / number of pairs of the group, 0 for padding
+    squared: bool  # whether the confidence term is squared (A8)
 
     def loss(self, z: Tensor) -> Tensor:
-        """Logits ``(G, T, 2K)`` to losses ``(G, T)``."""
+        """Losses ``(G, T)`` of logits ``(G, T, 2K)``."""
         s_n, s_p = torch.sigmoid(z).chunk(2, dim=2)
         least = torch.minimum(s_n, s_p)
         each = (s_n + s_p - 1).square() + (least.square() if self.squared else least)
@@ -100,13 +86,9 @@ class CCSObjective:
 
 @dataclass(frozen=True, eq=False)
 class LogisticObjective:
-    """Logistic loss with the known classes, neutral = 1: the honest comparator of CCS (C14).
+    """Logistic loss with the known classes, neutral = 1: the honest comparator of CCS (C14)."""
 
-    Attributes:
-        weights: ``(G, 1, K)``, as in ``CCSObjective``.
-    """
-
-    weights: Tensor
+    weights: Tensor  # ``(G, 1, K)``, as in ``CCSObjective``
 
     def loss(self, z: Tensor) -> Tensor:
         """Losses ``(G, T)``, the sum of both classes' means."""
@@ -117,6 +99,9 @@ class LogisticObjective:
         """The residual ``dL/dz (G, T, 2K)``."""
         s_n, s_p = torch.sigmoid(z).chunk(2, dim=2)
         return torch.cat([(s_n - 1) * self.weights, s_p * self.weights], dim=2)
+
+
+Objective = CCSObjective | LogisticObjective
 
 
 def initial_probes(tries: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -136,14 +121,7 @@ def loss_floor(squared: bool) -> float:
 
 
 def solve_reference(
-    x: Tensor,
-    objective: CCSObjective,
-    *,
-    lr: float,
-    weight_decay: float,
-    epochs: int,
-    tries: int,
-    seed: int,
+    x: Tensor, objective: CCSObjective, settings: EditSettings, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Runs AdamW from the fixed starting points; decay acts on weight and bias alike.
 
@@ -156,6 +134,7 @@ def solve_reference(
         Weights ``(G, T, d)`` and biases ``(G, T, 1)``.
     """
     groups, count, d = x.shape
+    lr, tries = settings.ccs_lr, settings.ccs_tries
     # A constant coordinate makes the bias part of the weight. Both products are a little faster
     # with the rows stored as columns.
     columns = torch.cat([x.mT, x.new_ones(groups, 1, count)], dim=1)  # (G, d + 1, 2K)
@@ -165,7 +144,7 @@ def solve_reference(
     gradient, scale = torch.empty_like(parameters), torch.empty_like(parameters)
     mean, square = torch.zeros_like(parameters), torch.zeros_like(parameters)
     z = x.new_empty(groups, tries, count)
-    for step in range(1, epochs + 1):
+    for step in range(1, settings.ccs_epochs + 1):
         torch.bmm(parameters, columns, out=z)
         torch.bmm(objective.residual(z), rows, out=gradient)
         mean.lerp_(gradient, 1 - _BETA_1)
@@ -173,7 +152,7 @@ def solve_reference(
         # Both bias corrections act on scalars: on epsilon and on the step size.
         correction = (1 - _BETA_2**step) ** 0.5
         torch.sqrt(square, out=scale).add_(_EPSILON * correction)
-        parameters.mul_(1 - lr * weight_decay)
+        parameters.mul_(1 - lr * settings.ccs_weight_decay)
         parameters.addcdiv_(mean, scale, value=-lr * correction / (1 - _BETA_1**step))
     return parameters[..., :d], parameters[..., d:]
 
@@ -266,11 +245,7 @@ class _Pair:
 def solve_span(
     x: Tensor,
     objective: CCSObjective,
-    *,
-    lr: float,
-    weight_decay: float,
-    epochs: int,
-    tries: int,
+    settings: EditSettings,
     seed: int,
     stop_at: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -284,43 +259,31 @@ def solve_span(
         Weights ``(G, T, d)`` and biases ``(G, T, 1)``.
     """
     groups, _, d = x.shape
-    decay = (1 - lr * weight_decay) ** epochs
+    decay = (1 - settings.ccs_lr * settings.ccs_weight_decay) ** settings.ccs_epochs
     weight, bias = (
-        decay * start.to(x).expand(groups, -1, -1) for start in initial_probes(tries, d, seed)
+        decay * start.to(x).expand(groups, -1, -1)
+        for start in initial_probes(settings.ccs_tries, d, seed)
     )
-    return _from_start(x, objective, weight, bias, budget_radius(lr, epochs, d), stop_at)
+    return minimise_in_ball(x, objective, weight, bias, budget_radius(settings, d), stop_at)
 
 
-def budget_radius(lr: float, epochs: int, d: int) -> float:
-    """How far AdamW can take ``(theta, b)`` in ``epochs`` steps of size ``lr``."""
-    return lr * epochs * (d + 1) ** 0.5
+def budget_radius(settings: EditSettings, d: int) -> float:
+    """How far AdamW can take ``(theta, b)`` in ``ccs_epochs`` steps of size ``ccs_lr``."""
+    return settings.ccs_lr * settings.ccs_epochs * (d + 1) ** 0.5
 
 
 def minimise_in_ball(
-    x: Tensor, objective: Objective, weight: Tensor, bias: Tensor, radius: float
-) -> tuple[Tensor, Tensor]:
-    """Minimises any objective of the logits within ``radius`` of the given start.
-
-    Args:
-        x: ``(G, 2K, d)``.
-        weight: Start as columns ``(G, d, T)``.
-        bias: Start ``(G, 1, T)``.
-
-    Returns:
-        Weights ``(G, d, T)`` and biases ``(G, 1, T)``.
-    """
-    weight, bias = _from_start(x, objective, weight.mT, bias.mT, radius, None)
-    return weight.mT, bias.mT
-
-
-def _from_start(
     x: Tensor,
     objective: Objective,
     weight: Tensor,
     bias: Tensor,
     radius: float,
-    stop_at: Tensor | None,
+    stop_at: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Minimises an objective of the logits within ``radius`` of the given start.
+
+    Shapes as in :func:`solve_span`, of the start ``weight (G, T, d)`` and ``bias (G, T, 1)``, too.
+    """
     span = Span(x)
     start = torch.baddbmm(bias, weight, x.mT)  # (G, T, 2K)
     extra_weight, extra_bias = span.vector(_minimise(span, objective, start, radius, stop_at))

@@ -12,22 +12,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chameleon_lib.core.backbone import Backbone, Embedder, Keep, Unit, Unkept
-from chameleon_lib.core.case import Case
 from chameleon_lib.core.directions import Directions, find_directions, get_direction
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.estimators import ccs_checks
 from chameleon_lib.core.fitting import (
     Contrast,
+    EditProfile,
     FittedDirections,
     PlainPrompts,
+    contrasts_from_pairs,
     fit_by_preference,
+    gold_contrasts,
 )
 from chameleon_lib.core.history import select_items
 from chameleon_lib.core.pairs import (
@@ -47,7 +50,6 @@ from chameleon_lib.core.pairs import (
     pooled,
     prompt_texts,
     prompts_digest,
-    with_query_insights,
     write_insights,
     write_query_insights,
 )
@@ -58,45 +60,14 @@ from chameleon_lib.errors import UserError
 log = logging.getLogger(__name__)
 
 _BATCH = 64  # users or pairs in work at a time
-
-
-@dataclass(frozen=True, eq=False)
-class EditProfile:
-    """An edit with where it came from: what ``Chameleon.fit`` returns.
-
-    Attributes:
-        task: Task of the users.
-        edit: The edit, ready for ``backbone.generate(..., edit=profile.edit)``.
-        settings: Settings of the fit.
-        backbone: Name and fingerprint of the model the directions belong to.
-        users: Ids of the users whose pairs were pooled (one for a personal profile); their
-            pseudonyms where the profile was loaded from a store.
-        n_pairs: Pairs the directions were made from.
-        n_identical: Pairs that were discarded because both outputs agree.
-        directions: Directions of all layers with diagnostics; None for fitted directions.
-        fitted: Record of the gradient fit; None for the paper's directions.
-        revision: Revision of the model on the hub; empty for a local checkpoint.
-        prompts: SHA-256 of the wording of all prompts (``prompts_digest``); empty if unknown.
-    """
-
-    task: str
-    edit: Edit
-    settings: EditSettings
-    backbone: tuple[str, str]
-    users: tuple[str, ...]
-    n_pairs: int
-    n_identical: int
-    directions: Directions | None = None
-    fitted: FittedDirections | None = None
-    revision: str = ""
-    prompts: str = ""
+_WRITING = ("insight_", "decode_", "prompts_", "model_")  # settings that write insights and pairs
 
 
 class Chameleon:
     """The method, with a backbone and an embedder as arguments.
 
     Args:
-        backbone: Frozen language model ω.
+        backbone: Frozen language model ω, which reads, edits and answers.
         embedder: Sentence embedder of eq. 1.
         settings: Every choice; ``EditSettings()``, the default, is the paper's reading.
         keep: Keeps finished work; without one everything is computed in memory. Its keys know the
@@ -116,18 +87,11 @@ class Chameleon:
 
     @property
     def backbone(self) -> Backbone:
-        """The frozen model that reads, edits and answers."""
         return self._backbone
 
     @property
     def embedder(self) -> Embedder:
-        """The sentence embedder."""
         return self._embedder
-
-    @property
-    def writer(self) -> Backbone:
-        """Who writes insights and pairs, which are unedited: the backbone, or a faster engine."""
-        return self.backbone
 
     @property
     def scorer(self) -> Backbone:
@@ -158,14 +122,8 @@ class Chameleon:
         """For a store key: backbone, task and the settings that start with one of ``prefixes``."""
         settings = self.settings.starting(*prefixes)
         wording = get_task(task).wording_digest
-        return {
-            "backbone": self.fingerprint, "task": task, "wording": wording, "settings": settings
-        }
-
-    def _writing(self, task: str) -> dict[str, Any]:
-        """For the store keys of insights and pairs."""
-        asked = self._inputs(task, "insight_", "decode_", "prompts_", "model_")
-        return asked | {"backbone": self.writer.fingerprint}
+        own = {"task": task, "wording": wording, "settings": settings}
+        return own | {"backbone": self.fingerprint}
 
     def _map(
         self,
@@ -174,7 +132,6 @@ class Chameleon:
         compute: Callable[[list[Unit]], Sequence[Any]],
         inputs: dict[str, Any],
         key_of: Callable[[Unit], Any],
-        owner: Callable[[Unit], str],
     ) -> Iterable[Any]:
         """A stage of texts or activations, unit by unit."""
         return self.keep.map(
@@ -186,26 +143,21 @@ class Chameleon:
             batch_size=_BATCH,
             label=f"{self.backbone.name} {inputs['task']} {stage.replace('_', ' ')}",
             modules=_library("chameleon_lib.core.pairs", self.code[0]),
-            about=lambda unit: [owner(unit)],
         )
 
     def select(self, users: Sequence[User]) -> list[list[int]]:
         """Eq. 1-2, or ``selection_rule``: indices of the selected history items, per user."""
         code = _library(self.code[1])
-
-        def encode(texts: Sequence[str]) -> Any:
-            return self.embedder.encode(texts)  # which may be opened by this
-
-        return select_items(users, encode, self.settings, self.keep, code)
+        # The embedder may be opened by the first call.
+        return select_items(
+            users, lambda texts: self.embedder.encode(texts), self.settings, self.keep, code
+        )
 
     def prepare(self, users: Sequence[User]) -> Preparation:
         """Selected history (eq. 1-2) and both insights of every user of one task.
 
         Users without a history, or whose history does not fit the context, or of whom an insight
         comes back empty, are left out, with the reason.
-
-        Raises:
-            UserError: Users of different tasks.
         """
         if not users:
             return Preparation([], {})
@@ -229,14 +181,13 @@ class Chameleon:
 
     def _with_insights(self, task: str, users: Sequence[PreparedUser]) -> list[PreparedUser]:
         """The users with all insights that ``insight_scope`` asks for, empty ones among them."""
-        writer, settings, inputs = self.writer, self.settings, self._writing(task)
+        backbone, settings, inputs = self.backbone, self.settings, self._inputs(task, *_WRITING)
         found = self._map(
             "insights",
             users,
-            lambda some: write_insights(writer, task, [user.items for user in some], settings),
+            lambda some: write_insights(backbone, task, [user.items for user in some], settings),
             inputs,
             lambda user: _texts(user.items),
-            _owner,
         )
         pairs = zip(users, found, strict=True)
         users = [replace(user, insight_p=p, insight_n=n) for user, (p, n) in pairs]
@@ -245,12 +196,14 @@ class Chameleon:
         per_query = self._map(
             "query_insights",
             users,
-            lambda some: write_query_insights(writer, task, some, settings),
+            lambda some: write_query_insights(backbone, task, some, settings),
             inputs,
             _prepared_key,
-            _owner,
         )
-        return with_query_insights(users, list(per_query))
+        return [
+            replace(user, query_insights=tuple((p, n) for p, n in own))
+            for user, own in zip(users, per_query, strict=True)
+        ]
 
     def pairs(self, prepared: Preparation | Sequence[PreparedUser]) -> list[PreferencePair]:
         """Synthetic answers of both agents to every query, unfiltered."""
@@ -260,11 +213,12 @@ class Chameleon:
         task = _one_task([user.user for user in users])
 
         def compute(batch: list[PreparedUser]) -> list[list[list[str]]]:
-            pairs = iter(answer_pairs(self.writer, batch, self.settings))
+            pairs = iter(answer_pairs(self.backbone, batch, self.settings))
             answered = ([pair.answer_p, pair.answer_n] for pair in pairs)
             return [[next(answered) for _ in user.user.queries] for user in batch]
 
-        rows = self._map("pairs", users, compute, self._writing(task), _prepared_key, _owner)
+        inputs = self._inputs(task, *_WRITING)
+        rows = self._map("pairs", users, compute, inputs, _prepared_key)
         return [
             PreferencePair(u.user.id, q.id, q.text, u.items, p, n, task)
             for u, answered in zip(users, rows, strict=True)
@@ -294,7 +248,6 @@ class Chameleon:
             compute,
             self._inputs(task, "pairs_text", "embed_", "edit_site", "t5_", "model_", "prompts_"),
             lambda pair: [pair.query, _texts(pair.items), pair.answer_p, pair.answer_n],
-            lambda pair: pair.user_id,
         )
         for at, record in enumerate(records):
             h = torch.as_tensor(record["h"])  # (L, 2, d)
@@ -314,43 +267,17 @@ class Chameleon:
         *,
         checks: bool = False,
     ) -> Directions:
-        """Registered directions of all layers; see ``directions.find_directions``.
+        """Registered directions of all layers; arguments as of ``directions.find_directions``.
 
-        Args:
-            name: ``paper``, a control, or any other direction that is found from activations.
-            h_p: ``(L, K, d)``.
-            h_n: Same shape and row order.
-            seed: Seed of draws and restarts; ``settings.seed`` if None.
-            main: The paper's directions of the same activations, if they are known.
-            checks: With the CCS fits on shuffled and on split pairs, which take twice the time of
-                the directions themselves.
+        ``checks`` adds the CCS fits on shuffled and on split pairs (``estimators.ccs_checks``),
+        which take twice the time of the directions themselves.
         """
         seed = self.settings.seed if seed is None else seed
-        found = self.timed_directions(name, h_p, h_n, seed, main)[0]
-        if not checks:
-            return found
-        told = self.keep.get_or_compute(
-            "ccs_checks",
-            {"seed": seed, "h": [h_p, h_n], "settings": self.settings.starting("ccs_")},
-            lambda: dict(ccs_checks(h_p, h_n, self.settings, seed)),
-            modules=("chameleon_lib.core.estimators",),
-        )
-        more = {name: torch.as_tensor(value) for name, value in told.items()}
-        return replace(found, diagnostics=found.diagnostics | more)
-
-    def timed_directions(
-        self, name: str, h_p: Tensor, h_n: Tensor, seed: int, main: Directions | None = None
-    ) -> tuple[Directions, float]:
-        """:meth:`directions` with the seconds that finding them took.
-
-        Seconds differ from run to run and must reach no table that is compared.
-        """
+        settings = self.settings
 
         def compute() -> dict[str, Any]:
-            start = time.perf_counter()
-            found = find_directions(name, h_p, h_n, self.settings, seed, main=main)
-            values, tensors = found.record()
-            return {"json": [*values, time.perf_counter() - start], "tensors": tensors}
+            values, tensors = find_directions(name, h_p, h_n, settings, seed, main=main).record()
+            return {"json": values, "tensors": tensors}
 
         home = get_direction(name).find.__module__
         # Nothing would tell that the code of a notebook's cell changed: it is not kept.
@@ -362,12 +289,22 @@ class Chameleon:
                 "name": name,
                 "seed": seed,
                 "h": [h_p, h_n],
-                "settings": self.settings.starting("direction_", "ccs_", "layers_", "edit_"),
+                "settings": settings.starting("direction_", "ccs_", "layers_", "edit_"),
             },
             compute,
             modules=tuple(dict.fromkeys(("chameleon_lib.core.directions", home))),
         )
-        return Directions.from_record(record["json"], record["tensors"]), record["json"][2]
+        found = Directions.from_record(record["json"], record["tensors"])
+        if not checks:
+            return found
+        told = self.keep.get_or_compute(
+            "ccs_checks",
+            {"seed": seed, "h": [h_p, h_n], "settings": settings.starting("ccs_")},
+            lambda: ccs_checks(h_p, h_n, settings, seed),
+            modules=("chameleon_lib.core.estimators",),
+        )
+        more = {name: torch.as_tensor(value) for name, value in told.items()}
+        return replace(found, diagnostics=found.diagnostics | more)
 
     def preference_fit(
         self,
@@ -377,18 +314,15 @@ class Chameleon:
         name: str = "fitted",
         *,
         layers: Sequence[int] | None = None,
-        stop: Callable[[], bool] | None = None,
     ) -> FittedDirections:
         """A preference fit (``core.fitting``).
 
         Args:
-            contrasts: What the fit learns from.
+            contrasts: What it learns from.
             prompts: Their prompts, for fits that share them; read only if the fit is not kept.
-            seed: Seed of the fit; ``settings.seed`` if None.
+            seed: ``settings.seed`` if None.
             name: For the note while it runs.
-            layers: Edited layers; all if None.
-            stop: Asked after every step whether time is up; give a keeper of its own then, since
-                nothing in the key tells.
+            layers: All if None.
         """
         seed, settings = self.settings.seed if seed is None else seed, self.settings
         layers = tuple(range(self.backbone.n_layers) if layers is None else layers)
@@ -397,7 +331,7 @@ class Chameleon:
             self.tell(f"{self.backbone.name}: fitting {name}, draw {seed}")
             start, scorer = time.perf_counter(), self.scorer
             fit = fit_by_preference(
-                scorer, contrasts, layers, settings, seed=seed, prompts=prompts, stop=stop
+                scorer, contrasts, layers, settings, seed=seed, prompts=prompts
             )
             told = {
                 **fit.log(),
@@ -421,7 +355,6 @@ class Chameleon:
             modules=_library(
                 "chameleon_lib.core.fitting", self.code[0], type(self.scorer).__module__
             ),
-            about={contrast.user_id for contrast in contrasts},
         )
         tensors = {name: torch.as_tensor(value) for name, value in record["tensors"].items()}
         return FittedDirections.of(Edit.of(settings, layers, **tensors), record["json"])
@@ -434,13 +367,7 @@ class Chameleon:
         *,
         checks: bool = False,
     ) -> Case:
-        """One group's pairs, with every edit that can be made from them.
-
-        Args:
-            pairs: Unfiltered.
-            seed: Of directions and fits; ``settings.seed`` if None.
-            users: The users of the pairs with gold answers, for the positive control alone.
-            checks: As in :meth:`directions`, for the paper's.
+        """One group's unfiltered pairs, with every edit that can be made from them.
 
         Raises:
             UserError: Fewer than ``pairs_k_min`` pairs with different outputs are left
@@ -476,11 +403,7 @@ class Chameleon:
         return self.fit_pairs(self.pairs(prepared))
 
     def fit_pairs(self, pairs: Sequence[PreferencePair]) -> EditProfile:
-        """The edit that pairs make, at most ``pairs_k_max`` of them, by ``theta_method``.
-
-        Raises:
-            UserError: As in :meth:`fit`.
-        """
+        """The edit that pairs make, at most ``pairs_k_max`` of them, by ``theta_method``."""
         pool, settings = pooled(pairs, self.settings), self.settings
         case = self.case([*pool.different, *pool.identical], checks=True)
         fitted = None
@@ -509,10 +432,6 @@ class Chameleon:
         ``infer_edit`` and ``infer_insight_in_prompt`` choose a cell of the 2 x 2 of insight and
         edit; ``eval_user_mode`` "unseen" with ``unseen_prompt`` "no_history" asks the plain
         question without any history. Insights are written only where one stands in the prompts.
-
-        Args:
-            users: Users of one task; with a history unless they are unseen.
-            profile: The edit to run; needed while ``infer_edit`` is on.
 
         Raises:
             UserError: No profile, a profile of another task or backbone, or a user who cannot be
@@ -565,13 +484,93 @@ class Chameleon:
             )
 
 
+@dataclass(eq=False)
+class Case:
+    """One group's pairs, and every edit that the registry makes from them; each is found once.
+
+    Directions of activations come from ``core.directions``; those that need more, such as other
+    texts or a preference fit, receive the case itself.
+    """
+
+    method: Chameleon  # the method
+    kept: list[PreferencePair]  # pairs with two different outputs
+    identical: list[PreferencePair]  # the others
+    pairs: list[PreferencePair]  # all, in their order
+    seed: int  # of directions and fits
+    # The users of the pairs with gold answers, for the positive control alone
+    users: Sequence[PreparedUser] = ()
+    checks: bool = False  # whether the paper's directions are found with the checks of CCS
+    # Record of every preference fit so far, by name
+    fits: dict[str, FittedDirections] = field(default_factory=dict)
+    _read: dict[tuple[str, ...], PlainPrompts] = field(default_factory=dict, repr=False)
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return self.pairs[0].task
+
+    @cached_property
+    def h(self) -> tuple[Tensor, Tensor]:
+        """``H^P`` and ``H^N`` of the pairs that are kept, (L, K, d) each."""
+        return self.method.activations(self.kept)
+
+    @cached_property
+    def main(self) -> Directions:
+        """The paper's directions."""
+        return self.method.directions("paper", *self.h, self.seed, checks=self.checks)
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that the paper's edit chooses; the controls sit at them."""
+        return self.main.choose_layers(self.method.settings)
+
+    @cached_property
+    def contrasts(self) -> list[Contrast]:
+        """What the fitted edit learns from."""
+        return contrasts_from_pairs(self.task, self.kept, self.identical, self.method.settings)
+
+    @cached_property
+    def gold(self) -> list[Contrast]:
+        """What the positive control learns from; nothing without ``users``."""
+        if not self.users:
+            return []
+        return gold_contrasts(self.task, self.users, self.pairs, self.method.settings)
+
+    def edit(self, name: str, seed: int | None = None) -> Edit:
+        """The edit of a registered direction; another ``seed`` gives another draw of ``random``."""
+        entry = get_direction(name)
+        if entry.of == "pairs":
+            edit: Edit = entry.find(self if seed is None else replace(self, seed=seed))
+            return edit
+        settings = self.method.settings
+        if name == "paper" and seed is None:
+            return self.main.to_edit(settings, self.layers)
+        main = self.main if seed is None else None
+        found = self.method.directions(
+            name, *self.h, self.seed if seed is None else seed, main
+        )
+        return found.to_edit(settings, self.layers)
+
+    def fit(self, name: str, contrasts: Sequence[Contrast]) -> Edit:
+        """The edit of a preference fit at all layers, whose record goes into :attr:`fits`."""
+        texts = tuple(contrast.prompt for contrast in contrasts)
+        # Fits that ask the same prompts share them.
+        prompts = self._read.setdefault(texts, PlainPrompts(self.method.backbone, texts))
+        with torch.enable_grad():  # an edit may be asked for where gradients are off
+            self.fits[name] = self.method.preference_fit(contrasts, prompts, self.seed, name)
+        return self.fits[name].edit
+
+    def edit_of_texts(
+        self, method: Chameleon, pairs: Sequence[PreferencePair], name: str = "paper"
+    ) -> Edit:
+        """A direction of activations, found from other texts, at the layers of the case."""
+        found = method.directions(name, *method.activations(pairs), self.seed)
+        return found.to_edit(self.method.settings, self.layers)
+
+
 def _library(*modules: str) -> tuple[str, ...]:
     """Those of the modules that belong to the library, whose code a key can name."""
     return tuple(dict.fromkeys(name for name in modules if name.startswith("chameleon_lib.")))
-
-
-def _owner(user: PreparedUser) -> str:
-    return user.user.id
 
 
 def _texts(items: Sequence[HistoryItem]) -> list[list[str | None]]:

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from chameleon_lib.core import more_directions
 from chameleon_lib.core.ccs import check_pairs, fit_ccs, shuffle_pairs
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import Edit, check_option
 from chameleon_lib.core.estimators import (
     CCS_NUMBERS,
-    ccs_checks,
     ccs_diagnostics,
     geometry,
     mean_difference,
@@ -33,37 +32,26 @@ from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 
 Kind = Literal["paper", "ours", "control", "ceiling"]
-RULES = ("elbow", "elbow_literal", "top_k", "all")
 LAYER_BYTES = 64 << 20  # activations of one kind that the paper's directions are found from at once
 _TENSORS = ("theta_p", "theta_n", "ccs_loss", "gate_p", "gate_n")
 
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """Directions of every layer; layers x users where users were batched.
+    """Directions of every layer; layers x users where users were batched."""
 
-    Attributes:
-        theta_p: ``(L, d)`` or ``(U, L, d)``, unit vectors (zeros where the part is left out).
-        theta_n: Same shape.
-        ccs_loss: ``(L,)`` or ``(U, L)``, after ``layers_loss_stat``; NaN where CCS was not fitted.
-        alpha_p: Boost strength these directions ask for (0 for N only).
-        alpha_n: Removal strength likewise.
-        gate_p: Bool like ``ccs_loss``: the boost stays (A9); all True without a sign gate.
-        gate_n: Same for the removal.
-        diagnostics: Named tensors like ``ccs_loss``.
-    """
-
-    theta_p: Tensor
-    theta_n: Tensor
+    theta_p: Tensor  # ``(L, d)`` or ``(U, L, d)``, unit vectors (zeros where the part is left out)
+    theta_n: Tensor  # same shape
+    # ``(L,)`` or ``(U, L)``, after ``layers_loss_stat``; NaN where CCS was not fitted
     ccs_loss: Tensor
-    alpha_p: float
-    alpha_n: float
-    gate_p: Tensor
-    gate_n: Tensor
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    alpha_p: float  # boost strength these directions ask for (0 for N only)
+    alpha_n: float  # removal strength likewise
+    gate_p: Tensor  # bool like ``ccs_loss``: the boost stays (A9); all True without a sign gate
+    gate_n: Tensor  # same for the removal
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)  # named tensors like ``ccs_loss``
 
     def choose_layers(self, settings: EditSettings) -> tuple[int, ...]:
-        """The edited layers by ``layers_rule`` and ``layers_k`` (A5)."""
+        """The edited layers by the settings' rule (A5)."""
         return choose_layers(self.ccs_loss, settings.layers_rule, settings.layers_k)
 
     def to_edit(self, settings: EditSettings, layers: tuple[int, ...] | None = None) -> Edit:
@@ -107,40 +95,25 @@ class Directions:
 
 
 class Found(NamedTuple):
-    """What a direction finds in a :class:`Reading`.
+    """What a direction finds in a :class:`Reading`."""
 
-    Attributes:
-        theta_p: ``(G, d)`` unit vectors to strengthen; None leaves the boost out.
-        theta_n: ``(G, d)`` unit vectors to remove; None leaves the removal out.
-        boost: False gives ``theta_p`` a strength of 0.
-        remove: False gives ``theta_n`` a strength of 0.
-    """
-
-    theta_p: Tensor | None
-    theta_n: Tensor | None
-    boost: bool = True
-    remove: bool = True
+    theta_p: Tensor | None  # ``(G, d)`` unit vectors to strengthen; None leaves the boost out
+    theta_n: Tensor | None  # ``(G, d)`` unit vectors to remove; None leaves the removal out
+    boost: bool = True  # False gives ``theta_p`` a strength of 0
+    remove: bool = True  # False gives ``theta_n`` a strength of 0
 
 
 @dataclass(eq=False)
 class Reading:
-    """Activations of preference pairs, as a direction sees them.
+    """Activations of preference pairs, as a direction sees them."""
 
-    Attributes:
-        p: Personalised activations ``(G, K, d)``; a group is a layer, or a layer of a user.
-        n: Neutral ones, same shape and row order.
-        mask: Bool ``(G, K)``, True for real pairs.
-        settings: Settings of the main arm.
-        seed: Of what is drawn, and of the restarts.
-        main: The paper's directions from the same pairs, seed and settings, if they are known: what
-            CCS found for them is not searched for again.
-    """
-
-    p: Tensor
-    n: Tensor
-    mask: Tensor
-    settings: EditSettings
-    seed: int
+    p: Tensor  # personalised activations ``(G, K, d)``; a group is a layer, or a layer of a user
+    n: Tensor  # neutral ones, same shape and row order
+    mask: Tensor  # bool ``(G, K)``, True for real pairs
+    settings: EditSettings  # settings of the main arm
+    seed: int  # of what is drawn, and of the restarts
+    # The paper's directions from the same pairs, seed and settings, if they are known: what CCS
+    # found for them is not searched for again
     main: Directions | None = None
 
     def personal(self, name: str) -> Tensor | None:
@@ -184,28 +157,22 @@ class Reading:
 
 @dataclass(frozen=True)
 class Direction:
-    """A way to find directions, by name.
+    """A way to find directions, by name."""
 
-    Attributes:
-        name: Its id, in arms and store keys.
-        title: Its row in tables.
-        kind: ``paper``; ``ours``, beyond the paper; ``control``; or ``ceiling``, which has seen the
-            gold answers of train users.
-        find: From a :class:`Reading` to :class:`Found`; with ``of`` "pairs" from a
-            ``chameleon.Case`` to an edit.
-        beats: The edits (``paper``, ``fitted``) that must beat this control before a claim holds.
-        of: What ``find`` is given.
-        shown: Whether Table 1 and the studies beside it run it; by name it can always be had.
-        rows: Changes ``(h_n, h_p, seed)`` to other ``(h_n, h_p)`` before ``find`` sees them.
-    """
-
-    name: str
-    title: str
+    name: str  # its id, in arms and store keys
+    title: str  # its row in tables
+    # ``paper``; ``ours``, beyond the paper; ``control``; or ``ceiling``, which has seen the gold
+    # answers of train users
     kind: Kind
+    # From a :class:`Reading` to :class:`Found`; with ``of`` "pairs" from a ``chameleon.Case`` to an
+    # edit
     find: Callable[[Any], Any]
+    # The edits (``paper``, ``fitted``) that must beat this control before a claim holds
     beats: tuple[str, ...] = ()
-    of: Literal["activations", "pairs"] = "activations"
+    of: Literal["activations", "pairs"] = "activations"  # what ``find`` is given
+    # Whether Table 1 and the studies beside it run it; by name it can always be had
     shown: bool = True
+    # Changes ``(h_n, h_p, seed)`` to other ``(h_n, h_p)`` before ``find`` sees them
     rows: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
 
 
@@ -240,11 +207,7 @@ def all_directions(kind: Kind | None = None) -> list[Direction]:
 
 
 def get_direction(name: str) -> Direction:
-    """The direction of this name.
-
-    Raises:
-        UserError: There is none.
-    """
+    """The direction of this name, or a UserError that lists those there are."""
     known = {found.name: found for found in all_directions()}
     if name not in known:
         raise UserError(f"There is no direction {name!r}; choose one of {', '.join(known)}.")
@@ -319,8 +282,6 @@ def find_directions(
     seed: int | None = None,
     mask: Tensor | None = None,
     main: Directions | None = None,
-    *,
-    checks: bool = False,
 ) -> Directions:
     """theta^P, theta^N, CCS loss and diagnostics of every layer (and user).
 
@@ -330,12 +291,10 @@ def find_directions(
         name: A registered direction of activations.
         h_p: ``(L, K, d)`` or ``(U, L, K, d)``.
         h_n: Same shape and row order.
-        settings: The ``direction_*``, ``ccs_*``, ``layers_*`` and ``edit_*`` fields.
-        seed: Seed of draws and restarts; ``settings.seed`` if None.
+        seed: Of draws and restarts; ``settings.seed`` if None.
         mask: Bool ``(..., K)``, True for real pairs.
         main: The main arm's directions from the same pairs, seed and settings; directions that keep
             its theta^N take that and the CCS numbers from it. The result is the same.
-        checks: Make the CCS fits on shuffled and on split pairs as well, which take twice the time.
 
     Raises:
         UserError: No such direction, or activations of other shapes.
@@ -353,28 +312,15 @@ def find_directions(
     # Random directions are one draw for all layers.
     draws = "random" in (settings.direction_personal, settings.direction_neutral)
     if name != "paper" or draws or mask is not None or h_p.dim() == 4 or size >= len(h_p):
-        return _found(entry, h_p, h_n, settings, seed, mask, main, checks)
+        return _found(entry, h_p, h_n, settings, seed, mask, main)
     found = [
-        _found(entry, h_p[at : at + size], h_n[at : at + size], settings, seed, None, None, checks)
+        _found(entry, h_p[at : at + size], h_n[at : at + size], settings, seed, None, None)
         for at in range(0, len(h_p), size)
     ]
     joined: dict[str, Any] = {n: torch.cat([getattr(part, n) for part in found]) for n in _TENSORS}
     names = found[0].diagnostics
     joined["diagnostics"] = {n: torch.cat([part.diagnostics[n] for part in found]) for n in names}
     return replace(found[0], **joined)
-
-
-def fit_directions(
-    h_p: Tensor,
-    h_n: Tensor,
-    settings: EditSettings,
-    seed: int | None = None,
-    mask: Tensor | None = None,
-    *,
-    diagnostics: bool = True,
-) -> Directions:
-    """The paper's directions; see :func:`find_directions`."""
-    return find_directions("paper", h_p, h_n, settings, seed, mask, checks=diagnostics)
 
 
 def _found(
@@ -385,7 +331,6 @@ def _found(
     seed: int,
     mask: Tensor | None,
     main: Directions | None,
-    checks: bool,
 ) -> Directions:
     """Directions of one kind, checked, gated and with their diagnostics."""
     if entry.rows is not None:
@@ -402,17 +347,14 @@ def _found(
     loss = torch.full((len(p),), float("nan"), device=p.device)
     if ranked or "ccs" in vars(seen):
         _, loss, told = seen.ccs
-        told = told | (ccs_checks(p, n, settings, seed, mask) if checks else {})
     nothing = torch.zeros(len(p), d, device=p.device)
     theta_p = nothing if found.theta_p is None else found.theta_p
     theta_n = nothing if found.theta_n is None else found.theta_n
     difference = mean_difference(p, n, mask)  # (G, d), from N to P
-    gate_p = torch.ones(len(p), dtype=torch.bool, device=p.device)
-    gate_n = gate_p.clone()
-    if settings.edit_sign_gate == "class_mean":
-        # Each direction must point to its own class; the CCS sign is the one training ended with.
-        gate_p = (theta_p * difference).sum(-1) > 0
-        gate_n = (theta_n * difference).sum(-1) < 0
+    # Each direction must point to its own class; the CCS sign is the one training ended with.
+    open_ = settings.edit_sign_gate == "none"
+    gate_p = ((theta_p * difference).sum(-1) > 0) | open_
+    gate_n = ((theta_n * difference).sum(-1) < 0) | open_
     logged = geometry(p, n, mask, theta_p, theta_n, difference) | told
     boosts, removes = found.boost and found.theta_p is not None, found.remove
     return Directions(
@@ -441,8 +383,7 @@ def choose_layers(loss: Tensor, rule: str, k: int | None = None) -> tuple[int, .
     Raises:
         UserError: The rule keeps no layer (R17), or cannot be applied to these losses.
     """
-    if rule not in RULES:
-        raise UserError(f"layers_rule is {rule!r}; choose one of {', '.join(RULES)}.")
+    check_option("layers_rule", rule)
     if loss.dim() != 1 or loss.numel() == 0:
         raise UserError(f"Layer choice needs one loss per layer, not shape {tuple(loss.shape)}.")
     n = loss.numel()
@@ -451,21 +392,18 @@ def choose_layers(loss: Tensor, rule: str, k: int | None = None) -> tuple[int, .
     if not bool(torch.isfinite(loss).all()):
         raise UserError(f"layers_rule {rule} needs a finite CCS loss for every layer.")
     order = torch.argsort(loss.double(), stable=True)
-    count = _top_k(n, k) if rule == "top_k" else _elbow(loss.double()[order])
-    if rule == "elbow_literal":
-        count -= 1
+    if rule == "top_k":
+        if k is None or not 1 <= k <= n:
+            raise UserError(f"layers_rule top_k needs layers_k between 1 and {n}, not {k}.")
+        count = k
+    else:
+        count = _elbow(loss.double()[order]) - (rule == "elbow_literal")
     if count < 1:
         raise UserError(
             f"layers_rule {rule} keeps no layer for these losses, so nothing would be edited; "
             "use elbow or top_k."
         )
     return tuple(sorted(order[:count].tolist()))
-
-
-def _top_k(n: int, k: int | None) -> int:
-    if k is None or not 1 <= k <= n:
-        raise UserError(f"layers_rule top_k needs layers_k between 1 and {n}, not {k}.")
-    return k
 
 
 def _elbow(ascending: Tensor) -> int:

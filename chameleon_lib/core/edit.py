@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -24,9 +23,6 @@ from torch.utils.hooks import RemovableHandle
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 
-ORDERS = ("p_then_n", "n_then_p")
-POSITIONS = ("last", "all", "generated")
-SITES = ("mlp_out", "gate_proj", "block_out")
 COMPUTE_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _PARTS = {"p_then_n": ("boost", "removal"), "n_then_p": ("removal", "boost")}
 _ENTRIES = ("alpha_p", "alpha_n", "order", "positions", "site", "compute_dtype")
@@ -63,7 +59,7 @@ def apply_edit(
     Returns:
         A new tensor shaped like ``x``.
     """
-    check_option("edit_order", order, ORDERS)
+    check_option("edit_order", order)
     for part in ("p", "n") if order == "p_then_n" else ("n", "p"):
         # A strength of zero skips the part, so the unedited values stay bit-identical.
         if part == "p" and alpha_p != 0:
@@ -92,7 +88,7 @@ def edit_factors(
     Returns:
         ``U (..., d, 2)`` and ``Z (..., 2, d)``; a zero direction contributes nothing.
     """
-    check_option("edit_order", order, ORDERS)
+    check_option("edit_order", order)
     p, n = _unit(theta_p.double()), _unit(theta_n.double())
     strength_p = torch.as_tensor(alpha_p, dtype=torch.float64, device=p.device)[..., None]
     strength_n = -torch.as_tensor(alpha_n, dtype=torch.float64, device=p.device)[..., None]
@@ -112,48 +108,37 @@ def _unit(theta: Tensor) -> Tensor:
     return torch.where(norm > 0, theta / norm.clamp_min(1e-300), torch.zeros_like(theta))
 
 
-def check_option(field: str, value: str, options: Sequence[str]) -> None:
+def check_option(field: str, value: str) -> None:
+    """Refuses a value that the setting of this name could not have."""
+    options = EditSettings.options_of(field)
     if value not in options:
         raise UserError(f"{field} is {value!r}; choose one of {', '.join(options)}.")
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One checked edit (R1, R4).
+    """One checked edit (R1, R4)."""
 
-    Attributes:
-        layers: Edited decoder layers, unique; row i of the directions belongs to ``layers[i]``.
-        theta_p: ``(L, d)`` shared by the batch, or ``(L, B, d)``, one edit per batch row.
-        theta_n: Same shape.
-        alpha_p: Boost strength; with 0 ``theta_p`` is unused and may be zero.
-        alpha_n: Removal strength; likewise.
-        order: ``p_then_n`` or ``n_then_p``.
-        positions: ``last`` | ``all`` | ``generated``; realised by whoever splits the prompt.
-        site: Which module output is edited (A1).
-        gate_p: Bool ``(L,)`` or ``(L, B)``; False leaves the boost of that layer out (A9).
-        gate_n: Same for the removal.
-        identity: Bool ``(L, B)``; True declares a row of zeros that leaves its text unedited.
-        compute_dtype: ``float32`` or ``float64``, the arithmetic of the hook (A22).
-    """
-
+    # Edited decoder layers, unique; row i of the directions belongs to ``layers[i]``
     layers: tuple[int, ...]
-    theta_p: Tensor
-    theta_n: Tensor
-    alpha_p: float = 1.0
-    alpha_n: float = 1.0
-    order: str = "p_then_n"
+    theta_p: Tensor  # ``(L, d)`` shared by the batch, or ``(L, B, d)``, one edit per batch row
+    theta_n: Tensor  # same shape
+    alpha_p: float = 1.0  # boost strength; with 0 ``theta_p`` is unused and may be zero
+    alpha_n: float = 1.0  # removal strength; likewise
+    order: str = "p_then_n"  # ``p_then_n`` or ``n_then_p``
+    # ``last`` | ``all`` | ``generated``; realised by whoever splits the prompt
     positions: str = "last"
-    site: str = "mlp_out"
+    site: str = "mlp_out"  # which module output is edited (A1)
+    # Bool ``(L,)`` or ``(L, B)``; False leaves the boost of that layer out (A9)
     gate_p: Tensor | None = None
-    gate_n: Tensor | None = None
+    gate_n: Tensor | None = None  # same for the removal
+    # Bool ``(L, B)``; True declares a row of zeros that leaves its text unedited
     identity: Tensor | None = None
-    compute_dtype: str = "float32"
+    compute_dtype: str = "float32"  # ``float32`` or ``float64``, the arithmetic of the hook (A22)
 
     def __post_init__(self) -> None:
-        check_option("edit_order", self.order, ORDERS)
-        check_option("edit_positions", self.positions, POSITIONS)
-        check_option("edit_site", self.site, SITES)
-        check_option("edit_compute_dtype", self.compute_dtype, tuple(COMPUTE_DTYPES))
+        for name in ("order", "positions", "site", "compute_dtype"):
+            check_option(f"edit_{name}", getattr(self, name))
         if not self.layers or len(set(self.layers)) != len(self.layers) or min(self.layers) < 0:
             raise UserError(
                 f"An edit needs one or more distinct layer numbers >= 0, not {self.layers}."
@@ -199,21 +184,9 @@ class Edit:
     ) -> Edit:
         """The edit of ``layers`` under the ``edit_*`` settings.
 
-        Args:
-            settings: Strengths, order, positions, site and arithmetic.
-            layers: Edited decoder layers.
-            theta_p: ``(L, d)``, a row per layer; see the class.
-            theta_n: Same shape.
-            parts: Gates, and strengths other than those of the settings.
+        ``parts`` are gates, and strengths other than those of the settings.
         """
-        given: dict[str, Any] = {
-            "alpha_p": settings.edit_alpha_p,
-            "alpha_n": settings.edit_alpha_n,
-            "order": settings.edit_order,
-            "positions": settings.edit_positions,
-            "site": settings.edit_site,
-            "compute_dtype": settings.edit_compute_dtype,
-        }
+        given: dict[str, Any] = {name: getattr(settings, f"edit_{name}") for name in _ENTRIES}
         return cls(tuple(layers), theta_p, theta_n, **{**given, **parts})
 
     def record(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -273,10 +246,7 @@ class Edit:
         if not self.per_row:
             return self
         at = torch.as_tensor(index, dtype=torch.long, device=self.theta_p.device)
-        picked: dict[str, Any] = {
-            "theta_p": self.theta_p[:, at],
-            "theta_n": self.theta_n[:, at],
-        }
+        picked: dict[str, Any] = {"theta_p": self.theta_p[:, at], "theta_n": self.theta_n[:, at]}
         for name in ("gate_p", "gate_n", "identity"):
             value = getattr(self, name)
             if value is not None and value.dim() == 2:
@@ -301,8 +271,7 @@ class Edit:
         given = [edit for edit in edits if edit is not None]
         if not given or any(edit.per_row for edit in given):
             raise UserError("Edit.stack needs shared edits (or None), at least one of them given.")
-        common = ("alpha_p", "alpha_n", "order", "positions", "site", "compute_dtype", "d")
-        for name in common:
+        for name in (*_ENTRIES, "d"):
             if len({getattr(edit, name) for edit in given}) > 1:
                 raise UserError(f"Edits of one batch must agree in {name}; stack them separately.")
         layers = tuple(sorted({layer for edit in given for layer in edit.layers}))
@@ -312,61 +281,45 @@ class Edit:
             )
         like = given[0].theta_p
         zero = torch.zeros_like(like[0])
-        rows_p, rows_n, gates_p, gates_n, identity = [], [], [], [], []
+        rows: list[tuple[Tensor, Tensor, bool, bool, bool]] = []
         for layer in layers:
             for edit in edits:
-                at = edit.layers.index(layer) if edit is not None and layer in edit.layers else None
-                identity.append(at is None)
-                if edit is None or at is None:
-                    rows_p.append(zero)
-                    rows_n.append(zero)
-                    gates_p.append(True)
-                    gates_n.append(True)
+                if edit is None or layer not in edit.layers:
+                    rows.append((zero, zero, True, True, True))
                     continue
-                rows_p.append(edit.theta_p[at].to(like))
-                rows_n.append(edit.theta_n[at].to(like))
-                gates_p.append(edit.gate_p is None or bool(edit.gate_p[at]))
-                gates_n.append(edit.gate_n is None or bool(edit.gate_n[at]))
+                at = edit.layers.index(layer)
+                gates = [g is None or bool(g[at]) for g in (edit.gate_p, edit.gate_n)]
+                thetas = edit.theta_p[at].to(like), edit.theta_n[at].to(like)
+                rows.append((*thetas, gates[0], gates[1], False))
+        theta_p, theta_n, gate_p, gate_n, identity = zip(*rows, strict=True)
         shape = (len(layers), len(edits))
         return replace(
             given[0],
             layers=layers,
-            theta_p=torch.stack(rows_p).view(*shape, -1),
-            theta_n=torch.stack(rows_n).view(*shape, -1),
-            gate_p=torch.tensor(gates_p).view(shape),
-            gate_n=torch.tensor(gates_n).view(shape),
+            theta_p=torch.stack(theta_p).view(*shape, -1),
+            theta_n=torch.stack(theta_n).view(*shape, -1),
+            gate_p=torch.tensor(gate_p).view(shape),
+            gate_n=torch.tensor(gate_n).view(shape),
             identity=torch.tensor(identity).view(shape),
         )
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How outputs of one shape are edited at one layer.
+    """How outputs of one shape, dtype and device are edited at one layer.
 
     In a small model a decoding step takes as long as some hundred calls of torch, and the hook runs
     at every layer of every step. What the last call worked out is therefore kept for the next.
-
-    Attributes:
-        shape: Shape of the outputs that the plan is for.
-        dtype: Their type.
-        device: Their device.
-        kind: Kind of the device.
-        tokens: Edited positions per call.
-        casts: Whether the arithmetic runs in another type.
-        lone: Whether every row is one vector with factors of its own.
-        z: ``Z`` transposed, ``(d, 2)`` or ``(B, d, 2)``.
-        u: ``U`` transposed, ``(2, d)`` or ``(B, 2, d)``.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
-    kind: str
-    tokens: int
-    casts: bool
-    lone: bool
-    z: Tensor
-    u: Tensor
+    tokens: int  # edited positions per call
+    casts: bool  # the arithmetic runs in another type
+    lone: bool  # every row is one vector with factors of its own
+    z: Tensor  # Z transposed, (d, 2) or (B, d, 2)
+    u: Tensor  # U transposed, (2, d) or (B, 2, d)
 
 
 class EditHook:
@@ -424,12 +377,7 @@ class EditHook:
             self._handles.append(handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         while self._handles:
             self._handles.pop().remove()
         self._plans.clear()
@@ -450,8 +398,7 @@ class EditHook:
     def ratios(self) -> list[dict[str, float]]:
         """Per layer: calls, tokens, and the mean over edited tokens of ``||change|| / ||x||``.
 
-        ``edit`` is the whole change, ``boost`` and ``removal`` its two parts. Only
-        with ``diagnostics=True``.
+        ``edit`` is the whole change, ``boost`` and ``removal`` its parts.
         """
         if not self.diagnostics:
             raise UserError("Edit ratios are collected with EditHook(..., diagnostics=True) only.")
@@ -479,20 +426,15 @@ class EditHook:
 
     def _edited(self, x: Tensor, row: int, layer: int) -> Tensor:
         plan = self._plans.get(row)
-        if (
-            plan is None
-            or x.shape != plan.shape
-            or x.dtype != plan.dtype
-            or x.device != plan.device
-        ):
+        if plan is None or (plan.shape, plan.dtype, plan.device) != (x.shape, x.dtype, x.device):
             plan = self._planned(x, row, layer)
         self.calls[layer] += 1
         self.tokens[layer] += plan.tokens
         if self._unchanged:
             return x
-        if torch.is_autocast_enabled(plan.kind):
+        if torch.is_autocast_enabled(x.device.type):
             # Autocast would run the two small products in half precision and lose digits.
-            with torch.autocast(device_type=plan.kind, enabled=False):
+            with torch.autocast(device_type=x.device.type, enabled=False):
                 return self._changed(x, plan, layer)
         return self._changed(x, plan, layer)
 
@@ -520,7 +462,6 @@ class EditHook:
             x.shape,
             x.dtype,
             x.device,
-            kind=x.device.type,
             tokens=x.numel() // self._d,
             casts=x.dtype != dtype,
             lone=u.dim() == 3 and x.dim() == 2,

@@ -1,7 +1,7 @@
 """One direction per group (theta^P by SVD, equation 3; theta^N by CCS), and what tells of it.
 
 A group is a layer, or a layer of a user. Estimators are named for what they are and return unit
-vectors, except ``none``, which returns zeros and goes with a strength of 0.
+vectors.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from chameleon_lib.core.ccs_solvers import LogisticObjective, budget_radius, min
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 
-PERSONAL = ("svd_p", "svd_p_centered", "svd_diff", "mean_diff", "svd_n", "random", "none")
-NEUTRAL = ("ccs", "logistic", "mean_diff", "random", "none")
+PERSONAL = ("svd_p", "svd_p_centered", "svd_diff", "mean_diff", "svd_n", "random")
 # What the CCS fit of the directions itself tells, without further fits.
 CCS_NUMBERS = ("ccs_loss", "ccs_floor", "ccs_loss_spread", "ccs_accuracy", "ccs_polarity")
 
@@ -30,25 +29,19 @@ CCS_NUMBERS = ("ccs_loss", "ccs_floor", "ccs_loss_spread", "ccs_accuracy", "ccs_
 def personal_direction(
     name: str, h_p: Tensor, h_n: Tensor, seed: int = 0, mask: Tensor | None = None
 ) -> Tensor:
-    """theta^P of every group (A10), oriented so that the rows it comes from point along it.
+    """theta^P ``(G, d)`` float32 (A10), oriented so that the rows it comes from point along it.
 
     Args:
         name: ``svd_p`` (paper: uncentred), ``svd_p_centered``, ``svd_diff``, ``mean_diff``,
-            ``svd_n`` (C7), ``random`` (C9) or ``none``.
+            ``svd_n`` (C7) or ``random`` (C9).
         h_p: ``(G, K, d)``.
         h_n: Same shape and row order.
-        seed: For ``random``.
         mask: Bool ``(G, K)``, True for real pairs.
-
-    Returns:
-        ``(G, d)`` float32.
     """
     if name not in PERSONAL:
         raise UserError(f"direction_personal is {name!r}; choose one of {', '.join(PERSONAL)}.")
     mask = check_pairs(h_n, h_p, mask)
     p, n = (torch.where(mask.unsqueeze(-1), h.double(), 0.0) for h in (h_p, h_n))
-    if name == "none":
-        return torch.zeros_like(h_p[:, 0], dtype=torch.float32)
     if name == "random":
         return random_directions(h_p.shape[0], h_p.shape[2], seed).to(h_p.device)
     if name == "mean_diff":
@@ -70,35 +63,26 @@ def neutral_direction(
     seed: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """theta^N of every group: ``ccs`` (paper), ``logistic`` (C14), ``mean_diff``, ``random``,
-    ``none``.
+    """theta^N of every group beside CCS: ``logistic`` (C14), ``mean_diff`` or ``random``.
 
-    Shapes as in ``personal_direction``. The sign of a CCS direction is kept as trained (A9); the
-    others point from P to N.
+    Shapes as in ``personal_direction``; they point from P to N.
     """
-    if name not in NEUTRAL:
-        raise UserError(f"direction_neutral is {name!r}; choose one of {', '.join(NEUTRAL)}.")
-    if name == "ccs":
-        return unit(fit_ccs(h_n, h_p, settings, seed, mask).theta, name)
     if name == "logistic":
         return unit(_logistic(h_n, h_p, settings, check_pairs(h_n, h_p, mask)), name)
     if name == "random":
         # Another stream than theta^P's, or both directions would be the same vector.
         return random_directions(h_p.shape[0], h_p.shape[2], seed + 1_000_003).to(h_p.device)
-    theta = personal_direction(name, h_p, h_n, seed, mask)
-    return -theta if name == "mean_diff" else theta
+    return -personal_direction(name, h_p, h_n, seed, mask)
 
 
 def _logistic(h_n: Tensor, h_p: Tensor, settings: EditSettings, mask: Tensor) -> Tensor:
     """L2-constrained logistic regression from zero, within the ball that bounds the CCS probe."""
     ready = prepare(h_n, h_p, mask, settings)
     groups, _, d = ready.x.shape
-    weight, bias = ready.x.new_zeros(groups, d, 1), ready.x.new_zeros(groups, 1, 1)
-    radius = budget_radius(settings.ccs_lr, settings.ccs_epochs, d)
-    weight, bias = minimise_in_ball(
-        ready.x, LogisticObjective(ready.weights), weight, bias, radius
-    )
-    return ready.original_units(weight[..., 0], bias[:, 0, 0])[0]
+    start = ready.x.new_zeros(groups, 1, d), ready.x.new_zeros(groups, 1, 1)
+    objective = LogisticObjective(ready.weights)
+    weight, bias = minimise_in_ball(ready.x, objective, *start, budget_radius(settings, d))
+    return ready.original_units(weight[:, 0], bias[:, 0, 0])[0]
 
 
 def top_singular(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,14 +168,7 @@ def ccs_diagnostics(ccs: CCSResult) -> dict[str, Tensor]:
 def ccs_checks(
     p: Tensor, n: Tensor, settings: EditSettings, seed: int, mask: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """How far the CCS loss may be believed: fits on shuffled and on split pairs.
-
-    Args:
-        p: Personalised activations ``(G, K, d)``.
-        n: Neutral ones, same shape and row order.
-        settings: The ``ccs_*`` fields.
-        seed: Seed of the restarts, and of what is shuffled and held out.
-        mask: Bool ``(G, K)``, True for real pairs.
+    """How far the CCS loss of ``p`` and ``n (G, K, d)`` may be believed: fits on changed pairs.
 
     Returns:
         ``ccs_loss_shuffled`` and ``ccs_accuracy_held_out``, ``(G,)`` each.

@@ -14,7 +14,7 @@ which is what the positive control does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from chameleon_lib.core.backbone import Backbone, Prepared
+from chameleon_lib.core.directions import Directions
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import PreferencePair, PreparedUser, keep_different
 from chameleon_lib.core.settings import EditSettings
@@ -54,18 +55,13 @@ def contrasts_from_pairs(
     settings: EditSettings,
 ) -> list[Contrast]:
     """Self-generated contrasts under the plain prompt; agreed queries go on the leash."""
-    contrasts = []
+    contrasts, baseline = [], settings.prompts_baseline
     for pair in [*kept, *identical]:
         same = pair.identical(settings.pairs_drop_identical)
         if not pair.answer_p.strip() or not pair.answer_n.strip():
             continue
         prompt = answer_prompt(
-            task,
-            pair.items,
-            pair.query,
-            role="P",
-            insight=None,
-            baseline=settings.prompts_baseline,
+            task, pair.items, pair.query, role="P", insight=None, baseline=baseline
         )
         rejected = None if same else pair.answer_n
         contrasts.append(Contrast(prompt, pair.answer_p, rejected, pair.user_id))
@@ -100,23 +96,17 @@ def swap_contrasts(contrasts: Sequence[Contrast], seed: int) -> list[Contrast]:
     swapped = []
     for contrast in contrasts:
         if contrast.rejected is not None and torch.rand((), generator=generator) < 0.5:
-            contrast = Contrast(
-                contrast.prompt, contrast.rejected, contrast.chosen, contrast.user_id
-            )
+            contrast = replace(contrast, chosen=contrast.rejected, rejected=contrast.chosen)
         swapped.append(contrast)
     return swapped
 
 
 class PlainPrompts:
-    """The prompts of one fit, read together at their first use and handed out in mini-batches.
+    """The prompts of one fit, each read once, together at their first use.
 
     What stands beside a prompt in a batch moves its last digits, so a fit reads exactly its own
     prompts: it finds the same whatever other fits there are. Fits of the same prompts may share
     them.
-
-    Args:
-        backbone: The model that reads them.
-        prompts: The prompts, in the order they are read; repetitions count once.
     """
 
     def __init__(self, backbone: Backbone, prompts: Sequence[str]) -> None:
@@ -133,45 +123,27 @@ class PlainPrompts:
         return self.backbone.prepare(self.texts)
 
     def chunk(self, prompts: Sequence[str]) -> Prepared:
-        """Some of the prompts, prepared, in the order given.
-
-        Raises:
-            ValueError: A prompt that is none of :attr:`texts`.
-        """
-        unknown = [prompt for prompt in prompts if prompt not in self._rows]
-        if unknown:
-            raise ValueError(f"{len(unknown)} prompts were not announced, first {unknown[0]!r}")
+        """Some of the prompts, prepared, in the order given."""
         return self.backbone.rows(self._prepared, [self._rows[prompt] for prompt in prompts])
 
 
 @dataclass(frozen=True)
 class FittedDirections:
-    """Outcome of a fit.
+    """Outcome of a fit."""
 
-    Attributes:
-        edit: The fitted edit.
-        loss: Training loss per step, nats.
-        held_out: (step, held-out preference loss + leash) at each check; empty without hold-out.
-        best_step: Steps taken by the returned directions (early stopping); the last one without
-            hold-out.
-        n_pairs: Contrasts used for gradient steps.
-        n_agreed: Agreed queries on the leash.
-        n_held_out: Contrasts and agreed queries held out.
-        learned_tokens: Answer tokens scored with a gradient, where the scorer counts.
-        looked_tokens: Answer tokens scored without one, likewise.
-        seconds: The fit took, reading of prompts not read before included. They differ from run to
-            run and must reach no table that is compared.
-    """
-
-    edit: Edit
-    loss: list[float]
+    edit: Edit  # the fitted edit
+    loss: list[float]  # training loss per step, nats
+    # (step, held-out preference loss + leash) at each check; empty without hold-out
     held_out: list[tuple[int, float]]
+    # Steps taken by the returned directions (early stopping); the last one without hold-out
     best_step: int
-    n_pairs: int
-    n_agreed: int
-    n_held_out: int
-    learned_tokens: int = 0
-    looked_tokens: int = 0
+    n_pairs: int  # contrasts used for gradient steps
+    n_agreed: int  # agreed queries on the leash
+    n_held_out: int  # contrasts and agreed queries held out
+    learned_tokens: int = 0  # answer tokens scored with a gradient, where the scorer counts
+    looked_tokens: int = 0  # answer tokens scored without one, likewise
+    # The fit took, reading of prompts not read before included. They differ from run to run and
+    # must reach no table that is compared.
     seconds: float = 0.0
 
     def log(self) -> dict[str, Any]:
@@ -181,9 +153,31 @@ class FittedDirections:
 
     @classmethod
     def of(cls, edit: Edit, log: Mapping[str, Any]) -> FittedDirections:
-        """The outcome from its edit and a kept log, with or without seconds."""
+        """The outcome from its edit and a kept log."""
         held_out = [(int(step), float(loss)) for step, loss in log["held_out"]]
         return cls(edit, **{**log, "held_out": held_out})
+
+
+@dataclass(frozen=True, eq=False)
+class EditProfile:
+    """An edit with where it came from: what ``Chameleon.fit`` returns."""
+
+    task: str  # task of the users
+    edit: Edit  # the edit, ready for ``backbone.generate(..., edit=profile.edit)``
+    settings: EditSettings  # settings of the fit
+    backbone: tuple[str, str]  # name and fingerprint of the model the directions belong to
+    # Ids of the users whose pairs were pooled (one for a personal profile); their pseudonyms where
+    # the profile was loaded from a store
+    users: tuple[str, ...]
+    n_pairs: int  # pairs the directions were made from
+    n_identical: int  # pairs that were discarded because both outputs agree
+    # Directions of all layers with diagnostics; None for fitted directions
+    directions: Directions | None = None
+    # Record of the gradient fit; None for the paper's directions
+    fitted: FittedDirections | None = None
+    revision: str = ""  # revision of the model on the hub; empty for a local checkpoint
+    # SHA-256 of the wording of all prompts (``prompts_digest``); empty if unknown
+    prompts: str = ""
 
 
 @dataclass(frozen=True)
@@ -250,9 +244,8 @@ def fit_by_preference(
     *,
     seed: int = 0,
     prompts: PlainPrompts | None = None,
-    stop: Callable[[], bool] | None = None,
 ) -> FittedDirections:
-    """Fit one shared pair of directions per layer on preference contrasts.
+    """Fit one shared pair of directions per layer on preference contrasts, from seeded starts.
 
     Two things keep the fit sound. A share of the *users*, ``fit_holdout`` rounded down, is held out
     and the directions of the best held-out loss are returned. And the leash: the edited model must
@@ -265,13 +258,7 @@ def fit_by_preference(
     directions are returned.
 
     Args:
-        backbone: Frozen model.
-        contrasts: Preference contrasts and agreed queries (``rejected`` None), any order.
-        layers: Edited decoder layers.
-        settings: The ``fit_*`` and ``edit_*`` fields.
-        seed: Seeds initial directions, hold-out and batch order.
         prompts: The prompts of ``contrasts``, if another fit has read the same ones.
-        stop: Asked after every step whether time is up; the held-out users then have a last look.
 
     Raises:
         UserError: No contrast with a rejected answer.
@@ -323,17 +310,14 @@ def fit_by_preference(
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-        out_of_time = stop is not None and stop()
         if not held_chunks[0]:
             best, best_step = thetas.detach().clone(), step
-        elif step % CHECK_EVERY == 0 or step == settings.fit_steps or out_of_time:
+        elif step % CHECK_EVERY == 0 or step == settings.fit_steps:
             curve.append((step, _held_out(backbone, edit_of(thetas.detach()), held_chunks, leash)))
             if curve[-1][1] < best_loss:
                 best, best_step, best_loss = thetas.detach().clone(), step, curve[-1][1]
             elif step - best_step >= settings.fit_patience * CHECK_EVERY:
                 break
-        if out_of_time:
-            break
     return FittedDirections(
         edit=edit_of(best / best.norm(dim=-1, keepdim=True)),
         loss=losses,

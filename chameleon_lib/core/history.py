@@ -59,8 +59,6 @@ def select_items(
         users: Users of any task; their choice does not depend on each other.
         encode: ``Embedder.encode``, for what the rule compares; called only where a text was never
             embedded before. Rules ``random`` and ``recent`` embed nothing.
-        settings: The ``selection_*`` fields.
-        keep: Keeps choices, and the embeddings they were made by.
         modules: Code of the embedder.
 
     Returns:
@@ -78,13 +76,14 @@ def select_items(
             batch_size=_USERS,
             label="sentence embeddings",
             modules=modules,
-            about=lambda unit: [unit[0]],
         )
         return [np.asarray(record["e"]) for record in records]
 
     def chosen(batch: list[User]) -> list[list[int]]:
         if settings.selection_rule == "recent":
-            return [recent_items(len(user.history), settings) for user in batch]
+            # The files carry no dates, so recency can only mean the position in the profile.
+            ends = [len(user.history) for user in batch]
+            return [list(range(max(n - settings.selection_k, 0), n)) for n in ends]
         if settings.selection_rule == "random":
             return [random_items(user, settings) for user in batch]
         ids = [user.id for user in batch]
@@ -104,33 +103,17 @@ def select_items(
             batch_size=_USERS,
             label="history selection",
             modules=("chameleon_lib.core.history", *modules),
-            about=lambda user: [user.id],
         )
     )
 
 
 def select_history(embeddings: np.ndarray, settings: EditSettings) -> list[int]:
-    """Indices of the selected items, in profile order: the paper's rule, ``pca``.
+    """The paper's rule, ``pca``, for embeddings ``(N, d_s)``: at most ``selection_k`` indices.
 
     ``z = e W`` with W the top principal components of this user's own items; the items with the
     largest ``||z||`` are kept, ties going to the earlier item. With ``selection_center: both`` a
     large norm marks items far from the user's mean; with ``none`` items along it.
-
-    Args:
-        embeddings: ``(N, d_s)``, one row per item, in profile order.
-        settings: The ``selection_*`` fields.
-
-    Returns:
-        At most ``selection_k`` indices; all of them if ``N <= selection_k``.
-
-    Raises:
-        UserError: Another ``selection_rule``, which item embeddings alone cannot serve.
     """
-    if settings.selection_rule != "pca":
-        raise UserError(
-            f"select_history is eq. 2, not selection_rule {settings.selection_rule!r}; call "
-            "select_items."
-        )
     rows = _checked(embeddings)
     n, width = rows.shape
     k = settings.selection_k
@@ -149,18 +132,10 @@ def select_history(embeddings: np.ndarray, settings: EditSettings) -> list[int]:
 def nearest_items(
     embeddings: np.ndarray, query_embeddings: np.ndarray, settings: EditSettings
 ) -> list[int]:
-    """Control: the items with the largest cosine to the query, in profile order.
+    """Control: the items ``(N, d_s)`` with the largest cosine to the queries ``(Q, d_s)``.
 
     A user with several queries has one selection all the same: the target is the mean of the
     query embeddings, each at unit length. Ties go to the earlier item.
-
-    Args:
-        embeddings: ``(N, d_s)``, one row per item, in profile order.
-        query_embeddings: ``(Q, d_s)``, one row per query text of the user.
-        settings: Gives ``selection_k``.
-
-    Returns:
-        At most ``selection_k`` indices; all of them if ``N <= selection_k``.
 
     Raises:
         UserError: No query, an embedding without a direction, or queries whose mean has none.
@@ -185,15 +160,6 @@ def random_items(user: User, settings: EditSettings) -> list[int]:
     key = json.dumps(selection_key(user, settings))
     random.Random(f"selection/{settings.selection_seed}/{key}").shuffle(order)
     return sorted(order[: settings.selection_k])
-
-
-def recent_items(n: int, settings: EditSettings) -> list[int]:
-    """Control: the last ``selection_k`` of ``n`` items in profile order.
-
-    The files of the user-based split carry no dates, nor does a history item here, so recency can
-    only mean the position in the profile.
-    """
-    return list(range(max(n - settings.selection_k, 0), n))
 
 
 def _encode(

@@ -17,7 +17,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from chameleon_lib.core.task import (
     ANSWER_CUE,
     INSIGHT_QUERIES,
     HistoryItem,
+    Query,
     Role,
     User,
     answer_prompt,
@@ -54,23 +55,16 @@ EMPTY_INSIGHT = "An insight came back empty."
 
 @dataclass(frozen=True, slots=True)
 class PreparedUser:
-    """A user with the selected history H_u^k and both insights, of the user or of each query.
+    """A user with the selected history H_u^k and both insights, of the user or of each query."""
 
-    Attributes:
-        user: The user.
-        items: Selected history in profile order, after dropping what did not fit the context.
-        insight_p: Personalised insight c_u^P.
-        insight_n: Neutral insight c_u^N.
-        dropped_items: Selected items that were dropped because the prompt was too long (B9).
-        query_insights: Both insights of every query where ``insight_scope`` is "query" (B2); empty
-            where the user's own serve all queries.
-    """
-
-    user: User
+    user: User  # the user
+    # Selected history in profile order, after dropping what did not fit the context
     items: tuple[HistoryItem, ...]
-    insight_p: str
-    insight_n: str
-    dropped_items: int = 0
+    insight_p: str  # personalised insight c_u^P
+    insight_n: str  # neutral insight c_u^N
+    dropped_items: int = 0  # selected items that were dropped because the prompt was too long (B9)
+    # Both insights of every query where ``insight_scope`` is "query" (B2); empty where the user's
+    # own serve all queries
     query_insights: tuple[Insights, ...] = ()
 
     @property
@@ -93,15 +87,10 @@ class PreparedUser:
 
 
 class Preparation(NamedTuple):
-    """What ``Chameleon.prepare`` returns.
+    """What ``Chameleon.prepare`` returns."""
 
-    Attributes:
-        users: Those who can be used, in order.
-        left_out: Id of every other user → why, one sentence.
-    """
-
-    users: list[PreparedUser]
-    left_out: dict[str, str]
+    users: list[PreparedUser]  # those who can be used, in order
+    left_out: dict[str, str]  # id of every other user → why, one sentence
 
     @property
     def counts(self) -> dict[str, int]:
@@ -118,25 +107,15 @@ class Preparation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """One query of one user with both synthetic answers; immutable, so nothing can misalign.
+    """One query of one user with both synthetic answers; immutable, so nothing can misalign."""
 
-    Attributes:
-        user_id: Whose pair it is.
-        query_id: Which query.
-        query: Text of the query.
-        items: Selected history.
-        answer_p: Output under the personalised prompt, ŷ^P.
-        answer_n: Output under the neutral prompt, ŷ^N.
-        task: Name of the task.
-    """
-
-    user_id: str
-    query_id: str
-    query: str
-    items: tuple[HistoryItem, ...]
-    answer_p: str
-    answer_n: str
-    task: str
+    user_id: str  # whose pair it is
+    query_id: str  # which query
+    query: str  # text of the query
+    items: tuple[HistoryItem, ...]  # selected history
+    answer_p: str  # output under the personalised prompt, ŷ^P
+    answer_n: str  # output under the neutral prompt, ŷ^N
+    task: str  # name of the task
 
     def identical(self, rule: str) -> bool:
         """Whether the two outputs are the same under ``pairs_drop_identical``."""
@@ -169,14 +148,11 @@ def fit_context(
 ) -> tuple[HistoryItem, ...]:
     """Drop whole items from the end until the longest prompt of this user fits (B9, R7).
 
-    Args:
-        backbone: The model whose context limit counts.
-        user: Gives task and queries; these are never cut.
-        items: Selected history.
-        settings: ``prompts_overflow`` ``"drop_items"`` or ``"error"``.
-
     Returns:
         The items that stay; empty if not even one of them fits beside the longest query.
+
+    Raises:
+        UserError: They do not fit under ``prompts_overflow`` "error".
     """
     answer = max_new_tokens(user.task, settings)
     texts = [query.text for query in user.queries]
@@ -205,10 +181,7 @@ def write_insights(
     histories: Sequence[Sequence[HistoryItem]],
     settings: EditSettings,
 ) -> list[Insights]:
-    """Both insights of every user, ``(c^P, c^N)``.
-
-    An insight may come back empty; callers exclude and count such users.
-    """
+    """Both insights of every user, ``(c^P, c^N)``; one may come back empty."""
     prompts = [insight_prompt(task, items, role) for items in histories for role in ROLES]
     groups = [index // 2 for index in range(len(prompts))]
     return _written(backbone, prompts, groups, settings)
@@ -217,30 +190,15 @@ def write_insights(
 def write_query_insights(
     backbone: Backbone, task: str, users: Sequence[PreparedUser], settings: EditSettings
 ) -> list[list[Insights]]:
-    """Both insights per query of every user: the query stands in the insight prompt (B2 ``query``).
-
-    An insight may come back empty; callers exclude and count such users.
-    """
-    prompts: list[str] = []
-    groups: list[int] = []
+    """Both insights per query of every user: the query stands in the insight prompt (B2)."""
+    prompts, groups = [], []
     for index, prepared in enumerate(users):
         for query in prepared.user.queries:
-            for role in ROLES:
-                parts = (history_block(task, prepared.items), query_line(task, query.text))
-                prompts.append("\n".join([*parts, INSIGHT_QUERIES[role]]))
-                groups.append(index)
+            parts = f"{history_block(task, prepared.items)}\n{query_line(task, query.text)}"
+            prompts += [f"{parts}\n{INSIGHT_QUERIES[role]}" for role in ROLES]
+            groups += [index] * 2
     written = iter(_written(backbone, prompts, groups, settings))
     return [[next(written) for _ in user.user.queries] for user in users]
-
-
-def with_query_insights(
-    users: Sequence[PreparedUser], insights: Sequence[Sequence[Insights]]
-) -> list[PreparedUser]:
-    """The users with what :func:`write_query_insights` returned for them."""
-    return [
-        replace(user, query_insights=tuple((p, n) for p, n in own))
-        for user, own in zip(users, insights, strict=True)
-    ]
 
 
 def _written(
@@ -260,13 +218,7 @@ def _written(
 def within(backbone: Backbone, text: str, budget: int) -> str:
     """An insight as it stands in a prompt: one line, no full stop, at most ``budget`` tokens.
 
-    Args:
-        backbone: Whose tokens count.
-        text: As it was written.
-        budget: Tokens that the prompts keep free for it.
-
-    Returns:
-        The longest start that fits, cut after a word; inside one only where the first is too long.
+    The longest start that fits, cut after a word; inside one only where the first is too long.
     """
     # The templates close the sentence themselves: "The user prefers [INSIGHT]."
     line = " ".join(text.split()).rstrip(". ")
@@ -290,9 +242,7 @@ def answer_pairs(
     """Every query of every user answered under both prompts, before any filter (section 3.2).
 
     Args:
-        backbone: The frozen model.
         users: Users of one task, each with items and :attr:`PreparedUser.complete`.
-        settings: Prompt and decoding fields.
 
     Returns:
         One pair per (user, query), in order; identical outputs are still in.
@@ -300,23 +250,11 @@ def answer_pairs(
     if not users:
         return []
     task = users[0].user.task
-    prompts: list[str] = []
-    groups: list[int] = []
-    for index, prepared in enumerate(users):
-        insights = prepared.insights_for(settings.insight_scope)
-        for query, pair in zip(prepared.user.queries, insights, strict=True):
-            for role, insight in zip(ROLES, pair, strict=True):
-                prompts.append(
-                    answer_prompt(
-                        task,
-                        prepared.items,
-                        query.text,
-                        role=role,
-                        insight=insight,
-                        fix_typos=settings.prompts_fix_typos,
-                    )
-                )
-                groups.append(index)
+    prompts, groups = [], []
+    for index, user in enumerate(users):
+        asked = (prompt_texts(task, [user], kind, settings) for kind in ("insight", "neutral"))
+        prompts += [prompt for both in zip(*asked, strict=True) for prompt in both]
+        groups += [index] * 2 * len(user.user.queries)
     answers = iter(
         backbone.generate(
             prompts,
@@ -335,7 +273,7 @@ def answer_pairs(
 def keep_different(
     pairs: Sequence[PreferencePair], settings: EditSettings
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Split pairs into (kept, identical); whole records only, so answers stay with their query.
+    """Split pairs into (kept, identical).
 
     A pair with an empty output is counted as identical: it holds no contrast to learn from.
     """
@@ -378,26 +316,22 @@ def prompt_texts(
     """The prompts of all queries of ``users`` in one of :data:`PROMPTS`."""
     baseline, fix = settings.prompts_baseline, settings.prompts_fix_typos
     role: Role = "N" if kind == "neutral" else "P"
+
+    def written(user: PreparedUser, query: Query, insight: str | None) -> str:
+        if kind in ("official", "official_history"):
+            return official_prompt(task, user.items if kind == "official_history" else (), query)
+        if kind == "unseen":
+            return unseen_prompt(task, query.text, baseline=baseline)
+        asked = (task, user.items, query.text)
+        return answer_prompt(*asked, role=role, insight=insight, baseline=baseline, fix_typos=fix)
+
     texts = []
     for user in users:
-        queries = user.user.queries
-        shown: list[str | None] = [None] * len(queries)
+        shown: list[str | None] = [None] * len(user.user.queries)
         if kind in ("insight", "neutral"):
             own = user.insights_for(settings.insight_scope)
             shown = [pair[ROLES.index(role)] for pair in own]
-        for query, insight in zip(queries, shown, strict=True):
-            if kind in ("official", "official_history"):
-                items = user.items if kind == "official_history" else ()
-                texts.append(official_prompt(task, items, query))
-            elif kind == "unseen":
-                texts.append(unseen_prompt(task, query.text, baseline=baseline))
-            else:
-                asked = (task, user.items, query.text)
-                texts.append(
-                    answer_prompt(
-                        *asked, role=role, insight=insight, baseline=baseline, fix_typos=fix
-                    )
-                )
+        texts += [written(user, *asked) for asked in zip(user.user.queries, shown, strict=True)]
     return texts
 
 
@@ -428,19 +362,13 @@ def pair_texts(task: str, pair: PreferencePair, settings: EditSettings) -> list[
 
 @dataclass(frozen=True)
 class Pool:
-    """What a fit is made from.
+    """What a fit is made from."""
 
-    Attributes:
-        different: Pairs with two different outputs, at most ``pairs_k_max``.
-        identical: Pairs whose outputs agree, at most as many; the leash of a fitted edit.
-        n_identical: How many agreed before the draw.
-        users: Ids of all whose pairs are in the pool, in order.
-    """
-
-    different: list[PreferencePair]
+    different: list[PreferencePair]  # pairs with two different outputs, at most ``pairs_k_max``
+    # Pairs whose outputs agree, at most as many; the leash of a fitted edit
     identical: list[PreferencePair]
-    n_identical: int
-    users: tuple[str, ...]
+    n_identical: int  # how many agreed before the draw
+    users: tuple[str, ...]  # ids of all whose pairs are in the pool, in order
 
 
 def pooled(pairs: Sequence[PreferencePair], settings: EditSettings) -> Pool:
@@ -474,24 +402,14 @@ def prompts_digest(task: str, settings: EditSettings) -> str:
     """SHA-256 of every prompt of a task, written out for a user made of placeholders.
 
     Profiles keep it: directions were read off texts of this wording, and belong to no other.
-
-    Args:
-        task: Task name.
-        settings: The ``prompts_*`` and ``pairs_text`` fields.
     """
-    items = [HistoryItem(str(at), f"<history {at}>", f"<label {at}>") for at in (1, 2)]
-    query = "<query>"
-    pair = PreferencePair("", "", query, tuple(items), "<personal>", "<neutral>", task)
-    texts = [insight_prompt(task, items, "P"), insight_prompt(task, items, "N")]
-    baseline, fix = settings.prompts_baseline, settings.prompts_fix_typos
-    asked: tuple[tuple[Role, str | None], ...]
-    asked = (("P", "<insight>"), ("P", None), ("N", "<insight>"))
-    for role, insight in asked:
-        texts.append(
-            answer_prompt(
-                task, items, query, role=role, insight=insight, baseline=baseline, fix_typos=fix
-            )
-        )
-    texts.append(unseen_prompt(task, query, baseline=baseline))
+    items = tuple(HistoryItem(str(at), f"<history {at}>", f"<label {at}>") for at in (1, 2))
+    query = Query("", "<query>", "", None)
+    user = PreparedUser(User("", task, items, (query,)), items, "<insight>", "<insight>")
+    own = settings.with_(insight_scope="user")
+    pair = PreferencePair("", "", query.text, items, "<personal>", "<neutral>", task)
+    texts = [insight_prompt(task, items, role) for role in ROLES]
+    for kind in ("insight", "instruct", "neutral", "unseen"):
+        texts += prompt_texts(task, [user], kind, own)
     texts += [part for text in pair_texts(task, pair, settings) for part in text]
     return hashlib.sha256(json.dumps(texts).encode("ascii")).hexdigest()

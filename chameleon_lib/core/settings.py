@@ -273,11 +273,6 @@ class EditSettings(CheckedSettings):
         """The canonical values whose names start with one of ``prefixes``, for a store key."""
         return {k: v for k, v in self.canonical().items() if k.startswith(prefixes)}
 
-    @classmethod
-    def paper(cls) -> EditSettings:
-        """The paper, silent points at their documented defaults."""
-        return cls()
-
 
 def ambiguity_ledger() -> list[dict[str, Any]]:
     """One row per field that settles an open point, ordered A1..A23, B1..B10."""

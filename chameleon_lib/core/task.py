@@ -46,52 +46,33 @@ _TOKEN = re.compile(r"[a-z0-9]+")
 
 @dataclass(frozen=True, slots=True)
 class HistoryItem:
-    """One entry of a user's history.
+    """One entry of a user's history."""
 
-    Attributes:
-        id: Unique inside one sample only; never a key on its own.
-        text: What the item is about: movie description, review, tweet, article.
-        label: What the user made of it: tag, score ``"1"``..``"5"``, title; None where the text
-            itself is the user's.
-    """
-
-    id: str
-    text: str
+    id: str  # unique inside one sample only; never a key on its own
+    text: str  # what the item is about: movie description, review, tweet, article
+    # What the user made of it: tag, score ``"1"``..``"5"``, title; None where the text itself is
+    # the user's
     label: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One question of a user.
+    """One question of a user."""
 
-    Attributes:
-        id: The sample id of the questions file.
-        text: The extracted query (description, review or tweet), stripped.
-        input: The official ``input`` field, kept for the official prompt.
-        gold: The gold output, None where labels are withheld.
-    """
-
-    id: str
-    text: str
-    input: str
-    gold: str | None
+    id: str  # the sample id of the questions file
+    text: str  # the extracted query (description, review or tweet), stripped
+    input: str  # the official ``input`` field, kept for the official prompt
+    gold: str | None  # the gold output, None where labels are withheld
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """One user: a history and the queries asked about it.
+    """One user: a history and the queries asked about it."""
 
-    Attributes:
-        id: Name of the user in this run; never parsed from a question id.
-        task: Name of the task, such as ``"LaMP_2"``.
-        history: Profile items in file order.
-        queries: At least one query.
-    """
-
-    id: str
-    task: str
-    history: tuple[HistoryItem, ...]
-    queries: tuple[Query, ...]
+    id: str  # name of the user in this run; never parsed from a question id
+    task: str  # name of the task, such as ``"LaMP_2"``
+    history: tuple[HistoryItem, ...]  # profile items in file order
+    queries: tuple[Query, ...]  # at least one query
 
 
 @dataclass(frozen=True)
@@ -105,21 +86,13 @@ class Agent:
 
 @dataclass(frozen=True)
 class Wording:
-    """The paragraphs of one task in A.3.
+    """The paragraphs of one task in A.3."""
 
-    Attributes:
-        opening: Sentence before the numbered history.
-        line: One history item without its number, as a format of ``text`` and ``label``.
-        query: What stands before the query.
-        question: The question.
-        agents: Agent paragraph of either role.
-    """
-
-    opening: str
-    line: str
-    query: str
+    opening: str  # sentence before the numbered history
+    line: str  # one history item without its number, as a format of ``text`` and ``label``
+    query: str  # what stands before the query
     question: str
-    agents: Mapping[str, Agent]
+    agents: Mapping[str, Agent]  # by role
 
 
 def agents(
@@ -129,14 +102,7 @@ def agents(
     neutral_stem: str = "Your answer should",
     neutral_close: str | None = None,
 ) -> dict[str, Agent]:
-    """The two agent paragraphs as A.3 writes them.
-
-    Args:
-        wish: What the personalised assistant tries to do.
-        close: Its closing reminder.
-        neutral_stem: How the neutral one begins the sentence of the insight.
-        neutral_close: Its closing reminder.
-    """
+    """The two agent paragraphs as A.3 writes them; ``wish`` and ``close`` are for role P."""
     lead = f"You are a helpfully personalized assistant. {wish}"
     return {
         "P": Agent(lead, "The user prefers", close),
@@ -146,19 +112,12 @@ def agents(
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of a task.
+    """A metric of a task."""
 
-    Attributes:
-        name: As the evaluator and the tables call it.
-        of: The score per sample that it sums up; "answers" where it counts classes.
-        statistic: How: "mean", "rmse" (root of the mean square), or "macro_f1".
-        higher: Whether a larger value is the better one.
-    """
-
-    name: str
-    of: str
-    statistic: Literal["mean", "rmse", "macro_f1"] = "mean"
-    higher: bool = True
+    name: str  # as the evaluator and the tables call it
+    of: str  # the score per sample that it sums up; "answers" where it counts classes
+    statistic: Literal["mean", "rmse", "macro_f1"] = "mean"  # rmse: root of the mean square
+    higher: bool = True  # whether a larger value is the better one
 
 
 Scores = Callable[[Sequence[str], Sequence[str]], dict[str, np.ndarray]]
@@ -167,82 +126,58 @@ Floor = Callable[[Sequence[User], Sequence[User]], list[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Official:
-    """The official files of a task.
+    """The official files of a task."""
 
-    Attributes:
-        records: (split, part) -> number of questions. A minus marks a published figure that nobody
-            has confirmed against a full download: another number is told, not refused.
-        bytes: Name of a file of the user-based split -> size that was seen.
-        folder: Below the folder of the task; the movies lie in ``new``.
-        first_digit: Of the sample ids: number of the task - 1.
-    """
-
+    # (split, part) -> number of questions. A minus marks a published figure that nobody has
+    # confirmed against a full download: another number is told, not refused.
     records: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    # Name of a file of the user-based split -> size that was seen
     bytes: Mapping[str, int] = field(default_factory=dict)
-    folder: str = ""
-    first_digit: int = 0
+    folder: str = ""  # below the folder of the task; the movies lie in ``new``
+    first_digit: int = 0  # of the sample ids: number of the task - 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """One task.
+    """One task."""
 
-    Attributes:
-        name: Name with an underscore, as in the files and the evaluator.
-        title: Name for tables and captions.
-        labels: Closed list of answers in official order (index = class), empty for free text.
-        text_key: Key of the text in a profile item.
-        label_key: Key of the label in a profile item; None where the text itself is the user's.
-        free_items: Whether items have labels of free text though answers are chosen from a list.
-        instruction: The official ``input`` up to and including the query marker.
-        query_marker: The query is the stripped text after its first occurrence.
-        official_item: LaMP's own prompt: one item, as a format of ``text`` and ``label``.
-        official_prompt: All of it, as a format of ``items``, ``input``, and the input's ``head``
-            (the instruction) and ``tail``.
-        wording: The paragraphs of A.3.
-        noun: What a query is called, in the prompts of LLM-REC.
-        thing: What could be recommended to others, there; None where nothing could.
-        measures: The metrics, the one that decides first.
-        score: (golds, predictions) -> scores per sample, arrays (n,).
-        valid: Whether an answer has the form the task asks for; None: it is on the list of labels,
-            or has a token.
-        floors: Answers that need no model, by name.
-        max_new_tokens: Default length limit of an answer, in new tokens.
-        users_by: How samples without user ids are grouped: by "identical" profiles, or by
-            "overlap" where one person's profiles differ a little.
-        official: Its files.
-        lost_instruction: Start of an input that lost its instruction and can be mended; "": none.
-        foreign: Keys of profile items that belong to another task, and the sentence to say so.
-        read_label: Spelling of the task for a label as a table writes it; None refuses the label.
-        label_refusal: Reason of the refusal, a key of the import's reasons.
-        importable: Whether a table of users, texts and labels can hold the task.
-    """
-
-    name: str
-    title: str
+    name: str  # name with an underscore, as in the files and the evaluator
+    title: str  # name for tables and captions
+    # Closed list of answers in official order (index = class), empty for free text
     labels: tuple[str, ...] = ()
-    text_key: str = "text"
+    text_key: str = "text"  # key of the text in a profile item
+    # Key of the label in a profile item; None where the text itself is the user's
     label_key: str | None = None
+    # Whether items have labels of free text though answers are chosen from a list
     free_items: bool = False
-    instruction: str
-    query_marker: str
-    official_item: str
+    instruction: str  # the official ``input`` up to and including the query marker
+    query_marker: str  # the query is the stripped text after its first occurrence
+    official_item: str  # LaMP's own prompt: one item, as a format of ``text`` and ``label``
+    # All of it, as a format of ``items``, ``input``, and the input's ``head`` (the instruction) and
+    # ``tail``
     official_prompt: str = "{items}. {input}"
-    wording: Wording
-    noun: str
-    thing: str | None = None
-    measures: tuple[Metric, ...]
-    score: Scores
+    wording: Wording  # the paragraphs of A.3
+    noun: str  # what a query is called, in the prompts of LLM-REC
+    thing: str | None = None  # what could be recommended to others, there; None where nothing could
+    measures: tuple[Metric, ...]  # the metrics, the one that decides first
+    score: Scores  # (golds, predictions) -> scores per sample, arrays (n,)
+    # Whether an answer has the form the task asks for; None: it is on the list of labels, or has a
+    # token
     valid: Callable[[str], bool] | None = None
-    floors: Mapping[str, Floor]
-    max_new_tokens: int
+    floors: Mapping[str, Floor]  # answers that need no model, by name
+    max_new_tokens: int  # default length limit of an answer, in new tokens
+    # How samples without user ids are grouped: by "identical" profiles, or by "overlap" where one
+    # person's profiles differ a little
     users_by: Literal["identical", "overlap"] = "identical"
-    official: Official = field(default_factory=Official)
+    official: Official = field(default_factory=Official)  # its files
+    # Start of an input that lost its instruction and can be mended; "": none
     lost_instruction: str = ""
+    # Keys of profile items that belong to another task, and the sentence to say so
     foreign: tuple[tuple[str, ...], str] = ((), "")
+    # Spelling of the task for a label as a table writes it; None refuses the label
     read_label: Callable[[str], str | None] | None = None
-    label_refusal: str = "unknown label"
-    importable: bool = True
+    label_refusal: str = "unknown label"  # reason of the refusal, a key of the import's reasons
+    importable: bool = True  # whether a table of users, texts and labels can hold the task
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -328,10 +263,7 @@ def tokens(text: str) -> list[str]:
 
 
 def is_valid_answer(task: str | Task, answer: str) -> bool:
-    """Say whether `answer` has the form the task asks for.
-
-    LaMP-2: exact list membership; LaMP-3: a number in 1..5; LaMP-7: at least one ROUGE token.
-    """
+    """Say whether `answer` has the form the task asks for."""
     return get_task(task).is_valid(answer)
 
 
@@ -346,11 +278,6 @@ def history_line(task: str | Task, item: HistoryItem) -> str:
     return chosen.render(chosen.wording.line, item)
 
 
-def history_lines(task: str | Task, items: Sequence[HistoryItem]) -> str:
-    """Render the history: one item per line, numbered from 1."""
-    return "\n".join(f"{i}. {history_line(task, item)}" for i, item in enumerate(items, start=1))
-
-
 def history_block(task: str | Task, items: Sequence[HistoryItem]) -> str:
     """Render the first paragraph of A.3: the opening sentence with the history in place.
 
@@ -359,7 +286,8 @@ def history_block(task: str | Task, items: Sequence[HistoryItem]) -> str:
     """
     if not items:
         raise UserError("A prompt with a history needs at least one item; use unseen_prompt.")
-    return f"{get_task(task).wording.opening} {history_lines(task, items)}"
+    lines = (f"{i}. {history_line(task, item)}" for i, item in enumerate(items, start=1))
+    return f"{get_task(task).wording.opening} " + "\n".join(lines)
 
 
 def query_line(task: str | Task, query_text: str) -> str:
@@ -415,7 +343,7 @@ def answer_prompt(
 
     Args:
         task: Task or its name.
-        items: Selected history, rendered in the given order.
+        items: Selected history, in order.
         query_text: The extracted query.
         role: "P" or "N"; None means no insight and equals "P" without an insight.
         insight: Text put in place of [INSIGHT] (stripped). None gives the paper's Instruct

@@ -5,8 +5,8 @@ still has the old news task), and no other task has such a folder. Labels of the
 withheld, so there is no ``test_outputs.json`` to ask for.
 
 A file gets its name only after it was read to the end and found to be what its name says; until
-then its bytes lie beside it as ``NAME.ADDRESS.VERSION.partial``, so that a download that was killed
-goes on, and halves of two versions never meet in one file. What was finished is noted with its hash
+then its bytes lie beside it as ``NAME.VERSION.partial``, so that a download that was killed goes
+on, and halves of two versions never meet in one file. What was finished is noted with its hash
 in one lock file without a date: two downloads of the same files give the same lock. A second start
 compares hashes and asks the server for nothing.
 """
@@ -26,7 +26,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -34,11 +34,7 @@ from urllib.parse import quote, unquote, urlsplit
 from tqdm import tqdm
 
 from chameleon_lib.core.task import PAPER_TASKS, get_task
-from chameleon_lib.data.samples import (
-    check_ids,
-    read_golds,
-    stream_samples,
-)
+from chameleon_lib.data.lamp import check_ids, read_golds, stream_samples
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import replace_text
 
@@ -47,20 +43,28 @@ INDEX_PAGE = "https://lamp-benchmark.github.io/download"
 SPLITS = ("user", "time")
 PARTS = ("train", "dev", "test")
 LOCK = "lamp_files.json"
-_FORMAT = 1
+_FORMAT, _ENTRY = 1, {"url", "bytes", "sha256", "records"}
 _CHUNK = 1 << 18  # bytes per read at most
 _WORTH = 1 << 20  # bytes an attempt must gain to be no failure
 _LONGEST_PAUSE = 60.0  # seconds
-# Far below any real record, far above what a page of HTML in place of a list could reach.
-_SMALLEST = {"questions": 200, "outputs": 20}  # bytes per record
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
+_PARTIAL = ".partial"
+_NEW_PLACE = f"see {INDEX_PAGE} for its new place, and give that with --base-url"
 _ADVICE = {
     401: "the server asks for a login; check --base-url",
     403: "the server forbids it; check the address in a browser, or use --base-url",
-    404: f"the server has no such file; see {INDEX_PAGE} for its new place, and give that with "
-    "--base-url",
+    404: f"the server has no such file; {_NEW_PLACE}",
     407: "the proxy asks for a login; put user and password into https_proxy",
-    410: f"the file was removed; see {INDEX_PAGE} for its new place",
+    410: f"the file was removed; {_NEW_PLACE}",
+}
+_UNREACHABLE: dict[type, str] = {
+    socket.gaierror: "its host cannot be found; check the network connection, set https_proxy if "
+    "you are behind a proxy, or use a mirror with --base-url",
+    ConnectionRefusedError: "its host or the proxy refuses the connection; check https_proxy, or "
+    "use a mirror with --base-url",
+    ssl.SSLCertVerificationError: "the certificate of its host is not trusted; set SSL_CERT_FILE "
+    "to your organisation's certificates",
+    http.client.InvalidURL: "the address is not valid; check --base-url",
 }
 
 
@@ -85,11 +89,6 @@ class OfficialFile:
     records: int
     confirmed: bool
     bytes: int | None
-
-    @property
-    def smallest(self) -> int:
-        """Bytes below which the file cannot be whole."""
-        return self.records * _SMALLEST[self.kind]
 
     @property
     def size(self) -> str:
@@ -136,31 +135,13 @@ def official_files(
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file of the lock.
-
-    Attributes:
-        url: Where it came from; None for a file that was already in place.
-        bytes: Its size.
-        sha256: Hash of its bytes.
-        records: Questions or golds in it.
-    """
-
-    url: str | None
-    bytes: int
-    sha256: str
-    records: int
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, read in pieces."""
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_lock(folder: Path) -> dict[str, Entry]:
-    """The entries by path below `folder`; none where there is no lock.
+def read_lock(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was finished, by path below `folder`; the url of what was in place before is None.
 
     Raises:
         UserError: The lock is not one of ours.
@@ -170,14 +151,15 @@ def read_lock(folder: Path) -> dict[str, Entry]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
-            raise ValueError("another format")
-        return {name: Entry(**entry) for name, entry in content["files"].items()}
+        entries: dict[str, dict[str, Any]] = content["files"]
+        if content["format"] == _FORMAT and all(set(e) == _ENTRY for e in entries.values()):
+            return entries
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"{path} is no list of downloaded files that this version can read; delete it, and "
-            "the files beside it are checked and recorded again."
-        ) from None
+        pass
+    raise UserError(
+        f"{path} is no list of downloaded files that this version can read; delete it, and the "
+        "files beside it are checked and recorded again."
+    )
 
 
 def check_base_url(url: str) -> str:
@@ -188,11 +170,10 @@ def check_base_url(url: str) -> str:
     """
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        good = good and url.isascii()
+        good = parts.hostname and parts.port != 0 and re.fullmatch(r"https?://[!-~]+", url)
     except ValueError:
-        good = False
-    if not good or any(character.isspace() for character in url) or parts.query or parts.fragment:
+        good = None
+    if not good or parts.query or parts.fragment:
         raise UserError(f"--base-url takes an http or https address, not '{url}'.")
     if parts.username is not None:
         raise UserError(
@@ -214,21 +195,6 @@ def _open(url: str, headers: dict[str, str], timeout: float) -> Any:
     handler = urllib.request.ProxyHandler(proxies | ({scheme: proxy} if proxy else {}))
     request = urllib.request.Request(url, headers=headers)
     return urllib.request.build_opener(handler).open(request, timeout=timeout)
-
-
-def _unreachable(url: str, problem: object) -> str | None:
-    """What is wrong with a connection that will not come about; None if it may."""
-    host = urlsplit(url).netloc
-    known: dict[type, str] = {
-        socket.gaierror: f"the host {host} cannot be found; check the network connection, set "
-        "https_proxy if you are behind a proxy, or use a mirror with --base-url",
-        ConnectionRefusedError: f"the host {host} or the proxy refuses the connection; check "
-        "https_proxy, or use a mirror with --base-url",
-        ssl.SSLCertVerificationError: f"the certificate of {host} is not trusted; set "
-        "SSL_CERT_FILE to your organisation's certificates",
-        http.client.InvalidURL: "the address is not valid; check --base-url",
-    }
-    return known.get(type(problem))
 
 
 class _Passing(Exception):
@@ -261,20 +227,19 @@ def say(sentence: str) -> None:
 class _Transfer:
     """One file on its way to `target`, taken up where an earlier start left it."""
 
-    def __init__(self, url: str, target: Path, manners: Manners, smallest: int) -> None:
-        self.url, self.target, self.manners, self.smallest = url, target, manners, smallest
-        self.stem = f"{target.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}."
-        self.path: Path | None = None
-        self.total: int | None = None
+    def __init__(self, url: str, target: Path, manners: Manners) -> None:
+        self.url, self.target, self.manners = url, target, manners
         target.parent.mkdir(parents=True, exist_ok=True)
-        for old in sorted(target.parent.glob(f"{target.name}.*.partial")):
-            if old.name.startswith(self.stem) and self.path is None and self._version(old):
-                self.path = old
-            else:
-                old.unlink()  # from elsewhere, or of a version that nothing is known of
+        found = sorted(target.parent.glob(f"{target.name}.*{_PARTIAL}"))
+        self.path = found.pop() if found else None
+        for old in found:
+            old.unlink()
 
-    def _version(self, path: Path) -> str:
-        return unquote(path.name.removeprefix(self.stem).removesuffix(".partial"))
+    @property
+    def version(self) -> str:
+        """What the server calls the version of which bytes have arrived."""
+        name = self.path.name if self.path is not None else ""
+        return unquote(name.removeprefix(f"{self.target.name}.").removesuffix(_PARTIAL))
 
     @property
     def size(self) -> int:
@@ -285,7 +250,7 @@ class _Transfer:
         """Remove what has arrived: its bytes are of no use."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-        self.path = self.total = None
+        self.path = None
 
     def run(self) -> Path:
         """Fetch until all bytes are here; what has arrived stays for the next start.
@@ -316,19 +281,20 @@ class _Transfer:
 
     def _attempt(self) -> None:
         headers = {"User-Agent": "chameleon-lib", "Accept-Encoding": "identity"}
-        if self.path is not None and self.size and self._version(self.path):
-            headers |= {"Range": f"bytes={self.size}-", "If-Range": self._version(self.path)}
+        if self.size and self.version:
+            headers |= {"Range": f"bytes={self.size}-", "If-Range": self.version}
         try:
             with _open(self.url, headers, self.manners.timeout) as response:
-                self._receive(response)
+                self._receive(response, response.headers)
         except urllib.error.HTTPError as error:
             with error:
                 self._refused(error)
         except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
-            what = _unreachable(self.url, cause) if not self.size else None
-            if what is not None:
-                raise UserError(f"{self.url} cannot be downloaded: {what}.") from None
+            if type(cause) in _UNREACHABLE and not self.size:
+                raise UserError(
+                    f"{self.url} cannot be downloaded: {_UNREACHABLE[type(cause)]}."
+                ) from None
             if isinstance(cause, TimeoutError):
                 raise _Passing(f"nothing came for {self.manners.timeout:g} seconds") from None
             raise _Passing(str(cause) or type(cause).__name__) from None
@@ -339,54 +305,37 @@ class _Transfer:
                 return  # all of it is here
             self.drop()
             raise _Passing("the server has less of the file than is here")
-        if error.code not in _PASSING:
-            advice = _ADVICE.get(
-                error.code, "check the address in a browser, or use a mirror with --base-url"
-            )
-            raise UserError(
-                f"{self.url} cannot be downloaded (HTTP {error.code} {error.reason}): {advice}."
-            )
-        raise _Passing(f"HTTP {error.code} {error.reason}")
+        what = f"HTTP {error.code} {error.reason}"
+        if error.code in _PASSING:
+            raise _Passing(what)
+        advice = _ADVICE.get(
+            error.code, "check the address in a browser, or use a mirror with --base-url"
+        )
+        raise UserError(f"{self.url} cannot be downloaded ({what}): {advice}.")
 
-    def _receive(self, response: Any) -> None:
-        headers = response.headers
-        coding = headers.get("Content-Encoding", "identity")
-        if coding != "identity":
-            raise UserError(
-                f"{self.url} comes compressed ({coding}) although it was asked for as it is; "
-                "switch that off in the proxy, or use a mirror with --base-url."
-            )
-        etag = headers.get("ETag", "")  # a weak one promises nothing about bytes
-        strong = etag and not etag.startswith("W/")
-        version = etag if strong else headers.get("Last-Modified", "")
+    def _receive(self, response: Any, headers: Any) -> None:
+        etag = headers.get("ETag", "W/")  # a weak one promises nothing about bytes
+        version = headers.get("Last-Modified", "") if etag.startswith("W/") else etag
         if response.status == 206:
             span = re.match(r"bytes (\d+)-\d+/(\d+|\*)$", headers.get("Content-Range", ""))
-            total = int(span[2]) if span and span[2] != "*" else self.total
-            same = self.path is not None and version == self._version(self.path)
-            if not same or not span or int(span[1]) != self.size or self.total not in (None, total):
+            if not span or int(span[1]) != self.size or version != self.version:
                 self.drop()
                 raise _Passing("the server sent a part of another version of the file")
-            self.total = total
+            length = span[2]
         else:
             if self.size:
                 say(f"{self.url} starts over: it changed, or the server does not resume.")
             self.drop()
             length = headers.get("Content-Length", "")
-            self.total = int(length) if length.isascii() and length.isdigit() else None
-            name = f"{self.stem}{quote(version, safe='')}.partial"
+            name = f"{self.target.name}.{quote(version, safe='')}{_PARTIAL}"
             self.path = self.target.with_name(name)
             self.path.touch()
-        if self.total is not None and self.total < self.smallest:
-            raise UserError(
-                f"{self.url} has only {self.total:,} bytes, fewer than the {self.smallest:,} "
-                "that its records need, so it is not the official file; check the address "
-                "(--accept-changed takes it all the same)."
-            )
-        self._store(response, headers.get("Content-Type", ""))
-        if self.total is not None and self.size < self.total:
-            raise _Passing(f"the connection ended after {self.size:,} of {self.total:,} bytes")
+        total = int(length) if length.isascii() and length.isdigit() else None
+        self._store(response, headers.get("Content-Type", ""), total)
+        if total is not None and self.size < total:
+            raise _Passing(f"the connection ended after {self.size:,} of {total:,} bytes")
 
-    def _store(self, response: Any, content_type: str) -> None:
+    def _store(self, response: Any, content_type: str, total: int | None) -> None:
         """Append the body; nothing is stored until its first character looks like JSON."""
         assert self.path is not None
         # read1 returns what is there; read would wait for a full chunk of a trickle.
@@ -406,7 +355,7 @@ class _Transfer:
                 )
         slow = 0.5 if sys.stderr.isatty() else 30.0  # seconds between two lines of progress
         bar = tqdm(
-            total=self.total, initial=self.size, unit="B", unit_scale=True, mininterval=slow,
+            total=total, initial=self.size, unit="B", unit_scale=True, mininterval=slow,
             delay=slow, desc=self.target.name, file=sys.stderr,
         )  # fmt: skip
         with self.path.open("ab", buffering=0) as file, bar:
@@ -438,22 +387,22 @@ class _Folder:
             return True
         if known is not None:
             say(f"{target}: verifying.")
-            if target.stat().st_size == known.bytes and sha256_of(target) == known.sha256:
+            if target.stat().st_size == known["bytes"] and _sha256(target) == known["sha256"]:
                 return False
             if not self.manners.accept_changed:
                 raise UserError(
-                    f"{target} is not the file that was recorded (SHA-256 {known.sha256[:12]}…): "
-                    "it changed since; delete it to download it again, or keep it with "
-                    "--accept-changed."
+                    f"{target} is not the file that was recorded (SHA-256 "
+                    f"{known['sha256'][:12]}…): it changed since; delete it to download it again, "
+                    "or keep it with --accept-changed."
                 )
         self._note(file, self._checked(file, target, None))
         say(f"{target}: found in place, checked and recorded.")
         return False
 
-    def _fetch(self, file: OfficialFile, target: Path, known: Entry | None) -> None:
+    def _fetch(self, file: OfficialFile, target: Path, known: dict[str, Any] | None) -> None:
         url, lenient = f"{self.base_url}/{file.path}", self.manners.accept_changed
         say(f"{url}{file.size}")
-        transfer = _Transfer(url, target, self.manners, 0 if lenient else file.smallest)
+        transfer = _Transfer(url, target, self.manners)
         try:
             partial = transfer.run()
         finally:
@@ -464,25 +413,25 @@ class _Folder:
         except UserError:
             transfer.drop()  # whole and wrong: there is nothing in it to go on from
             raise
-        if known is not None and known.sha256 != entry.sha256 and not lenient:
+        now = entry["sha256"]
+        if known is not None and known["sha256"] != now and not lenient:
             raise UserError(
                 f"{url} is not the file that was recorded in {self.folder} before (SHA-256 "
-                f"{known.sha256[:12]}…, now {entry.sha256[:12]}…): it changed on the server; "
+                f"{known['sha256'][:12]}…, now {now[:12]}…): it changed on the server; "
                 "take the new one with --accept-changed."
             )
         # The lock first: a kill in between leaves a whole partial file of a known hash.
         self._note(file, entry)
         os.replace(partial, target)
-        records = f"{entry.bytes:,} bytes, {entry.records:,} records"
-        say(f"{target}: {records}, SHA-256 {entry.sha256[:12]}…")
+        records = f"{entry['bytes']:,} bytes, {entry['records']:,} records"
+        say(f"{target}: {records}, SHA-256 {now[:12]}…")
 
-    def _note(self, file: OfficialFile, entry: Entry) -> None:
+    def _note(self, file: OfficialFile, entry: dict[str, Any]) -> None:
         self.entries[file.path] = entry
-        files = {name: asdict(one) for name, one in sorted(self.entries.items())}
-        content = json.dumps({"format": _FORMAT, "files": files}, indent=1)
-        replace_text(self.folder / LOCK, f"{content}\n")
+        content = {"format": _FORMAT, "files": dict(sorted(self.entries.items()))}
+        replace_text(self.folder / LOCK, f"{json.dumps(content, indent=1)}\n")
 
-    def _checked(self, file: OfficialFile, path: Path, url: str | None) -> Entry:
+    def _checked(self, file: OfficialFile, path: Path, url: str | None) -> dict[str, Any]:
         """Read a file to its end; the entry of the lock.
 
         Raises:
@@ -490,15 +439,7 @@ class _Folder:
         """
         shown = url or str(path)
         try:
-            if file.kind == "questions":
-                ids = self._questions(path, file)
-            else:
-                ids = set(read_golds(path, file.task))
-                partner = file.path.replace("_outputs.json", "_questions.json")
-                questions = self.folder / partner
-                if questions.is_file():
-                    asked = self._ids.get(partner) or self._questions(questions, file)
-                    check_ids(questions, path, asked, ids)
+            ids = self._read(file, path)
         except UserError as error:
             raise UserError(str(error).replace(str(path), shown)) from None
         if len(ids) != file.records:
@@ -510,13 +451,24 @@ class _Folder:
                 raise UserError(f"{sentence}; take it all the same with --accept-changed.")
             say(f"{sentence}: taken as it is.")
         self._ids[file.path] = ids
-        return Entry(url, path.stat().st_size, sha256_of(path), len(ids))
+        size = path.stat().st_size
+        return {"url": url, "bytes": size, "sha256": _sha256(path), "records": len(ids)}
 
-    def _questions(self, path: Path, file: OfficialFile) -> set[str]:
-        ids = {sample.query.id for sample in stream_samples(path, file.task)}
-        if not ids:
-            raise UserError(f"{path} is an empty list; check the address.")
-        return ids
+    def _read(self, file: OfficialFile, path: Path) -> set[str]:
+        """The ids of a file whose every record is good; of outputs, answering the questions."""
+        if file.kind == "questions":
+            ids = {sample.query.id for sample in stream_samples(path, file.task)}
+            if not ids:
+                raise UserError(f"{path} is an empty list; check the address.")
+            return ids
+        partner = file.path.replace("_outputs.json", "_questions.json")
+        answered, questions = set(read_golds(path, file.task)), self.folder / partner
+        if questions.is_file():
+            asked = self._ids.get(partner) or {
+                sample.query.id for sample in stream_samples(questions, file.task)
+            }
+            check_ids(questions, path, asked, answered)
+        return answered
 
 
 def download(

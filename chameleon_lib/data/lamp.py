@@ -1,34 +1,28 @@
-"""Find, load, divide and write LaMP files."""
+"""LaMP files: find those of a split, read their samples and golds, write users in their layout.
+
+A questions file is a JSON list of samples, one question with its profile each, and an outputs file
+an object of golds. LaMP-3 files reach gigabytes, so questions are streamed, in memory bounded by
+the largest record. Every check ends in one sentence that names the file, the record and the fix.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from chameleon_lib.core.task import Query, Task, User, get_task
-from chameleon_lib.data.lean import Slimmer
-from chameleon_lib.data.samples import Sample, load_samples
-from chameleon_lib.data.users import (
-    DECLARATION,
-    MIN_OVERLAP,
-    SAMPLES,
-    Choice,
-    Grouping,
-    group_samples_into_users,
-    grouping_report,
-    read_choice,
-    users_by_part,
-)
+import ijson
+
+from chameleon_lib.core.task import HistoryItem, Query, Task, User, get_task, official_input
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import replace_text
 
-# A folder with one labelled split only (official test labels are withheld) is divided by user.
-OWN_SPLIT = {"train": 0.4, "dev": 0.1, "test": 0.5}
-FIT_SPLIT, SCORED_SPLIT = {"train": 0.9, "dev": 0.1}, {"test": 1.0}  # of a file each
-SALT = "chameleon-kit"
+_log = logging.getLogger(__name__)
+
 IMPORT_REPORT = "import_report.json"  # beside the files that an import of a table wrote
 
 
@@ -75,140 +69,287 @@ def find_split(data_dir: Path, task: str | Task, split: str) -> tuple[Path, Path
     )
 
 
-def load_users(
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} {what}; download the file again.")
+
+
+def _invalid(path: Path, number: int, problem: ijson.JSONError) -> UserError:
+    """The sentence for JSON that is broken at a record, from the parser's word for it."""
+    word = problem.args[0]
+    reason = word.decode(errors="replace") if isinstance(word, bytes) else str(word)
+    reason = reason.split("\n")[0]
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 64))
+        ended = file.read().rstrip().endswith(b"]")
+    if "premature EOF" in reason or (not ended and "lexical error" in reason):
+        return _damaged(path, f"is cut off inside record number {number}")
+    if "invalid bytes in UTF8" in reason:
+        return _damaged(path, "is not UTF-8 text")
+    if "trailing garbage" in reason:
+        return _damaged(path, "holds text after its JSON list")
+    if "after array element" in reason:
+        return _damaged(path, f"lacks a comma after record number {number - 1}")
+    return _damaged(path, f"is damaged: record number {number} is not valid JSON ({reason})")
+
+
+def iter_json_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of the JSON list in `path`, in file order.
+
+    Args:
+        path: A UTF-8 file holding one JSON list of objects.
+
+    Raises:
+        UserError: The file is missing, empty, HTML, no list, cut off or malformed. Records before
+            the damage have been yielded by then.
+    """
+    number = 0
+    try:
+        with path.open("rb") as file:
+            mark = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+            file.seek(mark)
+            first = file.read(1 << 12).lstrip()[:1]
+            if first == b"<":
+                raise UserError(
+                    f"{path} holds an HTML page instead of JSON (some wrong addresses answer so); "
+                    "download the file from its official address."
+                )
+            if first != b"[":
+                if first.isascii() and first:
+                    raise UserError(
+                        f"{path} is not a JSON list of samples; give the *_questions.json file."
+                    )
+                raise _damaged(path, "is not UTF-8 text" if first else "is empty")
+            file.seek(mark)
+            for number, record in enumerate(ijson.items(file, "item", use_float=True), start=1):
+                if not isinstance(record, dict):
+                    what = f"holds something that is no object at record number {number - 1}"
+                    raise _damaged(path, what)
+                yield record
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    except ijson.JSONError as error:
+        raise _invalid(path, number, error) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One record of a questions file.
+
+    Attributes:
+        query: The question; its gold is None until golds are joined.
+        profile: At least one profile item, in file order.
+        repaired: The official instruction had to be restored (see `repair_input`).
+        user_id: Whose sample it is, where the file says so (time-based split, imported tables).
+    """
+
+    query: Query
+    profile: tuple[HistoryItem, ...]
+    repaired: bool = False
+    user_id: str | None = None
+
+
+def _string(record: dict[str, Any], key: str, where: str) -> str:
+    if key not in record:
+        raise UserError(f"{where} has no {key!r}; take the official file of this task.")
+    value = record[key]
+    if not isinstance(value, str):
+        raise UserError(f"{where} has {key!r} = {value!r}; LaMP writes every value as a string.")
+    return value
+
+
+def _item(task: Task, raw: object, where: str) -> HistoryItem:
+    if not isinstance(raw, dict):
+        raise UserError(f"{where} has a profile item that is no object; take the official file.")
+    keys, why = task.foreign
+    if any(key in raw for key in keys):
+        raise UserError(f"{where} {why}.")
+    item_id = _string(raw, "id", f"{where}, a profile item")
+    here = f"{where}, profile item {item_id!r}"
+    text = _string(raw, task.text_key, here)
+    if task.label_key is None:
+        return HistoryItem(item_id, text, None)
+    label, allowed = _string(raw, task.label_key, here), task.item_labels
+    if allowed and label not in allowed:
+        raise UserError(
+            f"{here} has {task.label_key} {label!r}, which is none of: {', '.join(allowed)}; "
+            "take the official file of this task."
+        )
+    return HistoryItem(item_id, text, label)
+
+
+def _query(task: Task, sample_id: str, text: str, where: str) -> tuple[Query, bool]:
+    """The question of an official ``input``, and whether its instruction had to be restored."""
+    # The first words only: enough to tell the tasks, blind to later wording changes.
+    opening, lost = " ".join(task.instruction.split()[:4]), task.lost_instruction
+    repaired = False
+    if not text.startswith(opening):
+        if not lost or not text.startswith(lost):
+            raise UserError(
+                f"{where} does not start with the {task.name} instruction; "
+                "check that the file belongs to this task."
+            )
+        text, repaired = official_input(task, text.removeprefix(lost)), True
+    _, marker, query = text.partition(task.query_marker)
+    if not marker:
+        raise UserError(
+            f"{where} has no {task.query_marker!r} in its input, so no query can be read; "
+            "take the official file of this task."
+        )
+    return Query(sample_id, query.strip(), text, None), repaired
+
+
+def parse_sample(task: str | Task, record: dict[str, Any], *, source: str, index: int) -> Sample:
+    """Validate one record of a questions file.
+
+    Args:
+        task: Task or its name.
+        record: The decoded object.
+        source: File name for error messages.
+        index: Position in the file, names a record that has no id.
+
+    Raises:
+        UserError: Anything the module's tests list as broken.
+    """
+    chosen = get_task(task)
+    sample_id = _string(record, "id", f"{source}, record number {index}")
+    where = f"{source}, record {sample_id!r}"
+    text, raw = _string(record, "input", where), record.get("profile")
+    # The profile first: its keys give the clearest sentence for a file of another task.
+    if not isinstance(raw, list):
+        raise UserError(f"{where} has no profile list; take the official *_questions.json file.")
+    if not raw:
+        raise UserError(f"{where} has an empty profile; remove it or give it at least one item.")
+    items = tuple(_item(chosen, entry, where) for entry in raw)
+    if len({item.id for item in items}) < len(items):
+        raise UserError(f"{where} has two profile items with one id; number them anew.")
+    query, repaired = _query(chosen, sample_id, text, where)
+    user_id = _string(record, "user_id", where) if "user_id" in record else None
+    return Sample(query, items, repaired, user_id)
+
+
+def stream_samples(path: Path, task: str | Task) -> Iterator[Sample]:
+    """Yield validated samples of a questions file with memory bounded by one record.
+
+    Raises:
+        UserError: A broken file or record, a duplicate id, more than one repaired record (the
+            official data needs exactly one, in LaMP-2 dev), or users named by some records only.
+    """
+    chosen = get_task(task)
+    seen: set[str] = set()
+    first: Sample | None = None
+    first_repair: str | None = None
+    for index, record in enumerate(iter_json_records(path)):
+        sample = parse_sample(chosen, record, source=str(path), index=index)
+        sample_id = sample.query.id
+        if sample_id in seen:
+            raise UserError(f"{path} holds record {sample_id!r} twice; remove one of them.")
+        seen.add(sample_id)
+        if sample.repaired:
+            if first_repair is not None:
+                raise UserError(
+                    f"{path}, records {first_repair!r} and {sample_id!r} both lack the "
+                    "instruction; only one such record is known, download the file again."
+                )
+            first_repair = sample_id
+        first = first or sample
+        if (first.user_id is None) != (sample.user_id is None):
+            one, other = (sample, first) if first.user_id is None else (first, sample)
+            raise UserError(
+                f"Record {one.query.id!r} of {chosen.name} has a user_id and record "
+                f"{other.query.id!r} has none; give it to all records or to none."
+            )
+        yield sample
+
+
+def read_golds(path: Path, task: str | Task) -> dict[str, str]:
+    """Read an outputs file (golds, or predictions in the same format) as id -> output.
+
+    Raises:
+        UserError: Broken file, another task's name, a duplicate id, a value that is no string, or
+            one that is off the list of labels.
+    """
+    chosen = get_task(task)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if text.lstrip().startswith("<"):
+            raise _damaged(path, "holds an HTML page instead of JSON")
+        content = json.loads(text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    except UnicodeDecodeError as error:
+        raise _damaged(path, "is not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        where = f"{error.msg}, line {error.lineno}"
+        raise _damaged(path, f"is cut off or not valid JSON ({where})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("golds"), list):
+        raise UserError(f"{path} has no list of golds; give the *_outputs.json file.")
+    name = str(content.get("task"))
+    if name.replace("-", "_") != chosen.name:
+        raise UserError(f"{path} says task {name!r}, expected {chosen.name!r}; give its own file.")
+    golds: dict[str, str] = {}
+    for index, entry in enumerate(content["golds"]):
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}, gold number {index} is no object; download the file again.")
+        sample_id = _string(entry, "id", f"{path}, gold number {index}")
+        if sample_id in golds:
+            raise UserError(f"{path} holds gold {sample_id!r} twice; remove one of them.")
+        gold = golds[sample_id] = _string(entry, "output", f"{path}, gold {sample_id!r}")
+        if chosen.labels and gold.strip() not in chosen.labels:
+            raise UserError(
+                f"{path}, gold {sample_id!r} is {gold!r}, which is no label of {chosen.name}; "
+                "check that the file belongs to this task."
+            )
+    return golds
+
+
+def check_ids(questions: Path, outputs: Path, asked: set[str], answered: set[str]) -> None:
+    """Assert that the golds of a file answer exactly the questions of another.
+
+    Raises:
+        UserError: An id of one side is missing on the other.
+    """
+    if asked != answered:
+        raise UserError(
+            f"{questions} and {outputs} belong to different samples: "
+            f"{len(asked - answered)} questions have no gold {sorted(asked - answered)[:3]}, "
+            f"{len(answered - asked)} golds have no question {sorted(answered - asked)[:3]}; "
+            "take both files from one split."
+        )
+
+
+def load_samples(
     questions: Path,
     outputs: Path | None,
     task: str | Task,
     *,
-    grouping: Grouping | None = None,
-    min_overlap: float = MIN_OVERLAP,
-) -> list[User]:
-    """Load the users of one split.
+    slim: Callable[[Sample], Sample] | None = None,
+) -> list[Sample]:
+    """Load the samples of one split with their golds.
 
     Args:
         questions: The ``*_questions.json`` file.
         outputs: The ``*_outputs.json`` file; None leaves every gold None.
         task: Task or its name.
-        grouping: How samples become users, see `group_samples_into_users`.
-        min_overlap: See there.
+        slim: Sees every sample, and what it returns is kept in its place.
 
     Raises:
         UserError: A broken file or record, or golds that do not fit the questions.
     """
-    samples = load_samples(questions, outputs, task)
-    return group_samples_into_users(samples, task, grouping=grouping, min_overlap=min_overlap)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The users of a folder.
-
-    Attributes:
-        users: Users of "train", "dev" and "test", which share nobody; beyond the limits that were
-            asked for, users of large files have labels but no texts.
-        source: What they are and how they were divided, one sentence.
-        imported: Whether a table of one's own gave them.
-        min_overlap: Overlap of profiles from which they count as one person's.
-    """
-
-    users: dict[str, list[User]]
-    source: str
-    imported: bool
-    min_overlap: float
-
-
-def load_parts(
-    folder: Path, task: str | Task, limits: Mapping[str, int], *, scored: str = "dev",
-    use_train: bool = True,
-) -> Parts:  # fmt: skip
-    """Load the users of a folder, divided into those who fit and those who are scored.
-
-    Official files are a train file and the scored one; one file alone is divided by hash.
-
-    Args:
-        folder: Holds ``LaMP_N``.
-        task: Task or its name.
-        limits: Part -> most users that are wanted with their texts.
-        scored: Split whose users are scored.
-        use_train: Whether a train file is used where there is one.
-
-    Raises:
-        UserError: A file is missing or not valid.
-    """
     chosen = get_task(task)
-    questions, outputs = find_split(folder, chosen, scored)
-    if outputs is None:
-        raise UserError(f"{questions} has no outputs file beside it, so nothing can be scored.")
-    choice = read_choice(folder, chosen)
-    train_files = _train_files(folder, chosen) if use_train else None
-    # Which division it is shows when both files are read; till then the users of either are kept.
-    slim = Slimmer(chosen, SALT, limits, [OWN_SPLIT, *([SCORED_SPLIT] if train_files else [])])
-    samples = load_samples(questions, outputs, chosen, slim=slim)
-    slim_fit = Slimmer(chosen, SALT, limits, [FIT_SPLIT])
-    fitting = load_samples(*train_files, chosen, slim=slim_fit) if train_files else []
-    shared = slim.named & slim_fit.named
-    imported = (questions.parent / IMPORT_REPORT).is_file()
-
-    def parts(of: Sequence[Sample], shares: Mapping[str, float]) -> dict[str, list[User]]:
-        return users_by_part(of, chosen, shares, SALT, choice)
-
-    if train_files is None or shared:
-        users = parts(samples, OWN_SPLIT)
-        source = "users of an imported table" if imported else f"official LaMP {scored} users"
-        source += ", divided 40/10/50 by a hash of the user"
-        if not imported:
-            why = "no train file is used"
-            if shared:
-                why = f"the train file has {len(shared)} of the same users: a time-based split"
-            source += f" (own split: {why}, and official test labels are withheld)"
-        source += _unit(samples, chosen, choice, users)
-    else:
-        users = parts(samples, SCORED_SPLIT)
-        source = (
-            f"official LaMP: train users fit, {scored} users are scored (official test labels are "
-            f"withheld){_unit(samples, chosen, choice, users)}"
-        )
-        users |= parts(fitting, FIT_SPLIT)
-    return Parts(users, source, imported, choice.min_overlap)
-
-
-def _unit(
-    samples: Sequence[Sample], task: Task, choice: Choice, parts: Mapping[str, Sequence[User]]
-) -> str:
-    """What counts as a user, where the files do not say it: the end of a sentence."""
-    if choice.users == SAMPLES:
-        return (
-            f"; each of the {len(samples)} samples counts as a user, as {DECLARATION} declares, "
-            "so intervals are too narrow where one person has several"
-        )
-    if task.users_by != "overlap" or samples[0].user_id is not None:
-        return ""
-    lost = len(samples) - sum(len(user.queries) for users in parts.values() for user in users)
-    sure = f"; {grouping_report(samples, choice.min_overlap).sentence()}"
-    if not lost:
-        return sure
-    return f"{sure}; {lost} questions are left out, or no history of their user would be left"
-
-
-def _train_files(folder: Path, task: Task) -> tuple[Path, Path] | None:
-    """Questions and outputs of the train users; None where the folder holds no train file at all.
-
-    Raises:
-        UserError: Several train files, one in a place of its own, or one without golds.
-    """
-    try:
-        questions, outputs = find_split(folder, task, "train")
-    except UserError:
-        anywhere = f"{task.name.replace('_', '[_-]')}*/**/train_questions.json"
-        if any(folder.glob(anywhere)):
-            raise
-        return None
-    if outputs is None:
-        raise UserError(
-            f"{questions} has no outputs file beside it, so its users cannot feed the positive "
-            "control; add it, or set eval_split to 'custom' to use no train file."
-        )
-    return questions, outputs
+    golds = read_golds(outputs, chosen) if outputs is not None else {}
+    samples: list[Sample] = []
+    for sample in stream_samples(questions, chosen):
+        kept = slim(sample) if slim is not None else sample
+        gold = golds.get(sample.query.id)
+        samples.append(replace(kept, query=replace(kept.query, gold=gold)))
+    if not samples:
+        raise _damaged(questions, "is an empty list")
+    if outputs is not None:
+        check_ids(questions, outputs, {sample.query.id for sample in samples}, set(golds))
+    repaired = sum(sample.repaired for sample in samples)
+    if repaired:
+        _log.warning("%s: restored the lost instruction of %d record.", questions, repaired)
+    return samples
 
 
 def _question_record(task: Task, user: User, query: Query, named: bool) -> dict[str, Any]:

@@ -21,20 +21,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from chameleon_lib.core.task import HistoryItem, Task, User, get_task
-from chameleon_lib.data.samples import Sample
+from chameleon_lib.core.task import HistoryItem, Query, Task, User, get_task
+from chameleon_lib.data.lamp import IMPORT_REPORT, Sample, find_split, load_samples
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import replace_text
 
-Grouping = Literal["identical", "overlap", "known", "samples"]
 Content = tuple[str, str | None]  # text and label of an item: what can be compared across samples
 
 DECLARATION = "lamp_users.json"
@@ -42,6 +41,10 @@ REBUILT, SAMPLES = "rebuilt", "samples"
 MIN_OVERLAP = 0.5
 # Where the rule is tried besides: laxer and stricter than any sensible choice.
 LAX, STRICT = 0.3, 0.7
+# A folder with one labelled split only (official test labels are withheld) is divided by user.
+OWN_SPLIT = {"train": 0.4, "dev": 0.1, "test": 0.5}
+FIT_SPLIT, SCORED_SPLIT = {"train": 0.9, "dev": 0.1}, {"test": 1.0}  # of a file each
+SALT = "chameleon-kit"
 
 _log = logging.getLogger(__name__)
 
@@ -101,33 +104,27 @@ def components(size: int, edges: Iterable[tuple[int, int]]) -> list[list[int]]:
 
 
 def sample_groups(
-    samples: Sequence[Sample],
-    task: str | Task,
-    *,
-    grouping: Grouping | None = None,
-    min_overlap: float = MIN_OVERLAP,
+    samples: Sequence[Sample], task: str | Task, min_overlap: float = MIN_OVERLAP
 ) -> dict[str, list[int]]:
-    """Name of each user -> indices of its samples; arguments as `group_samples_into_users`."""
-    chosen = get_task(task)
-    if not 0 < min_overlap <= 1:
-        raise UserError(f"min_overlap is {min_overlap}; it must lie in (0, 1].")
-    names = [sample.user_id for sample in samples]
-    rule = grouping or ("known" if any(names) else chosen.users_by)
-    if rule == "known":
-        if None in names:
-            raise UserError(
-                f"The {chosen.name} records do not name their users; use another grouping."
-            )
-        return {str(names[group[0]]): group for group in _equal(names)}
-    if rule == "overlap":
+    """Name of each user -> indices of its samples, in order of first appearance.
+
+    A user is named by its user id, else after its first sample.
+
+    Args:
+        samples: Of one file: all name their users or none does.
+        task: Task or its name, whose rule counts where the samples name nobody.
+        min_overlap: Jaccard index from which profiles are one person's, where that is the rule.
+    """
+    if samples and samples[0].user_id is not None:
+        groups = _equal(sample.user_id for sample in samples)
+    elif get_task(task).users_by == "overlap":
         profiles = [frozenset(contents(sample.profile)) for sample in samples]
         edges = ((i, j) for i, j, _ in overlaps(profiles, min_overlap))
         groups = components(len(samples), edges)
-    elif rule == "identical":
-        groups = _equal([contents(sample.profile) for sample in samples])
     else:
-        groups = [[index] for index in range(len(samples))]
-    return {samples[group[0]].query.id: group for group in groups}
+        groups = _equal(contents(sample.profile) for sample in samples)
+    firsts = [samples[group[0]] for group in groups]
+    return {one.user_id or one.query.id: group for one, group in zip(firsts, groups, strict=True)}
 
 
 def _as_user(name: str, samples: Sequence[Sample], task: Task) -> User:
@@ -160,35 +157,6 @@ def _as_user(name: str, samples: Sequence[Sample], task: Task) -> User:
             [sample.query.id for sample in samples[len(kept) :]],
         )
     return User(name, task.name, first, tuple(sample.query for sample in kept))
-
-
-def group_samples_into_users(
-    samples: Iterable[Sample],
-    task: str | Task,
-    *,
-    grouping: Grouping | None = None,
-    min_overlap: float = MIN_OVERLAP,
-) -> list[User]:
-    """Group samples into users, in order of first appearance.
-
-    Args:
-        samples: Validated samples of one file.
-        task: Task or its name.
-        grouping: "known" (equal user ids), "identical" (equal profiles), "overlap" (connected
-            components) or "samples" (each its own user); None takes "known" where the records
-            name their users, else the rule of the task.
-        min_overlap: Jaccard index in (0, 1] from which "overlap" connects two samples.
-
-    Returns:
-        Users named by their user id, else after their first sample. Where a merged history would
-        be empty, the user's last questions are given up, with a warning.
-
-    Raises:
-        UserError: `min_overlap` is out of range, or a record lacks the name that others have.
-    """
-    chosen, listed = get_task(task), list(samples)
-    groups = sample_groups(listed, chosen, grouping=grouping, min_overlap=min_overlap)
-    return [_as_user(name, [listed[i] for i in own], chosen) for name, own in groups.items()]
 
 
 def part_of(name: str, task: str | Task, fractions: Mapping[str, float], salt: str) -> str:
@@ -227,27 +195,22 @@ def split_users_by_hash(
 
 
 def matching_histories(
-    users: Sequence[User], grouping: Grouping | None = None, min_overlap: float = MIN_OVERLAP
+    users: Sequence[User], min_overlap: float = MIN_OVERLAP
 ) -> Iterable[tuple[int, int]]:
-    """Return positions i < j of users whose histories are one person's by the rule of grouping.
+    """Return positions i < j of users whose histories are one person's by the rule of the task.
 
     Args:
-        users: Users of one task.
-        grouping: See `group_samples_into_users`; of equal histories the first one is i.
-        min_overlap: See there.
+        users: Users of one task; of equal histories the first one is i.
+        min_overlap: See `sample_groups`.
     """
     profiles = [frozenset(contents(user.history)) for user in users]
-    if users and (grouping or get_task(users[0].task).users_by) == "identical":
+    if users and get_task(users[0].task).users_by == "identical":
         return [(group[0], j) for group in _equal(profiles) for j in group[1:]]
     return ((i, j) for i, j, _ in overlaps(profiles, min_overlap))
 
 
 def check_disjoint(
-    group: Sequence[User],
-    evaluation: Sequence[User],
-    *,
-    grouping: Grouping | None = None,
-    min_overlap: float = MIN_OVERLAP,
+    group: Sequence[User], evaluation: Sequence[User], min_overlap: float = MIN_OVERLAP
 ) -> None:
     """Assert that no user is in both sets, by the history content that makes a user.
 
@@ -256,8 +219,7 @@ def check_disjoint(
     Args:
         group: Users whose data fit the directions.
         evaluation: Users whose queries are scored.
-        grouping: The rule of `group_samples_into_users` that the users were built with.
-        min_overlap: See there.
+        min_overlap: Of the rule that the users were built with.
 
     Raises:
         UserError: The sets share a user; the sentence names the first pair.
@@ -265,8 +227,9 @@ def check_disjoint(
     if not group or not evaluation:
         return
     n = len(group)
-    matches = matching_histories([*group, *evaluation], grouping, min_overlap)
-    pairs = [(i, j) for i, j in matches if i < n <= j]
+    pairs = [
+        (i, j) for i, j in matching_histories([*group, *evaluation], min_overlap) if i < n <= j
+    ]
     if pairs:
         i, j = min(pairs)
         raise UserError(
@@ -359,12 +322,30 @@ def users_by_part(
     """
     chosen = get_task(task)
     parts: dict[str, list[User]] = {part: [] for part in fractions}
-    for name, group in sample_groups(samples, chosen, min_overlap=choice.min_overlap).items():
+    for name, group in sample_groups(samples, chosen, choice.min_overlap).items():
         own, part = [samples[index] for index in group], part_of(name, chosen, fractions, salt)
         alone = [(one.query.id, [one]) for one in own]
         people = [(name, own)] if choice.users == REBUILT else alone
         parts[part] += [_as_user(user, its_samples, chosen) for user, its_samples in people]
     return parts
+
+
+def load_users(
+    questions: Path, outputs: Path | None, task: str | Task, choice: Choice | None = None
+) -> list[User]:
+    """Load the users of one split, in order of first appearance, named as `sample_groups` has it.
+
+    Args:
+        questions: The ``*_questions.json`` file.
+        outputs: The ``*_outputs.json`` file; None leaves every gold None.
+        task: Task or its name.
+        choice: What counts as a user.
+
+    Raises:
+        UserError: A broken file or record, or golds that do not fit the questions.
+    """
+    samples = load_samples(questions, outputs, task)
+    return users_by_part(samples, task, {"all": 1.0}, SALT, choice or Choice())["all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,3 +413,161 @@ def grouping_report(samples: Iterable[Sample], min_overlap: float = MIN_OVERLAP)
         could_merge=sum(lax[k] > home[k] for k in home),
         could_split=sum(strict[k] < home[k] for k in home),
     )
+
+
+def slimmer(
+    task: Task, limits: Mapping[str, int], divisions: Sequence[Mapping[str, float]]
+) -> Callable[[Sample], Sample]:
+    """Keep of a large file what a run needs: whole samples of its few users, labels of the others.
+
+    A LaMP-3 file has hundreds of megabytes of text. A run fits and scores the first users of each
+    part, which shows when a user first appears in the stream; of the rest it counts labels, and
+    texts leave a mark, equal where they are (within this process), by which users are told apart.
+    Samples stay whole where every text counts: where users are rebuilt from overlaps, and where
+    floors repeat texts.
+
+    Args:
+        task: The task of the file.
+        limits: Part name -> most users that are wanted whole.
+        divisions: Ways to divide the users, part name -> expected share each; a user is kept whole
+            if any of them wants it.
+
+    Returns:
+        What to call on the samples of one file in order.
+    """
+    whole: dict[str | int, bool] = {}
+    taken: Counter[tuple[int, str]] = Counter()
+
+    def mark(text: str) -> str:
+        return str(hash(text.strip()))
+
+    def slim(sample: Sample) -> Sample:
+        if not task.labels or task.users_by != "identical":
+            return sample
+        key = sample.user_id or hash(contents(sample.profile))
+        if key not in whole:
+            name = sample.user_id or sample.query.id
+            places = [(n, part_of(name, task, way, SALT)) for n, way in enumerate(divisions)]
+            whole[key] = any(taken[place] < limits[place[1]] for place in places)
+            taken.update(places)
+        if whole[key]:
+            return sample
+        items = tuple(HistoryItem("", mark(item.text), item.label) for item in sample.profile)
+        query = Query(sample.query.id, mark(sample.query.text), "", None)
+        return replace(sample, query=query, profile=items)
+
+    return slim
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The users of a folder.
+
+    Attributes:
+        users: Users of "train", "dev" and "test", which share nobody; beyond the limits that were
+            asked for, users of large files have labels but no texts.
+        source: What they are and how they were divided, one sentence.
+        imported: Whether a table of one's own gave them.
+        min_overlap: Overlap of profiles from which they count as one person's.
+    """
+
+    users: dict[str, list[User]]
+    source: str
+    imported: bool
+    min_overlap: float
+
+
+def load_parts(
+    folder: Path, task: str | Task, limits: Mapping[str, int], *, scored: str = "dev",
+    use_train: bool = True,
+) -> Parts:  # fmt: skip
+    """Load the users of a folder, divided into those who fit and those who are scored.
+
+    Official files are a train file and the scored one; one file alone is divided by hash.
+
+    Args:
+        folder: Holds ``LaMP_N``.
+        task: Task or its name.
+        limits: Part -> most users that are wanted with their texts.
+        scored: Split whose users are scored.
+        use_train: Whether a train file is used where there is one.
+
+    Raises:
+        UserError: A file is missing or not valid.
+    """
+    chosen = get_task(task)
+    questions, outputs = find_split(folder, chosen, scored)
+    if outputs is None:
+        raise UserError(f"{questions} has no outputs file beside it, so nothing can be scored.")
+    choice = read_choice(folder, chosen)
+    train_files = _train_files(folder, chosen) if use_train else None
+    # Which division it is shows when both files are read; till then the users of either are kept.
+    slim = slimmer(chosen, limits, [OWN_SPLIT, *([SCORED_SPLIT] if train_files else [])])
+    samples, fitting = load_samples(questions, outputs, chosen, slim=slim), []
+    if train_files:
+        slim = slimmer(chosen, limits, [FIT_SPLIT])
+        fitting = load_samples(*train_files, chosen, slim=slim)
+    names, fit_names = ({one.user_id for one in of} - {None} for of in (samples, fitting))
+    shared = names & fit_names
+    imported = (questions.parent / IMPORT_REPORT).is_file()
+
+    def parts(of: Sequence[Sample], shares: Mapping[str, float]) -> dict[str, list[User]]:
+        return users_by_part(of, chosen, shares, SALT, choice)
+
+    if train_files is None or shared:
+        users = parts(samples, OWN_SPLIT)
+        source = "users of an imported table" if imported else f"official LaMP {scored} users"
+        source += ", divided 40/10/50 by a hash of the user"
+        if not imported:
+            why = "no train file is used"
+            if shared:
+                why = f"the train file has {len(shared)} of the same users: a time-based split"
+            source += f" (own split: {why}, and official test labels are withheld)"
+        source += _unit(samples, chosen, choice, users)
+    else:
+        users = parts(samples, SCORED_SPLIT)
+        source = (
+            f"official LaMP: train users fit, {scored} users are scored (official test labels are "
+            f"withheld){_unit(samples, chosen, choice, users)}"
+        )
+        users |= parts(fitting, FIT_SPLIT)
+    return Parts(users, source, imported, choice.min_overlap)
+
+
+def _unit(
+    samples: Sequence[Sample], task: Task, choice: Choice, parts: Mapping[str, Sequence[User]]
+) -> str:
+    """What counts as a user, where the files do not say it: the end of a sentence."""
+    if choice.users == SAMPLES:
+        return (
+            f"; each of the {len(samples)} samples counts as a user, as {DECLARATION} declares, "
+            "so intervals are too narrow where one person has several"
+        )
+    if task.users_by != "overlap" or samples[0].user_id is not None:
+        return ""
+    lost = len(samples) - sum(len(user.queries) for users in parts.values() for user in users)
+    sure = f"; {grouping_report(samples, choice.min_overlap).sentence()}"
+    if not lost:
+        return sure
+    return f"{sure}; {lost} questions are left out, or no history of their user would be left"
+
+
+def _train_files(folder: Path, task: Task) -> tuple[Path, Path] | None:
+    """Questions and outputs of the train users; None where the folder holds no train file at all.
+
+    Raises:
+        UserError: Several train files, one in a place of its own, or one without golds.
+    """
+    try:
+        questions, outputs = find_split(folder, task, "train")
+    except UserError:
+        anywhere = f"{task.name.replace('_', '[_-]')}*/**/train_questions.json"
+        if any(folder.glob(anywhere)):
+            raise
+        return None
+    if outputs is None:
+        raise UserError(
+            f"{questions} has no outputs file beside it, so its users cannot feed the positive "
+            "control; add it, or set eval_split to 'custom' to use no train file."
+        )
+    return questions, outputs

@@ -257,15 +257,20 @@ def noisy_answer(
     return style_tweet(scene, followed)
 
 
+def _other_tags(taste: Taste, rng: random.Random) -> list[str]:
+    """Two or three tags that are not the user's favourite."""
+    others = [tag for tag in lx.CUES if tag != taste.tag]
+    return rng.sample(others, 3 if rng.random() < 0.4 else 2)
+
+
 def draw_history_scene(
     task: str, taste: Taste, settings: WorldSettings, rng: random.Random, split: Split
 ) -> Scene:
     """One history sentence of a user."""
     if task == "LaMP_2":
-        others = [tag for tag in lx.CUES if tag != taste.tag]
 
         def movie() -> Scene:
-            tags = rng.sample(others, 3 if rng.random() < 0.4 else 2)
+            tags = _other_tags(taste, rng)
             if rng.random() < settings.fit:
                 tags[rng.randrange(1, len(tags))] = taste.tag
             return draw_movie(rng, tuple(tags))
@@ -282,10 +287,9 @@ def draw_query_scene(
     """One query sentence; with probability ``agree`` user and generic answer agree on it."""
     agree = rng.random() < settings.agree
     if task == "LaMP_2":
-        others = [tag for tag in lx.CUES if tag != taste.tag]
 
         def movie() -> Scene:
-            tags = rng.sample(others, 3 if rng.random() < 0.4 else 2)
+            tags = _other_tags(taste, rng)
             if not agree:
                 tags[rng.randrange(1, len(tags))] = taste.tag
             elif rng.random() < 0.5:

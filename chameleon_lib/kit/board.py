@@ -27,17 +27,16 @@ class Pace:
     """Seconds of whole notebooks: those of the last run here, else a forecast.
 
     Args:
-        profile: Run profile, in whose ``measured/timings.json`` they are kept; "" keeps none.
-        forecast: Notebook → expected seconds. What is done corrects the rest of them.
+        profile: Run profile, in whose ``measured/timings.json`` they are kept.
+        forecast: Notebook → expected seconds.
     """
 
-    def __init__(self, profile: str = "", forecast: Mapping[str, float] | None = None) -> None:
-        self._file = paths.measured_dir(profile) / "timings.json" if profile else None
-        self._forecast = dict(forecast or {})
-        self._took = self._expected = 0.0
+    def __init__(self, profile: str, forecast: Mapping[str, float]) -> None:
+        self._file = paths.measured_dir(profile) / "timings.json"
+        self._forecast = forecast
         self._known: dict[str, float] = {}
         try:
-            stored = json.loads(self._file.read_text(encoding="utf-8")) if self._file else {}
+            stored = json.loads(self._file.read_text(encoding="utf-8"))
             self._known = {k: float(v) for k, v in stored.get("seconds", {}).items()}
         except (OSError, ValueError, TypeError, AttributeError):
             pass  # an estimate is all that is lost
@@ -45,12 +44,8 @@ class Pace:
     def finished(self, name: str, seconds: float) -> None:
         """Note how long a notebook took, for the rest of this run and for the next one."""
         self._known[name] = round(seconds, 1)
-        if name in self._forecast:
-            self._took += seconds
-            self._expected += self._forecast[name]
-        if self._file is not None:
-            text = json.dumps({"seconds": self._known}, indent=1, sort_keys=True)
-            paths.replace_text(self._file, text + "\n")
+        text = json.dumps({"seconds": self._known}, indent=1, sort_keys=True)
+        paths.replace_text(self._file, text + "\n")
 
     def last(self, name: str) -> float | None:
         """Seconds of the last run here."""
@@ -58,8 +53,7 @@ class Pace:
 
     def left(self, name: str, spent: float = 0.0) -> float | None:
         """Seconds that a notebook still needs after ``spent``; None if it outran what is known."""
-        factor = self._took / self._expected if self._expected else 1.0
-        guesses = [self._known.get(name, 0.0), self._forecast.get(name, 0.0) * factor]
+        guesses = (self._known.get(name, 0.0), self._forecast.get(name, 0.0))
         return next((guess - spent for guess in guesses if guess > spent), None)
 
     def total(self, names: Iterable[str]) -> float | None:
@@ -101,7 +95,7 @@ class Board:
         place = f"{list(self._names).index(notebook.number) + 1}/{len(self._names)}"
         usual = self._pace.last(notebook.name)
         hint = f", took {duration(usual)} last time" if usual else ""
-        why = step.state.why or "asked for"
+        why = step.why or "asked for"
         self._line(f"[{notebook.number}] {notebook.name} ({place}): {why}{hint}")
 
     def show(self, running: Iterable[tuple[Step, Session]], waiting: Sequence[str]) -> None:

@@ -10,9 +10,11 @@ notebooks share, so the work of several notebooks is each of their rows once. An
 - what is kept: prompts whose states do not fit ``prefix_gib`` are read again at each use;
 - the design: what a notebook does beyond the demo, or in the demo alone, stands in its metadata
   (``chameleon.cost``). ``demo``: its own train and test users and group there. Outside the demo
-  ``beyond`` is a factor per stage, ``prompts`` one on the length of its prompts (those without a
-  history), ``also`` names tasks that are done as the demo's one, ``models`` more models, and
-  ``whole`` says that a group is all train users. ``fixed``: it does the same at every size.
+  ``beyond`` is a factor per stage: a fraction counts what both designs read, such as history items
+  over all conditions ("365/85"); a decimal number is an estimate, and the plan says so. ``also``
+  names tasks that are done as the demo's one, ``models`` more models, ``prompts`` is a factor on
+  the length of prompts (those without a history), and ``whole`` says that a group is all train
+  users. ``fixed``: it does the same at every size.
 
 Hours divide FLOPs (:mod:`kit.flops`) by an assumed throughput. Left out, because they are far below
 the rest: CCS, SVD and sentence embeddings. Standard library only: a plan is printed before anything
@@ -24,19 +26,19 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.flops import Tokens, Work
 from chameleon_lib.kit.models import (
+    DATA_BYTES,
     MODELS,
-    DataFile,
     Model,
     adapts_aloe,
     checkpoints,
-    data_files,
     device_bytes,
     number_bytes,
 )
@@ -56,7 +58,6 @@ STAGES = {  # of the store → title
     "dpo": "DPO",
 }
 OTHER = "shown"  # what a notebook asks outside the store, and units of its own
-_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 # Rows of the mini-batches of a fit until its held-out users stop it (steps × rows): embedded models
 # with their own recipe, others. Passes of ALOE of embedded decoders and encoder-decoders.
 _FIT_ROWS = {True: 18 * 16, False: 30 * 32}
@@ -64,8 +65,7 @@ _ALOE_PASSES = {False: 3, True: 2}
 _BYTES_PER_ANSWER = 120  # JSON and margin, in the store
 
 
-@dataclass(frozen=True)
-class Lengths:
+class Lengths(NamedTuple):
     """Mean tokens: a prompt with ten history items, an answer, an insight, LLM-REC's summary."""
 
     prompt: float
@@ -117,14 +117,14 @@ class Scope:
         """Test users per task."""
         return self.part(self.profile.n_test)
 
+    @property
+    def models(self) -> list[Model]:
+        """Backbones whose sizes are known."""
+        return [MODELS[name] for name in self.profile.backbones if name in MODELS]
+
     def part(self, *limits: int) -> int:
         """The smallest of some numbers of users and of ``--users``."""
         return min(number for number in (*limits, self.users) if number)
-
-    def models(self, *, studied: bool) -> list[Model]:
-        """Backbones whose sizes are known."""
-        names = self.profile.studied if studied else self.profile.backbones
-        return [MODELS[name] for name in names if name in MODELS]
 
     def lengths(self, model: Model, task: str) -> Lengths:
         """Mean lengths of a task's texts under the vocabulary of a backbone."""
@@ -136,6 +136,20 @@ class Scope:
         size = n * tokens * model.state * number_bytes(self.profile)
         return min(1.0, self.profile.prefix_bytes / size) if size else 1.0
 
+    def memory(self, model: Model) -> dict[str, float]:
+        """Kind of work → bytes on the device; the largest of the profile's tasks."""
+        lengths = [self.lengths(model, task) for task in self.profile.tasks]
+        longest = max(one.prompt + one.answer for one in lengths)
+        return device_bytes(self.profile, model, longest, self.test)
+
+    def hub_models(self, notebooks: Collection[str]) -> list[str]:
+        """Ids of everything that these notebooks load from the hub."""
+        if self.profile.offline:
+            return []
+        names = [*self.profile.backbones, self.profile.embedder]
+        more = (name for n in notebooks for name in self.designs.get(n, {}).get("models", ()))
+        return list(dict.fromkeys([*names, *more]))
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -143,18 +157,12 @@ class Cost:
 
     stage: str
     model: Model
-    notebooks: frozenset[str]
     units: float
     read: float
     scored: float
     written: float
     learned: float
     flops: float
-
-    @property
-    def token_by_token(self) -> float:
-        """FLOPs of the answers that are written."""
-        return 2.0 * self.model.weights.written * self.written
 
 
 @dataclass(frozen=True)
@@ -171,10 +179,11 @@ class Speed:
     reading: float
     writing: float
 
-    def hours(self, cost: Cost) -> float:
-        """Time of a stage."""
-        at_once = cost.flops - cost.token_by_token
-        return (at_once / self.reading + cost.token_by_token / self.writing) / 3600
+    def hours(self, work: Collection[Cost]) -> float:
+        """Time of some stages."""
+        words = sum(2.0 * cost.model.weights.written * cost.written for cost in work)
+        at_once = sum(cost.flops for cost in work) - words
+        return (at_once / self.reading + words / self.writing) / 3600
 
     @classmethod
     def parse(cls, text: str) -> Speed:
@@ -197,16 +206,17 @@ class Speed:
 
 
 # The embedded models: the counted run itself. The others are assumptions: a third of what an A100
-# can do in bfloat16, a tenth of that where every token waits for the one before; a laptop's CPU at
-# a few hundred GFLOP/s in float32.
-SPEEDS: dict[str, Speed] = {
-    "demo": Speed("one CPU core", 1.9e10, 1.9e10),
-    "demo-data": Speed("one CPU core", 1.9e10, 1.9e10),
-    "laptop": Speed("a laptop's CPU", 2e11, 5e10),
-    "paper": Speed("one GPU of the A100's class", 1e14, 1e13),
-}
-# Packed weights are unpacked for every product, which costs time and saves none.
-SPEEDS |= {f"{name}-4bit": SPEEDS["paper"] for name in ("laptop", "paper")}
+# can do in bfloat16, a tenth of that where every token waits for the one before (packed weights are
+# unpacked for every product, which saves no time); a laptop's CPU at a few hundred GFLOP/s.
+_CORE = Speed("one CPU core", 1.9e10, 1.9e10)
+_GPU = Speed("one GPU of the A100's class", 1e14, 1e13)
+_LAPTOP = Speed("a laptop's CPU", 2e11, 5e10)
+SPEEDS = {"demo": _CORE, "demo-data": _CORE, "laptop": _LAPTOP}
+
+
+def speed_of(profile: RunProfile) -> Speed:
+    """What a profile is assumed to run on."""
+    return SPEEDS.get(profile.name, _GPU)
 
 
 @lru_cache(maxsize=1)
@@ -232,27 +242,23 @@ def costs(
     """
     found, tasks = [], ("", *scope.profile.tasks)
     for row in counted():
-        users = frozenset(row["notebooks"].split(","))
+        users = {*row["notebooks"].split(",")}
         if not users & {*notebooks} or users & {*stored} or row["task"] not in tasks:
             continue
         design = scope.designs.get(row["notebooks"], {})  # of rows of one notebook alone
         more = () if scope.embedded_world else design.get("also", ())
-        for model in _standing_for(row, scope):
-            for task in (row["task"], *more):
-                found.append(_scaled(row, task, users, design, scope, model))
+        for model in _standing_for(row["backbone"], scope):
+            found += [_scaled(row, task, design, scope, model) for task in (row["task"], *more)]
     return [cost for cost in found if cost.flops]
 
 
-
-def _standing_for(row: Mapping[str, Any], scope: Scope) -> list[Model]:
+def _standing_for(counted_as: str, scope: Scope) -> list[Model]:
     """The models of a run that do what a model of the demo did."""
-    counted_as = row["backbone"]
     if scope.embedded_world:
-        return [model for model in scope.models(studied=False) if model.id == counted_as]
+        return [model for model in scope.models if model.id == counted_as]
     if counted_as not in PROFILES["demo"].studied:
         return []
-    encoder = MODELS[counted_as].encoder
-    return [model for model in scope.models(studied=False) if model.encoder == encoder]
+    return [model for model in scope.models if model.encoder == MODELS[counted_as].encoder]
 
 
 def _growth(
@@ -261,21 +267,20 @@ def _growth(
     """How many times the units, and the tokens, of the counted run a stage has."""
     if design.get("fixed"):
         return 1.0, 1.0
-    demo, profile = PROFILES["demo"], scope.profile
+    demo, profile, files = PROFILES["demo"], scope.profile, not scope.embedded_world
     train, test, group = design.get("demo", (demo.n_train, demo.n_test, demo.group_size))
-    own = (train, test) if scope.embedded_world else (profile.n_train, profile.n_test)
+    own = (profile.n_train, profile.n_test) if files else (train, test)
     now_train, now_test = (scope.part(number) for number in own)
-    limit = group if scope.embedded_world else profile.group_size
-    now_group = now_train if design.get("whole") and not scope.embedded_world else limit
-    now_group = min(now_group, now_train)
+    whole = now_train if design.get("whole") else profile.group_size
+    now_group = min(whole if files else group, now_train)
     draws, before = scope.draws or profile.draws, demo.draws
     if not studied:
         draws, before = min(profile.repeats, draws), demo.repeats
-    factor = 1.0 if scope.embedded_world else float(design.get("beyond", {}).get(stage, 1))
+    factor = float(Fraction(str(design.get("beyond", {}).get(stage, 1)))) if files else 1.0
     if stage in ("insights", "query_insights", "summaries"):
         more = (now_train + now_test) / (train + test)
     elif stage == "pairs":  # on official files margins need the pairs of test users
-        more = (now_train + now_test * (not scope.embedded_world)) / train
+        more = (now_train + now_test * files) / train
     elif stage == "activations":
         more = draws * now_group / (before * group)
     else:  # a unit is a fit, a training or an arm
@@ -286,20 +291,14 @@ def _growth(
 
 
 def _scaled(
-    row: Mapping[str, Any],
-    task: str,
-    users: frozenset[str],
-    design: Mapping[str, Any],
-    scope: Scope,
-    model: Model,
+    row: Mapping[str, Any], task: str, design: Mapping[str, Any], scope: Scope, model: Model
 ) -> Cost:
     """A row of the counted run at another size, on another model."""
-    stage = row["stage"]
+    stage, profile = row["stage"], scope.profile
     units, times = _growth(stage, scope, design, row["backbone"] in PROFILES["demo"].studied)
     before, now = scope.lengths(MODELS[row["backbone"]], row["task"]), scope.lengths(model, task)
     longer, answers = now.prompt / before.prompt, now.answer / before.answer
-    said = answers
-    behind = answers
+    said = behind = answers
     if stage == "pairs" and model.encoder:
         longer = (now.prompt + now.insight) / (before.prompt + before.insight)
     elif stage == "pairs":  # a decoder reads the history once, and both insights behind it
@@ -321,67 +320,49 @@ def _scaled(
     asked = {"answers": 3 * row["units"] * units * scope.test, "fit": scored / now.answer}
     # An arm asks each prompt for its answer and for two scores.
     if stage in asked and not design.get("fixed"):
-        n = scope.test if stage == "answers" else scope.part(scope.profile.group_size)
+        n = scope.test if stage == "answers" else scope.part(profile.group_size)
         length = now.prompt * design.get("prompts", 1)
         kept = scope.kept(model, n, length)
         read = kept * read + (1 - kept) * asked[stage] * length
-    if stage in ("aloe", "dpo") and checkpoints(scope.profile, model):
+    if stage in ("aloe", "dpo") and checkpoints(profile, model):
         read, scored = read + back.read, scored + back.written
-    whole = stage == "aloe" and not adapts_aloe(scope.profile, model)
+    whole = stage == "aloe" and not adapts_aloe(profile, model)
     trained = model.weights.total if whole else model.adapter * (stage in ("aloe", "dpo"))
     work = Work(Tokens(round(read), round(scored + written)), back, trained, not whole)
-    return Cost(
-        STAGES.get(stage, OTHER), model, users, row["units"] * units, read,
-        scored, written, back.total, float(work.flops(model.weights)),
-    )  # fmt: skip
+    flops = float(work.flops(model.weights))
+    title = STAGES.get(stage, OTHER)
+    return Cost(title, model, row["units"] * units, read, scored, written, back.total, flops)
 
 
-def memory(scope: Scope, model: Model) -> dict[str, float]:
-    """Kind of work → bytes on the device; the largest of the profile's tasks."""
-    lengths = [scope.lengths(model, task) for task in scope.profile.tasks]
-    longest = max(one.prompt + one.answer for one in lengths)
-    return device_bytes(scope.profile, model, longest, scope.test)
-
-
-def store_bytes(scope: Scope, work: Sequence[Cost]) -> dict[str, float]:
-    """What the artifact store grows by, per kind of record."""
-    found = {"activations": 0.0, "trainings": 0.0, "texts": 0.0}
+def store_bytes(scope: Scope, work: Sequence[Cost]) -> float:
+    """What the artifact store grows by."""
+    total = 0.0
     for cost in work:
         model = cost.model
         if cost.stage == "activations":  # float32, both texts of a pair at every layer
-            found["activations"] += 8 * cost.units * model.layers * model.width
+            size: float = 8 * model.layers * model.width
+        elif cost.stage == "ALOE" and not adapts_aloe(scope.profile, model):
+            size = number_bytes(scope.profile) * model.weights.total
         elif cost.stage in ("ALOE", "DPO"):
-            whole = cost.stage == "ALOE" and not adapts_aloe(scope.profile, model)
-            size = number_bytes(scope.profile) * model.weights.total if whole else 4 * model.adapter
-            found["trainings"] += cost.units * size
+            size = 4 * model.adapter
         else:
-            each = scope.test if cost.stage == "answers" else 1
-            found["texts"] += _BYTES_PER_ANSWER * cost.units * each
-    return found
-
-
-def models_of(scope: Scope, notebooks: Collection[str]) -> list[str]:
-    """Ids of everything that a run loads from the hub."""
-    if scope.profile.offline:
-        return []
-    names = [*scope.profile.backbones, scope.profile.embedder]
-    more = (name for n in notebooks for name in scope.designs.get(n, {}).get("models", ()))
-    return list(dict.fromkeys([*names, *more]))
+            size = _BYTES_PER_ANSWER * (scope.test if cost.stage == "answers" else 1)
+        total += cost.units * size
+    return total
 
 
 def missing_bytes(
     scope: Scope, notebooks: Collection[str], present: Callable[[str], bool]
 ) -> float:
     """Bytes of models that are not in the hub's cache yet."""
-    absent = [name for name in models_of(scope, notebooks) if not present(name)]
+    absent = [name for name in scope.hub_models(notebooks) if not present(name)]
     return float(sum(MODELS[name].download for name in absent if name in MODELS))
 
 
-def files_of(scope: Scope) -> list[DataFile]:
-    """The LaMP files that a run reads."""
-    if scope.embedded_world or scope.profile.offline:
-        return []
-    return [file for task in scope.profile.tasks for file in data_files(task)]
+def data_bytes(scope: Scope) -> dict[str, float]:
+    """Task → bytes of its LaMP files, train and dev, where a run reads them."""
+    tasks = () if scope.embedded_world or scope.profile.offline else scope.profile.tasks
+    return {task: DATA_BYTES[task] for task in tasks if task in DATA_BYTES}
 
 
 # --- for readers ----------------------------------------------------------------------------------
@@ -389,18 +370,15 @@ def files_of(scope: Scope) -> list[DataFile]:
 
 def size(number: float) -> str:
     """Bytes for readers: "14.5 GB"."""
-    for unit, worth in _UNITS:
+    for unit, worth in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= worth:
             return f"{number / worth:.3g} {unit}"
     return f"{number:.0f} B"
 
 
-def count(number: float) -> str:
+def _count(number: float) -> str:
     """A number for readers: "1.54 M"."""
-    for unit, worth in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= worth:
-            return f"{number / worth:.3g} {unit}"
-    return f"{number:.0f}"
+    return size(number).removesuffix("B").rstrip()
 
 
 def text(
@@ -422,46 +400,50 @@ def text(
     """
     work = costs(scope, notebooks, stored)
     parts = [
-        _work(scope, notebooks, work, speed or SPEEDS[scope.profile.name]),
+        _work(scope, notebooks, work, speed or speed_of(scope.profile)),
         _downloads(scope, notebooks, present),
         _memory(scope),
         _disk(scope, notebooks, work, present),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
-def _work(scope: Scope, notebooks: Sequence[str], work: Sequence[Cost], speed: Speed) -> str:
+def _work(
+    scope: Scope, notebooks: Sequence[str], work: Sequence[Cost], speed: Speed
+) -> list[str]:
     if not work:
-        return "Work: nothing that a backbone has to compute."
+        return ["Work: nothing that a backbone has to compute."]
     head = ("stage", "units", "tokens read", "scored", "written", "gradient", "PFLOP", "hours")
-    rows: list[tuple[str, ...]] = [head]
-    for name in dict.fromkeys([*STAGES.values(), OTHER]):
-        rows += _row(name, [cost for cost in work if cost.stage == name], speed)
-    for name in dict.fromkeys(cost.model.id for cost in work):
-        rows += _row(name, [cost for cost in work if cost.model.id == name], speed)
-    rows += _row("all", work, speed)
-    single = {n: sum(map(speed.hours, costs(scope, [n]))) for n in notebooks}
+    groups = {title: [c for c in work if c.stage == title] for title in (*STAGES.values(), OTHER)}
+    groups |= {c.model.id: [d for d in work if d.model == c.model] for c in work}
+    rows = [_row(name, some, speed) for name, some in {**groups, "all": work}.items() if some]
+    alone = {n: speed.hours(costs(scope, [n])) for n in notebooks}
+    guessed = [n for n in notebooks if not scope.embedded_world and _guessed(scope, n)]
     unknown = [name for name in scope.profile.backbones if name not in MODELS]
-    return "\n".join(
-        [
-            f"Work of {', '.join(notebooks)} with an empty store, scaled from a counted demo run:",
-            *_table(rows),
-            f"Hours: {speed.device} at {speed.reading / 1e12:g} TFLOP/s, and "
-            f"{speed.writing / 1e12:g} where token follows token (--tflops).",
-            "Each notebook alone, hours: "
-            + ", ".join(f"{n} {_hours(hours)}" for n, hours in single.items() if hours) + ".",
-            *(f"Size unknown, not counted: {name}." for name in unknown),
-        ]
-    )  # fmt: skip
+    return [
+        f"Work of {', '.join(notebooks)} with an empty store, scaled from a counted demo run:",
+        *_table([head, *rows]),
+        f"Hours: {speed.device} at {speed.reading / 1e12:g} TFLOP/s, and "
+        f"{speed.writing / 1e12:g} where token follows token (--tflops).",
+        "Each notebook alone, hours: "
+        + ", ".join(f"{n} {_hours(hours)}" for n, hours in alone.items() if hours) + ".",
+        *([f"How much more than in the demo {', '.join(guessed)} do is estimated, not counted."]
+          if guessed else []),
+        *(f"Size unknown, not counted: {name}." for name in unknown),
+    ]  # fmt: skip
 
 
-def _row(name: str, some: Sequence[Cost], speed: Speed) -> list[tuple[str, ...]]:
-    if not some:
-        return []
+def _guessed(scope: Scope, number: str) -> bool:
+    """Whether a notebook's design beyond the demo holds an estimate."""
+    beyond = scope.designs.get(number, {}).get("beyond", {})
+    return any(isinstance(factor, float) for factor in beyond.values())
+
+
+def _row(name: str, some: Sequence[Cost], speed: Speed) -> tuple[str, ...]:
     fields = ("units", "read", "scored", "written", "learned")
-    sums = (count(sum(getattr(cost, field) for cost in some)) for field in fields)
+    sums = (_count(sum(getattr(cost, field) for cost in some)) for field in fields)
     flops = sum(cost.flops for cost in some) / 1e15
-    return [(name, *sums, f"{flops:.3g}", _hours(sum(map(speed.hours, some))))]
+    return (name, *sums, f"{flops:.3g}", _hours(speed.hours(some)))
 
 
 def _hours(hours: float) -> str:
@@ -470,52 +452,51 @@ def _hours(hours: float) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[0] = -widths[0]  # names stand at the left
     return [
-        "  " + "  ".join(
-            cell.ljust(width) if at == 0 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+        "  " + "  ".join(f"{cell:{'<' if width < 0 else '>'}{abs(width)}}"
+                         for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]  # fmt: skip
 
 
-def _downloads(scope: Scope, notebooks: Sequence[str], present: Callable[[str], bool]) -> str:
+def _downloads(
+    scope: Scope, notebooks: Sequence[str], present: Callable[[str], bool]
+) -> list[str]:
     lines = []
-    for name in models_of(scope, notebooks):
+    for name in scope.hub_models(notebooks):
         words = size(MODELS[name].download) if name in MODELS else "size unknown"
         words += ", in the cache already" if present(name) else ""
         if name in MODELS and MODELS[name].gated:
             words += ", asks for an access token that has accepted its terms"
         lines.append(f"  {name}: {words}")
-    for file in files_of(scope):
-        lines.append(f"  {file.path}: {'' if file.seen else 'about '}{size(file.size)}")
+    lines += [f"  {task}: about {size(number)}" for task, number in data_bytes(scope).items()]
     if not lines:
-        return "Downloads: none; models and users are in the checkout."
-    return "\n".join(["Downloads (LaMP's files by you, into the folder of --data):", *lines])
+        return ["Downloads: none; models and users are in the checkout."]
+    return ["Downloads (LaMP's files by you, into the folder of --data):", *lines]
 
 
-def _memory(scope: Scope) -> str:
-    lines = []
-    for model in scope.models(studied=False):
-        kinds = memory(scope, model)
-        shown = kinds if model.id in scope.profile.studied else {"asking": kinds["asking"]}
-        words = ", ".join(f"{name} {size(n)}" for name, n in shown.items())
-        lines.append(f"  {model.id}: {words}")
+def _memory(scope: Scope) -> list[str]:
     kind = {2: "bfloat16", 4: "float32"}[number_bytes(scope.profile)]
     if scope.profile.quantization != "none":
         kind += f", weights in {scope.profile.quantization} (4 bits)"
     where = "GPU memory" if scope.profile.needs_gpu else "Memory (of the GPU, or of the CPU)"
-    return "\n".join([f"{where}, {kind}, at most:", *lines])
+    lines = [f"{where}, {kind}, at most:"]
+    for model in scope.models:
+        words = [f"{name} {size(n)}" for name, n in scope.memory(model).items()]
+        shown = words if model.id in scope.profile.studied else words[:1]
+        lines.append(f"  {model.id}: {', '.join(shown)}")
+    return lines
 
 
 def _disk(
     scope: Scope, notebooks: Sequence[str], work: Sequence[Cost], present: Callable[[str], bool]
-) -> str:
-    data = float(sum(file.size for file in files_of(scope)))
-    kept = store_bytes(scope, work)
-    parts = [("models", missing_bytes(scope, notebooks, present)), ("data", data), *kept.items()]
-    total = sum(n for _, n in parts)
-    if not total:
-        return "Disk: nothing that is not there already."
-    words = ", ".join(f"{name} {size(n)}" for name, n in parts if n)
-    return f"Disk: {size(total)} ({words}; the artifact store holds all but models and data)."
+) -> list[str]:
+    parts = {
+        "models": missing_bytes(scope, notebooks, present),
+        "data": sum(data_bytes(scope).values()),
+        "artifact store": store_bytes(scope, work),
+    }
+    words = ", ".join(f"{name} {size(n)}" for name, n in parts.items() if n)
+    total = size(sum(parts.values()))
+    return [f"Disk: {total} ({words})." if words else "Disk: nothing that is not there already."]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import counting, paths
 from chameleon_lib.kit.board import Board, Pace, progress_file, say
-from chameleon_lib.kit.cost import COUNTS, SPEEDS, costs
+from chameleon_lib.kit.cost import COUNTS, costs, speed_of
 from chameleon_lib.kit.hashing import digest, file_digest, tree_digests
 from chameleon_lib.kit.kernels import kernel_environment, private_jupyter
 from chameleon_lib.kit.ledger import Ledger, written_outputs
@@ -74,7 +74,7 @@ def run_notebooks(
         store = paths.display(ArtifactStore().root)
         raise UserError(f"--count takes a whole run of the demo with an empty store: move {store}.")
     run = Run(profile, overrides, only, folder=folder)
-    _check(run, [n for n, what, _ in run.plan() if what == "run" or force], check)
+    _check(run, [n for n, why in run.plan() if why or force], check)
     with alone(), _counting(count):
         # The checks may take minutes, and what another driver noted meanwhile must not get lost.
         run.ledger = Ledger(run.ledger.path)
@@ -88,10 +88,7 @@ def run_notebooks(
                     say(f"Not run, for it reads the others: {', '.join(n.name for n in notebooks)}")
                     continue
                 steps = [run.step(notebook) for notebook in notebooks]
-                stale = [step for step in steps if step.state.why or force]
-                for step in steps:
-                    if step.state.stale_prose and not force:
-                        _refresh(run, step)
+                stale = [step for step in steps if step.why or force]
                 good = _execute(run, stale, workers) if stale else 0
                 done += len(steps) - len(stale) + good
                 failed += len(stale) - good
@@ -164,17 +161,6 @@ def _report_what_there_is(run: Run) -> None:
         say(f"The report was not built: {error}")
 
 
-def _refresh(run: Run, step: Step) -> None:
-    """Bring new prose into an executed copy."""
-    from chameleon_lib.kit.engine import refresh_prose
-
-    name = run.profile.name
-    refresh_prose(step.notebook, paths.executed_dir(name) / step.notebook.path.name)
-    entry = run.ledger.entry(name, step.notebook.name)
-    run.ledger.record(name, step.notebook, step.inputs, entry.outputs if entry else ())
-    say(f"[{step.notebook.number}] {step.notebook.name}: new text, nothing to compute")
-
-
 def _execute(run: Run, steps: Sequence[Step], jobs: int) -> int:
     """Run notebooks in worker threads; this thread shows progress and keeps watch.
 
@@ -215,12 +201,12 @@ def _execute(run: Run, steps: Sequence[Step], jobs: int) -> int:
 
 def _pace(run: Run, steps: Sequence[Step]) -> Pace:
     """How long the notebooks will take: each pays for what those before it have not made."""
-    speed, before, expected = SPEEDS[run.profile.name], list[str](), dict[str, float]()
+    speed, before, expected = speed_of(run.profile), list[str](), dict[str, float]()
     stale = [step.notebook.number for step in steps]
     stored = [notebook.number for notebook in run.all if notebook.number not in stale]
     for step in steps:
         number = step.notebook.number
-        work = sum(map(speed.hours, costs(run.scope, [number], [*stored, *before])))
+        work = speed.hours(costs(run.scope, [number], [*stored, *before]))
         expected[step.notebook.name] = _START + work * 3600 / run.profile.workers
         before.append(number)
     return Pace(run.profile.name, expected)

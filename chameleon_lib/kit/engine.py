@@ -25,7 +25,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit.notebooks import SKIP_TAG, Notebook, is_runnable, tags_of, text_of
+from chameleon_lib.kit.notebooks import SKIP_TAG, Notebook, is_runnable
 from chameleon_lib.kit.progress import duration
 
 ENGINE = "chameleon"
@@ -215,33 +215,3 @@ def write(executed: nbformat.NotebookNode, partial: Path, target: Path) -> None:
     """Write a normalised notebook in one step."""
     nbformat.write(executed, partial)
     os.replace(partial, target)
-
-
-def refresh_prose(source: Notebook, target: Path) -> None:
-    """Give an executed copy the source's present prose, without a kernel.
-
-    The result equals, byte for byte, what a new run would write: all cells come from the source,
-    and each runnable cell takes outputs and number from its executed counterpart.
-
-    Args:
-        source: the source notebook; its runnable cells are those that were executed.
-        target: the executed copy.
-    """
-    old = nbformat.read(target, as_version=4)
-    fresh = nbformat.read(source.path, as_version=4)
-    injected = [cell for cell in old.cells if INJECTED in tags_of(cell)]
-    ran = [cell for cell in old.cells if is_runnable(cell) and INJECTED not in tags_of(cell)]
-    wanted = [cell for cell in fresh.cells if is_runnable(cell)]
-    if [text_of(cell) for cell in ran] != [text_of(cell) for cell in wanted]:
-        raise UserError(f"{target.name} was not made from this {source.path.name}: use --force.")
-    for cell, done in zip(wanted, ran, strict=True):
-        cell.outputs, cell.execution_count = done.outputs, done.execution_count
-    for cell in fresh.cells:
-        if cell.cell_type == "code" and not is_runnable(cell):
-            cell.outputs, cell.execution_count = [], None
-    place = [i for i, cell in enumerate(fresh.cells, start=1) if "parameters" in tags_of(cell)]
-    if injected:
-        fresh.cells[place[0] : place[0]] = injected
-    if "language_info" in old.metadata:
-        fresh.metadata["language_info"] = old.metadata["language_info"]
-    write(normalise(fresh), target.with_name(f"{target.stem}.partial.ipynb"), target)

@@ -174,41 +174,62 @@ def line_ci(
     xlabel: str,
     ylabel: str,
     group: str | None = None,
+    panel: str | None = None,
     reference: float | None = None,
     reference_label: str = "",
     better: Better | None = "higher",
     logx: bool = False,
+    decades: bool = False,
 ) -> Figure:
-    """Draw lines with intervals over a numeric x (group size, seconds), one per group.
+    """Draw lines with intervals over a numeric x (group size, FLOPs), one per group.
 
     Args are those of `dot_ci`; `better` is None for a quantity that is neither; `x` is the column
-    of the abscissa, `logx` scales it by log 2 with a tick at every measured x.
+    of the abscissa, `logx` scales it by log 2 with a tick at every measured x, `decades` by log 10.
     """
     _need(df, [x, *_INTERVAL] + [c for c in (group,) if c])
     groups = list(dict.fromkeys(df[group].astype(str))) if group else [""]
-    with _one_panel(title, profile) as (fig, ax):
-        if reference is not None:
-            ax.axhline(reference, color=INK, lw=1.0, ls=":", zorder=1, label=reference_label)
-        for g, name in enumerate(groups):
-            part = (df[df[group].astype(str) == name] if group else df).sort_values(x)
-            y = part["value"].to_numpy(dtype=float)
-            low, high = (part[end].to_numpy(dtype=float) for end in ("ci_low", "ci_high"))
-            spread = np.stack([y - low, high - y])
-            # A small shift keeps intervals at one x apart; the ticks stand at the true x.
-            shift = 0.08 * (g - (len(groups) - 1) / 2)
-            at = part[x].to_numpy(float)
-            at = at * 2**shift if logx else at + shift * 0.15 * np.ptp(df[x].to_numpy(float))
-            ax.errorbar(at, y, yerr=spread, label=name, color=COLOURS[g % len(COLOURS)],
-                        marker=MARKERS[g % len(MARKERS)], ls=LINES[g % len(LINES)], lw=1.8, ms=6,
-                        mec=INK, mew=0.6, capsize=3, elinewidth=1.2, zorder=3)  # fmt: skip
-        if logx:
-            ax.set_xscale("log", base=2)
-            ticks = sorted(df[x].unique())
-            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            ax.minorticks_off()
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel if better is None else _arrow(ylabel, better, vertical=True))
+    panels = list(dict.fromkeys(df[panel].astype(str))) if panel else [""]
+    with style():
+        fig = Figure(figsize=(max(6.8, 4.6 * len(panels) if panel else 0), 4.2))
+        axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for ax, name in zip(axes, panels, strict=True):
+            part = df[df[panel].astype(str) == name] if panel else df
+            if reference is not None:
+                ax.axhline(reference, color=INK, lw=1.0, ls=":", zorder=1, label=reference_label)
+            for g, label in enumerate(groups):
+                line = part[part[group].astype(str) == label] if group else part
+                _one_line(ax, line.sort_values(x), x, label, g, len(groups), logx, decades)
+            if decades:
+                ax.set_xscale("log")
+            if logx:
+                ax.set_xscale("log", base=2)
+                ticks = sorted(part[x].unique())
+                ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+                ax.minorticks_off()
+            ax.set_title(name)
+            ax.set_xlabel(xlabel)
+        axes[0].set_ylabel(ylabel if better is None else _arrow(ylabel, better, vertical=True))
+        _heading(fig, title, profile)
+        _legend_below(fig, axes[0])
     return fig
+
+
+def _one_line(
+    ax: Axes, part: pd.DataFrame, x: str, label: str, g: int, groups: int, logx: bool, exact: bool
+) -> None:
+    """Line number ``g`` of ``groups``, with its intervals."""
+    y, low, high = (part[name].to_numpy(dtype=float) for name in _INTERVAL)
+    # A small shift keeps intervals at one x apart; the ticks stand at the true x.
+    shift = 0.08 * (g - (groups - 1) / 2)
+    at = part[x].to_numpy(float)
+    if logx:
+        at = at * 2**shift
+    elif not exact:
+        at = at + shift * 0.15 * np.ptp(at)
+    ax.errorbar(at, y, yerr=np.stack([y - low, high - y]), label=label,
+                color=COLOURS[g % len(COLOURS)], marker=MARKERS[g % len(MARKERS)],
+                ls=LINES[g % len(LINES)], lw=1.8, ms=6, mec=INK, mew=0.6, capsize=3,
+                elinewidth=1.2, zorder=3)  # fmt: skip
 
 
 def layer_loss_plot(df: pd.DataFrame, *, title: str, profile: str, floor: float) -> Figure:
@@ -356,26 +377,16 @@ def save_figure(
         raise UserError(f"Figure {figure_id}: the frame behind it has no rows.")
     by = made(notebook, made_by)
     folder = paths.figures_dir(profile)
-    # Versions and dates in the metadata would change the bytes without changing the picture.
-    with style():
-        png = few_colours(_render(fig, "png", {"Software": None}))
-        svg = _render(fig, "svg", {"Date": None, "Creator": None})
-    width, height = (int(size) for size in png_size(png))
-    side = {
-        "alt": alt.strip(),
-        "caption": caption.strip(),
-        "width": width // _SCALE,
-        "height": height // _SCALE,
-    }
-    paths.replace_bytes(folder / f"{figure_id}.png", png)
-    paths.replace_bytes(folder / f"{figure_id}.svg", svg)
+    shown = show_figure(fig, alt=alt.strip(), caption=caption.strip())
+    paths.replace_bytes(folder / f"{figure_id}.png", shown.png)
+    paths.replace_bytes(folder / f"{figure_id}.svg", _render(fig, "svg"))
     paths.replace_text(folder / f"{figure_id}.csv", to_csv(data))
-    record = {"id": figure_id, "profile": profile, **side, **by}
+    record = {"id": figure_id, "profile": profile, **shown.metadata, **by}
     paths.replace_text(
         folder / f"{figure_id}.json",
         json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n",
     )
-    return FigureOutput(png, side)
+    return shown
 
 
 def show_figure(fig: Figure, *, alt: str, caption: str) -> FigureOutput:
@@ -386,17 +397,20 @@ def show_figure(fig: Figure, *, alt: str, caption: str) -> FigureOutput:
         alt: what is seen.
         caption: what it means.
     """
-    with style():
-        png = few_colours(_render(fig, "png", {"Software": None}))
-    width, height = (size // _SCALE for size in png_size(png))
+    png = few_colours(_render(fig, "png"))
+    # From the header of a PNG.
+    width, height = (int.from_bytes(png[at : at + 4], "big") // _SCALE for at in (16, 20))
     return FigureOutput(png, {"alt": alt, "caption": caption, "width": width, "height": height})
 
 
-def _render(fig: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
+def _render(fig: Figure, kind: Literal["png", "svg"]) -> bytes:
     buffer = io.BytesIO()
+    # Versions and dates in the metadata would change the bytes without changing the picture.
+    left_out = {"png": ["Software"], "svg": ["Date", "Creator"]}[kind]
     # A fixed canvas instead of a tight box: layout is constrained, sizes are then exact.
-    fig.savefig(buffer, format=kind, dpi=_SCALE * fig.dpi if kind == "png" else 72.0,
-                metadata=metadata)  # fmt: skip
+    with style():
+        fig.savefig(buffer, format=kind, dpi=_SCALE * fig.dpi if kind == "png" else 72.0,
+                    metadata=dict.fromkeys(left_out))  # fmt: skip
     return buffer.getvalue()
 
 
@@ -410,8 +424,3 @@ def few_colours(png: bytes) -> bytes:
         small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     small.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
-
-
-def png_size(png: bytes) -> tuple[int, int]:
-    """Return (width, height) in pixels, read from the header of a PNG."""
-    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")

@@ -1,9 +1,9 @@
 """The notebook ledger: which notebook is up to date, and if not, why.
 
-A notebook is current if everything it was made from is unchanged (code cells, parameters, the
+A notebook is current if everything it was made from is unchanged (its cells, parameters, the
 library code it imports, data, models, environment.yml) and every file it made is still there with
-the same content. Of a file that all notebooks add to, it is enough that it can be read. Markdown is
-not among the causes: new prose re-runs nothing.
+the same content. Of a file that all notebooks add to, it is enough that it can be read. New prose
+alone re-runs a notebook, too, which finds all that it computes in the store.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ast
 import json
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,20 +39,10 @@ class Entry:
     Attributes:
         inputs: kind of cause -> name -> sha256.
         outputs: file relative to `outputs/<profile>/` -> sha256.
-        source: hash of the source notebook, prose included.
     """
 
     inputs: Inputs
     outputs: dict[str, str]
-    source: str
-
-
-@dataclass(frozen=True)
-class State:
-    """Whether a notebook must run: `why` is empty if it is current."""
-
-    why: str = ""
-    stale_prose: bool = field(default=False)
 
 
 def library_names(notebook: Notebook, sources: SourceTree) -> list[str]:
@@ -101,6 +91,7 @@ def notebook_inputs(
         )
     return {
         "code": {"cells": digest(notebook.code())},
+        "text": {"other cells": digest(notebook.text())},
         "parameters": {
             name: digest(value) for name, value in {**parameters, "run profile": profile}.items()
         },
@@ -153,25 +144,25 @@ class Ledger:
         """The entry of a notebook, if it ever ran well."""
         return self._entries.get(profile, {}).get(name)
 
-    def state(self, profile: str, notebook: Notebook, inputs: Inputs) -> State:
-        """Whether a notebook must run, and the reason."""
+    def why(self, profile: str, notebook: Notebook, inputs: Inputs) -> str:
+        """Why a notebook must run; empty if it is current."""
         entry = self.entry(profile, notebook.name)
         if entry is None:
-            return State("never run here")
-        why = difference(entry.inputs, inputs)
-        if why:
-            return State(why)
+            return "never run here"
+        changed = difference(entry.inputs, inputs)
+        if changed:
+            return changed
         for name, expected in entry.outputs.items():
             path = outputs_dir(profile) / name
             if not path.is_file():
-                return State(f"output missing: {name}")
+                return f"output missing: {name}"
             if name == _SHARED:
                 if not _readable(path.parent):
-                    return State(f"output changed: {name}")
+                    return f"output changed: {name}"
                 continue
             if file_digest(path) != expected:
-                return State(f"output changed: {name}")
-        return State(stale_prose=entry.source != notebook.digest())
+                return f"output changed: {name}"
+        return ""
 
     def record(
         self, profile: str, notebook: Notebook, inputs: Inputs, outputs: Iterable[str]
@@ -190,13 +181,13 @@ class Ledger:
         base = outputs_dir(profile)
         executed = (executed_dir(profile) / notebook.path.name).relative_to(base).as_posix()
         names = sorted({*outputs, executed})
-        entry = Entry(inputs, {n: file_digest(base / n) for n in names}, notebook.digest())
+        entry = Entry(inputs, {n: file_digest(base / n) for n in names})
         with self._lock:
             entries = self._entries.setdefault(profile, {})
             for other, old in list(entries.items()):
                 taken = entry.outputs.keys() - {_SHARED}
                 kept = {n: value for n, value in old.outputs.items() if n not in taken}
-                entries[other] = Entry(old.inputs, kept, old.source)
+                entries[other] = Entry(old.inputs, kept)
             entries[notebook.name] = entry
             self._save()
 

@@ -1,19 +1,16 @@
-"""Models and data files whose sizes are known, and the memory that work on a model takes.
+"""Models whose sizes are known, and the memory that work on a model takes.
 
 A model's numbers follow from its published architecture; a test builds each one on torch's "meta"
 device, which holds no weights, and counts them again. A download takes the weights of the
-checkpoint times the bytes that it stores each in; tokenizer and configuration are megabytes. Sizes
-of data files were seen on the files themselves or, where marked, follow from the published number
-of records (LaMP, user-based split) and the size of a record of the dev file.
+checkpoint times the bytes that it stores each in; tokenizer and configuration are megabytes.
 
-Memory of the device, for each kind of work on a backbone (L layers, a the weights of an adapter, B
-bytes of a number, T the tokens of the largest batch that is asked at once, t those of the rows that
-are trained at once, h heads):
+Memory of the device (L layers, a the weights of an adapter, B bytes of a number, T the tokens of
+the largest batch that is asked at once, t those of the rows trained at once, h heads):
 
     asking    weights + kept prompts + T·(state + 2·inner + 4·width)·B
-    rivals    the same with two sets of weights and of prompts: an answer of a trained model
-    DPO       weights + 18·a + way back + kept prompts
-    ALOE      the same as DPO for an adapter; weights + 18·n + way back + kept prompts for all n
+    rivals    the largest of: asking with two sets of weights and of prompts (a trained model);
+              DPO: weights + 18·a + way back + kept prompts; ALOE: the same for an adapter,
+              weights + 18·n + way back + kept prompts for all n
 
 The states of prompts that are asked again are kept up to the profile's limit. An adapter is trained
 beside the backbone's own weights and costs its values, gradients and two moments in float32 and a
@@ -154,31 +151,9 @@ MODELS: dict[str, Model] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class DataFile:
-    """One official LaMP file: place below the data folder, bytes, and whether these were seen."""
-
-    path: str
-    size: int
-    seen: bool
-
-
-_DEV = {  # questions and outputs of the dev split; records of dev and train
-    "LaMP_2": ("LaMP_2/new", 9_493_217, 27_502, 692, 3_820),
-    "LaMP_3": ("LaMP_3", 401_034_862, 81_416, 2_500, 20_000),
-    "LaMP_7": ("LaMP_7", 3_611_103, 188_755, 1_500, 10_437),
-}
-
-
-def data_files(task: str) -> tuple[DataFile, ...]:
-    """The files of a task that a full run reads: train and dev, questions and outputs."""
-    folder, questions, outputs, dev, train = _DEV[task]
-    found = []
-    for part, share, seen in (("train", train / dev, False), ("dev", 1.0, True)):
-        for kind, size in (("questions", questions), ("outputs", outputs)):
-            path = f"{folder}/{part}/{part}_{kind}.json"
-            found.append(DataFile(path, round(size * share), seen))
-    return tuple(found)
+# Bytes of a task's files in a full run, train and dev (user-based split). The dev files were seen;
+# those of train follow from the published numbers of records.
+DATA_BYTES = {"LaMP_2": 62_100_000.0, "LaMP_3": 3_610_000_000.0, "LaMP_7": 30_200_000.0}
 
 
 def number_bytes(profile: RunProfile) -> int:
@@ -219,14 +194,16 @@ def device_bytes(
         row = longest if model.encoder else ALOE_ROW
     adapter, lora = TRAINED * model.adapter, adapts_aloe(profile, model)
     logits = 0 if model.encoder else rows * row * model.vocabulary * PER_LOGIT
+    trained = adapter if lora else TRAINED * model.weights.total
+    twice = pairs * (1 if model.encoder else 2)
     return {
         "asking": weights + kept + asked,
-        "rivals": 2 * (weights + kept) + asked,
-        "DPO": weights + adapter + kept
-        + way_back(profile, model, pairs * (1 if model.encoder else 2), longest, True),
-        "ALOE": weights + (adapter if lora else TRAINED * model.weights.total) + kept + logits
-        + way_back(profile, model, rows, row, lora),
-    }  # fmt: skip
+        "rivals": max(
+            2 * (weights + kept) + asked,
+            weights + adapter + kept + way_back(profile, model, twice, longest, True),
+            weights + trained + kept + logits + way_back(profile, model, rows, row, lora),
+        ),
+    }
 
 
 def way_back(

@@ -19,16 +19,11 @@ from pathlib import Path
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.cost import Scope, costs, memory, missing_bytes, models_of, size, store_bytes
+from chameleon_lib.kit.cost import Scope, costs, missing_bytes, size, store_bytes
 from chameleon_lib.kit.models import MODELS
 
 _TIMEOUT = 5  # seconds until the hub counts as out of reach
 QUANTIZED = ("bitsandbytes", "accelerate")
-_RIVALS = {
-    "DPO": "The DPO training of",
-    "ALOE": "The ALOE training of",
-    "rivals": "Asking a trained copy of",
-}
 
 
 class NotReady(UserError):
@@ -177,7 +172,7 @@ def missing(
                 f"Profile {profile.name} loads 4-bit weights, and {' and '.join(lacking)} is not "
                 f"installed here: run 'pip install {' '.join(lacking)}' or leave --quantize out."
             )
-    absent = [name for name in models_of(scope, notebooks) if not machine.cached(name)]
+    absent = [name for name in scope.hub_models(notebooks) if not machine.cached(name)]
     if absent:
         stops += _hub(profile.name, absent, machine)
     more, later = _disk(scope, notebooks, machine)
@@ -197,8 +192,8 @@ def _memory(
     if device.why:
         there, kind, way_out = machine.ram(), "memory", "take a larger machine"
     stops, warns = [], []
-    for model in scope.models(studied=False) if there else ():
-        need = memory(scope, model)
+    for model in scope.models if there else ():
+        need = scope.memory(model)
         if need["asking"] > there:
             stops.append(
                 f"{model.id} needs about {size(need['asking'])} of {kind}, and there are "
@@ -206,12 +201,11 @@ def _memory(
             )
             continue
         trained = {cost.stage for cost in costs(scope, notebooks) if cost.model == model}
-        for rival, work in _RIVALS.items() if trained & {"ALOE", "DPO"} else ():
-            if need[rival] > there:
-                warns.append(
-                    f"{work} {model.id} takes up to {size(need[rival])} of {kind}, and there are "
-                    f"{size(there)}: it may not fit."
-                )
+        if trained & {"ALOE", "DPO"} and need["rivals"] > there:
+            warns.append(
+                f"Training the rivals (DPO, ALOE) of {model.id}, and asking them, takes up to "
+                f"{size(need['rivals'])} of {kind}, and there are {size(there)}: it may not fit."
+            )
     return stops, warns
 
 
@@ -243,7 +237,7 @@ def _disk(
 ) -> tuple[list[str], list[str]]:
     """Models must fit before anything starts; the store grows, and may be cleared on the way."""
     models = missing_bytes(scope, notebooks, machine.cached)
-    stops, warns, store = [], [], sum(store_bytes(scope, costs(scope, notebooks)).values())
+    stops, warns, store = [], [], store_bytes(scope, costs(scope, notebooks))
     cache, own = hub_cache(), paths.cache_dir()
     if models > machine.free(cache):
         stops.append(

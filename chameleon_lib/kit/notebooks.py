@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit.hashing import digest
 
 SKIP_TAG = "skip-execution"
 NAME = re.compile(r"^(?P<number>\d{2})_[a-z0-9_]+\.ipynb$")
@@ -109,9 +108,9 @@ class Notebook:
                         return line.lstrip("#").strip()
         return self.name
 
-    def digest(self) -> str:
-        """Hash of the whole file as read: changes with prose and code alike."""
-        return digest(self.content)
+    def text(self) -> list[str]:
+        """Source of all other cells: prose, and what a run skips."""
+        return [text_of(cell) for cell in self.cells if not is_runnable(cell)]
 
     def parameters(self) -> dict[str, Parameter]:
         """What the cell tagged `parameters` declares.

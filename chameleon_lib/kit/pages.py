@@ -99,14 +99,7 @@ def to_mathml(tex: str, *, block: bool, source: str) -> str:
 
 def banner(profile: str) -> str:
     """Return the sentence that keeps small runs from passing for the paper; empty for `paper`."""
-    if profile == "paper":
-        return ""
-    if profile == "demo":
-        return (
-            "demo profile: a planted world and tiny embedded models; "
-            "says nothing about Mistral-7B or Flan-T5-XXL"
-        )
-    return get_profile(profile).banner
+    return "" if profile == "paper" else get_profile(profile).banner
 
 
 def render_notebook(executed: Path, profile: str, code: Sequence[Code] = ()) -> Path:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chameleon_lib.command_line import Parser, notebook_numbers, positive
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import needs, paths
+from chameleon_lib.kit.command_line import Parser, notebook_numbers, positive
 from chameleon_lib.kit.cost import Scope, Speed, text
-from chameleon_lib.kit.ledger import Inputs, Ledger, State, notebook_inputs
+from chameleon_lib.kit.ledger import Inputs, Ledger, notebook_inputs
 from chameleon_lib.kit.notebooks import Notebook, discover, select
 from chameleon_lib.kit.profiles import PUBLIC, QUANTIZE, RunProfile, for_data, get_profile
 from chameleon_lib.kit.sources import SourceTree
@@ -25,12 +25,12 @@ from chameleon_lib.kit.sources import SourceTree
 
 @dataclass(frozen=True)
 class Step:
-    """One notebook of a run: what goes in, and whether it must run."""
+    """One notebook of a run: what goes in, and why it must run; empty if it need not."""
 
     notebook: Notebook
     parameters: dict[str, Any]
     inputs: Inputs
-    state: State
+    why: str
 
 
 class Run:
@@ -101,22 +101,19 @@ class Run:
         if notebook.summary:
             others = [n for n in self.all if not n.summary]
             inputs["results"] = self.ledger.upstream(self.profile.name, others)
-        return Step(
-            notebook, values, inputs, self.ledger.state(self.profile.name, notebook, inputs)
-        )
+        why = self.ledger.why(self.profile.name, notebook, inputs)
+        return Step(notebook, values, inputs, why)
 
-    def plan(self) -> Iterator[tuple[Notebook, str, str]]:
-        """Per selected notebook: `run`, `prose` (new text only) or `cached`, and why."""
+    def plan(self) -> Iterator[tuple[Notebook, str]]:
+        """The selected notebooks, and why each must run; empty for one that is cached."""
         running: list[str] = []
         for notebook in self.selected:
-            state = self.step(notebook).state
-            why = state.why
+            why = self.step(notebook).why
             if not why and notebook.summary and running:
                 why = f"reads what {', '.join(running)} will write"
             if why:
                 running.append(notebook.number)
-            what = "run" if why else "prose" if state.stale_prose else "cached"
-            yield notebook, what, why
+            yield notebook, why
 
 
 def listing(only: Sequence[str]) -> list[str]:
@@ -133,15 +130,15 @@ def listing(only: Sequence[str]) -> list[str]:
 def plan_lines(run: Run, speed: Speed | None = None) -> list[str]:
     """What would run and why, what it would cost, and what is missing here, as lines."""
     lines: list[str] = []
-    what_of: dict[str, list[str]] = {"run": [], "prose": [], "cached": []}
-    for notebook, what, why in run.plan():
-        lines.append(f"{notebook.number}  {what:<7}{notebook.name}{f'  ({why})' if why else ''}")
-        what_of[what].append(notebook.number)
-    if not what_of["run"]:
+    stale, stored = list[str](), list[str]()
+    for notebook, why in run.plan():
+        what, reason = ("run", f"  ({why})") if why else ("cached", "")
+        lines.append(f"{notebook.number}  {what:<7}{notebook.name}{reason}")
+        (stale if why else stored).append(notebook.number)
+    if not stale:
         return lines
-    stored = what_of["prose"] + what_of["cached"]
-    lines += ["", text(run.scope, what_of["run"], stored, speed=speed, present=needs.in_cache)]
-    stops, warns = needs.missing(run.scope, what_of["run"])
+    lines += ["", text(run.scope, stale, stored, speed=speed, present=needs.in_cache)]
+    stops, warns = needs.missing(run.scope, stale)
     if run.profile.data != "demo" and "data_dir" not in run.overrides:
         stops.append("The users: name the folder of the LaMP files with --data.")
     said = [f"  {sentence}" for sentence in (*stops, *warns)] or ["  nothing"]

@@ -19,8 +19,8 @@ class RunProfile:
 
     Attributes:
         name: folder name below `outputs/` and value of the notebooks' `profile` parameter.
-        banner: what kind of run it is, in a sentence or two: at the head of its pages (the demo's
-            have words of their own, the paper's none), of printed answers, and in the report.
+        banner: what kind of run it is, in a sentence or two: at the head of its pages (the paper's
+            have none), of printed answers, and in the report.
         backbones: model ids; `demo:<family>:<seed>` are embedded, the others are hub names.
         studied: backbones of the studies beside Table 1 and of its rivals (LLM-REC, ALOE, DPO).
         embedder: sentence embedder of the history selection (section 3.1).

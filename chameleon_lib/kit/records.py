@@ -14,12 +14,11 @@ class CorruptedRecord(Exception):
     """A record whose bytes are not the ones that were written."""
 
 
-def encode(value: Any, about: dict[str, Any] | None = None) -> bytes:
+def encode(value: Any) -> bytes:
     """A value as the bytes of a record: equal values give equal bytes.
 
     Args:
         value: JSON-able, or made of arrays or tensors.
-        about: Whose value it is (`kit.owners`); left out if unknown.
 
     Raises:
         TypeError: if the value is neither JSON-able nor made of arrays or tensors.
@@ -31,18 +30,6 @@ def encode(value: Any, about: dict[str, Any] | None = None) -> bytes:
         torch_names = sorted(name for name, tensor in tensors.items() if is_torch_tensor(tensor))
         content["torch"] = torch_names
         payload = _tensor_bytes(tensors, bool(torch_names))
-    if about is not None:
-        content["about"] = about
-    return _joined(content, payload)
-
-
-def relabel(record: bytes, about: dict[str, Any]) -> bytes:
-    """The same record with another note of whose it is."""
-    content, payload = verify(record)
-    return _joined({**content, "about": about}, payload)
-
-
-def _joined(content: dict[str, Any], payload: bytes) -> bytes:
     text = json.dumps(content, sort_keys=True, ensure_ascii=True).encode("ascii")
     checksum = hashlib.sha256(text + payload).hexdigest()
     return checksum.encode("ascii") + b" " + text + b"\n" + payload

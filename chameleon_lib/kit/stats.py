@@ -1,8 +1,8 @@
 """Estimates with 95 % intervals by resampling users, and the one rule that judges them.
 
 Users are the unit of resampling everywhere: several queries of one user are not independent
-(method section 12). A resample draws the same users for every arm and every seed, so that
-differences stay paired.
+(`METHOD.md`, how numbers are made). A resample draws the same users for every arm and every seed,
+so that differences stay paired.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ class McNemar:
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemar:
     """Exact McNemar test on two right/wrong arrays, (queries,) each.
 
-    p = min(1, 2 BinomCDF(min(b, c); b + c, 1/2)), method section 12.
+    p = min(1, 2 BinomCDF(min(b, c); b + c, 1/2)).
     """
     a, b = np.asarray(correct_a), np.asarray(correct_b)
     if a.shape != b.shape or a.ndim != 1:

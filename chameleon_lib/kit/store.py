@@ -2,8 +2,7 @@
 
 A record's key is the sha256 of everything that decides its value: the stage, its inputs and the
 code of the library modules named, with all they import. One file holds one record
-(`kit.records`), so there is no index to corrupt. A record also notes whose it is, so that a user
-can be forgotten (`kit.owners`).
+(`kit.records`), so there is no index to corrupt.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ from typing import Any, TypeVar
 
 from chameleon_lib.kit import counting
 from chameleon_lib.kit.hashing import digest
-from chameleon_lib.kit.owners import Owners
-from chameleon_lib.kit.paths import cache_dir, replace_bytes
+from chameleon_lib.kit.paths import cache_dir
 from chameleon_lib.kit.progress import Progress, tell
-from chameleon_lib.kit.records import CorruptedRecord, decode, encode, relabel, verify
+from chameleon_lib.kit.records import CorruptedRecord, decode, encode, verify
 from chameleon_lib.kit.sources import SourceTree, own_sources
 
 Item = TypeVar("Item")
@@ -50,7 +48,6 @@ class ArtifactStore:
     def __init__(self, root: Path | None = None, *, sources: SourceTree | None = None) -> None:
         self.root = root or cache_dir() / "units"
         self.stats = StoreStats()
-        self._owners = Owners(self.root)
         self._sources = sources or own_sources()
 
     def key(self, stage: str, inputs: Any, modules: Sequence[str] = ()) -> str:
@@ -71,7 +68,6 @@ class ArtifactStore:
         compute: Callable[[], Any],
         *,
         modules: Sequence[str] = (),
-        about: Iterable[str] | None = None,
     ) -> Any:
         """Return the stored value, or compute and store it.
 
@@ -80,22 +76,19 @@ class ArtifactStore:
             inputs: everything that decides the value.
             compute: makes the value.
             modules: library modules that compute it.
-            about: ids of the users whose data went into the value; none for nobody's. If left
-                out, it counts as made from all users this store has worked for so far.
 
         Raises:
             TypeError: if the value cannot be stored, or an input cannot be hashed.
         """
         path = self._path(stage, self.key(stage, inputs, modules))
         counting.used(stage, [path.stem], inputs)
-        named = None if about is None else self._owners.named(about)
-        if self._usable(path, stage, named):
+        if self._usable(path, stage):
             self.stats.hits += 1
         else:
             self.stats.misses += 1
             with counting.computing(stage, [path.stem]):
                 value = compute()
-            self._write([(path, value, named)])
+            self._write([(path, value)])
         return decode(path.read_bytes())
 
     def map(
@@ -109,7 +102,6 @@ class ArtifactStore:
         batch_size: int = 32,
         label: str = "",
         modules: Sequence[str] = (),
-        about: Callable[[Item], Iterable[str]] | None = None,
     ) -> list[Any]:
         """One record per item, computed in batches, only where it is missing.
 
@@ -126,7 +118,6 @@ class ArtifactStore:
             batch_size: items per call of `compute_batch`, at most.
             label: progress line; the stage by default.
             modules: library modules that compute it.
-            about: ids of the users whose data an item is; see `get_or_compute`.
 
         Returns:
             The values in the order of `items`.
@@ -139,20 +130,13 @@ class ArtifactStore:
         common = digest({"stage": stage, "inputs": inputs, "sources": sources})
         paths = [self._path(stage, digest([common, key_of(unit)])) for unit in units]
         counting.used(stage, [path.stem for path in paths], inputs)
-        named: dict[Path, frozenset[str] | None] = dict.fromkeys(paths)
-        if about is not None:
-            for path, unit in zip(paths, units, strict=True):
-                named[path] = (named[path] or frozenset()) | self._owners.named(about(unit))
-        missing = {path for path in named if not self._usable(path, stage, named[path])}
+        missing = {path for path in dict.fromkeys(paths) if not self._usable(path, stage)}
         self.stats.hits += len(set(paths)) - len(missing)
         with Progress(label or stage, len(missing)) as progress:
             for start in range(0, len(units), batch_size):
                 batch: dict[Path, Item] = {}
-                for path, unit in zip(
-                    paths[start : start + batch_size],
-                    units[start : start + batch_size],
-                    strict=True,
-                ):
+                end = start + batch_size
+                for path, unit in zip(paths[start:end], units[start:end], strict=True):
                     if path in missing:
                         batch.setdefault(path, unit)
                 if not batch:
@@ -161,9 +145,7 @@ class ArtifactStore:
                     values = compute_batch(list(batch.values()))
                 if len(values) != len(batch):
                     raise ValueError(f"{stage}: {len(batch)} items gave {len(values)} values")
-                self._write(
-                    [(path, value, named[path]) for path, value in zip(batch, values, strict=True)]
-                )
+                self._write(list(zip(batch, values, strict=True)))
                 self.stats.misses += len(batch)
                 missing.difference_update(batch)
                 progress.advance(len(batch))
@@ -172,13 +154,10 @@ class ArtifactStore:
     def _path(self, stage: str, key: str) -> Path:
         return self.root / stage / key[:2] / f"{key}.unit"
 
-    def _usable(self, path: Path, stage: str, named: frozenset[str] | None) -> bool:
+    def _usable(self, path: Path, stage: str) -> bool:
         """Whether a record is there and whole; says so if it is there and damaged."""
         try:
-            record = path.read_bytes()
-            about = self._owners.extended(verify(record)[0].get("about"), named)
-            if about is not None:
-                replace_bytes(path, relabel(record, about))
+            verify(path.read_bytes())
         except FileNotFoundError:
             return False
         except CorruptedRecord as problem:
@@ -187,15 +166,15 @@ class ArtifactStore:
             return False
         return True
 
-    def _write(self, records: Sequence[tuple[Path, Any, frozenset[str] | None]]) -> None:
+    def _write(self, records: Sequence[tuple[Path, Any]]) -> None:
         """Write temporary files first and rename last; the checksum covers a power cut."""
         renames: list[tuple[Path, Path]] = []
         try:
-            for path, value, named in records:
+            for path, value in records:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_name(f"{path.name}.partial-{os.getpid()}-{len(renames)}")
                 renames.append((temporary, path))
-                temporary.write_bytes(encode(value, self._owners.note(named)))
+                temporary.write_bytes(encode(value))
             for temporary, path in renames:
                 os.replace(temporary, path)
         finally:

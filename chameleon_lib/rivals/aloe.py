@@ -10,7 +10,7 @@ import copy
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,7 +52,6 @@ def train_aloe(
     settings: AloeSettings,
     *,
     seed: int,
-    stop: Callable[[], bool] | None = None,
 ) -> Tuned:
     """Fine-tune a copy of the backbone on gold answers.
 
@@ -65,7 +64,6 @@ def train_aloe(
         examples: Gold examples of train users (`gold_examples`).
         settings: The recipe.
         seed: Seeds the draw of examples and dialogues, adapters and the order of the rows.
-        stop: Asked after every step whether time is up; the schedule stays that of all steps.
 
     Raises:
         UserError: No example, or one that does not fit the model's context.
@@ -77,7 +75,11 @@ def train_aloe(
     start = time.perf_counter()
     order = drawn("aloe", len(examples), settings.share, seed)
     rows = answer_rows(backbone, [examples[at] for at in order])
-    limit, notes = _length_limit(backbone, settings)
+    limit = settings.max_length
+    notes: tuple[str, ...] = ()
+    if backbone.context_limit is not None and backbone.context_limit < limit:
+        limit = backbone.context_limit
+        notes = (f"rows of at most {limit} tokens, the model's context",)
     mixed, dropped = _mix_rows(backbone, settings, len(order), seed, limit)
     notes += dropped
     together = [*rows, *mixed]
@@ -103,7 +105,7 @@ def train_aloe(
             if backbone.family == "decoder"
             else encdec_trainer(backbone, model, together, common, adapter)
         )
-        meter = trainers.run(trainer, f"{backbone.name} ALOE", stop)
+        meter = trainers.run(trainer, f"{backbone.name} ALOE", settings)
         trained = trainer.model
         trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
         if adapter is None:
@@ -138,16 +140,6 @@ def _countable(trainer: Any, rows: Sequence[AnswerRow]) -> int:
     return len(trainer.train_dataset) if cut else len(rows)
 
 
-def _length_limit(
-    backbone: HFBackbone, settings: AloeSettings
-) -> tuple[int, tuple[str, ...]]:
-    """Most tokens of a row, and a note if that is less than the settings ask."""
-    context = backbone.context_limit
-    if context is None or settings.max_length <= context:
-        return settings.max_length, ()
-    return context, (f"rows of at most {context} tokens, the model's context",)
-
-
 def _mix_rows(
     backbone: HFBackbone, settings: AloeSettings, examples: int, seed: int, limit: int
 ) -> tuple[list[AnswerRow], tuple[str, ...]]:
@@ -171,16 +163,9 @@ def decoder_trainer(
     common: dict[str, Any],
     adapter: Any,
 ) -> Any:
-    """TRL's trainer over token rows.
+    """TRL's trainer of ``model`` over token rows, packed in their order.
 
-    Args:
-        backbone: Gives tokenizer and family.
-        model: The copy that is trained.
-        rows: Examples and dialogues, in the order in which they are packed.
-        settings: ``loss_on`` and ``packing``.
-        limit: Most tokens of a row.
-        common: Arguments of `trainers.arguments`.
-        adapter: PEFT's configuration, or None for all weights.
+    ``common`` are `trainers.arguments`; without PEFT's ``adapter`` all weights are trained.
 
     Raises:
         UserError: A row is longer than the limit, or a family cannot be packed by ``bfd``.
@@ -293,17 +278,10 @@ class Aloe:
         }
 
     def fit(
-        self,
-        backbone: HFBackbone,
-        lesson: Lesson,
-        settings: AloeSettings,
-        *,
-        seed: int,
-        stop: Callable[[], bool] | None = None,
+        self, backbone: HFBackbone, lesson: Lesson, settings: AloeSettings, *, seed: int
     ) -> Tuned:
         """Train on the gold answers of the lesson's group."""
-        examples = self._examples(lesson, settings)
-        return train_aloe(backbone, examples, settings, seed=seed, stop=stop)
+        return train_aloe(backbone, self._examples(lesson, settings), settings, seed=seed)
 
     def _examples(self, lesson: Lesson, settings: AloeSettings) -> list[GoldExample]:
         return gold_examples(lesson.group, lesson.settings, settings.history)

@@ -12,9 +12,11 @@ answer and its EOS,
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -29,12 +31,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.progress import Progress
 from chameleon_lib.rivals.registry import Lesson, register
-from chameleon_lib.rivals.rows import (
-    IGNORED,
-    PairRow,
-    answer_logp,
-    pair_rows,
-)
+from chameleon_lib.rivals.rows import IGNORED, PairRow, answer_logp, pair_rows
 from chameleon_lib.rivals.settings import DpoSettings, drawn, in_memory
 from chameleon_lib.rivals.tuned import (
     REENTRANT,
@@ -76,7 +73,6 @@ def train_dpo(
     settings: DpoSettings,
     *,
     seed: int,
-    stop: Callable[[], bool] | None = None,
 ) -> Tuned:
     """Tune a LoRA adapter on a copy of the backbone by the DPO loss.
 
@@ -90,7 +86,6 @@ def train_dpo(
             settings' ``share`` counts queries before that.
         settings: The recipe.
         seed: Seeds the draw of queries, the adapter, dropout and the order of the pairs.
-        stop: Asked after every step whether time is up; the schedule stays that of all steps.
 
     Raises:
         UserError: No pair with two different answers, or one that does not fit the context.
@@ -113,11 +108,11 @@ def train_dpo(
         if backbone.family == "decoder":
             common = trainers.arguments(settings, seed, folder, backbone.device)
             trainer = decoder_trainer(backbone, model, rows, reference, settings, common, adapter)
-            meter = trainers.run(trainer, label, stop)
+            meter = trainers.run(trainer, label, settings)
             tuned = trainer.model
         else:
             tuned, meter = train_pairs(
-                backbone, model, rows, reference, settings, adapter, seed, label, stop
+                backbone, model, rows, reference, settings, adapter, seed, label
             )
         trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
         tensors, shape = adapter_of(tuned)
@@ -209,23 +204,11 @@ def train_pairs(
     adapter: Any,
     seed: int,
     label: str,
-    stop: Callable[[], bool] | None = None,
 ) -> tuple[Any, Meter]:
     """Tune an adapter on an encoder-decoder: both answers of a pair share one encoder pass.
 
-    Args:
-        backbone: Tells padding and device.
-        model: A copy of its model, own dropout silenced; the adapter is put into it.
-        rows: Pairs.
-        reference: ``(n, 2)`` log-probabilities of chosen and rejected answers, nats.
-        settings: The recipe.
-        adapter: PEFT's configuration.
-        seed: Seeds the order of the pairs; the adapter takes torch's global state.
-        label: Progress line.
-        stop: Asked after every step whether time is up.
-
-    Returns:
-        The PEFT model and the counts.
+    ``model`` is a copy whose own dropout is silenced, ``reference`` ``(n, 2)`` the frozen
+    log-probabilities in nats; ``seed`` orders the pairs, the adapter takes torch's global state.
     """
     from peft import get_peft_model
     from transformers import get_scheduler
@@ -236,22 +219,20 @@ def train_pairs(
     tuned.train()  # after silencing, the adapter's is the only dropout left
     weights = [weight for weight in tuned.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=settings.weight_decay)
-    batches = -(-len(rows) // settings.batch)
-    per_epoch = -(-batches // settings.accumulation)
-    steps = settings.max_steps or per_epoch * settings.epochs
-    warmup = -int(-steps * settings.warmup // 1)  # rounded up, as the library does
+    steps = settings.steps(len(rows))
+    warmup = math.ceil(steps * settings.warmup)  # rounded up, as the library does
     schedule = get_scheduler(settings.schedule, optimizer, warmup, steps)
-    meter = Meter(planned=steps)
-    order = _batches(len(rows), settings, seed)
+    meter = Meter()
     with Progress(label, steps) as progress:
-        for _ in range(steps):
-            parts = next(order)
-            for part, share in _pieces(parts, settings.at_once):
+        for parts in islice(_batches(len(rows), settings, seed), steps):
+            pairs = sum(map(len, parts))
+            for part in _pieces(parts, settings.at_once):
                 chosen = [rows[at] for at in part]
                 with settings.autocast(backbone.device):
                     policy = pair_logp(backbone, tuned.get_base_model(), chosen)  # (2, b)
                 ref = reference[part].T.to(policy.device)  # (2, b)
-                loss = dpo_loss(policy[0], policy[1], ref[0], ref[1], settings.beta) * share
+                loss = dpo_loss(policy[0], policy[1], ref[0], ref[1], settings.beta)
+                loss = loss * (len(part) / pairs)  # a step's loss is the mean over all its pairs
                 loss.backward()
                 meter.batch(float(loss.detach()), len(chosen), *_counts(chosen))
             torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
@@ -260,8 +241,6 @@ def train_pairs(
             optimizer.zero_grad()
             meter.step()
             progress.advance()
-            if stop is not None and stop():
-                break
     return tuned, meter
 
 
@@ -290,16 +269,11 @@ def _batches(rows: int, settings: DpoSettings, seed: int) -> Iterator[list[list[
             yield parts[at : at + settings.accumulation]
 
 
-def _pieces(parts: list[list[int]], at_once: int) -> Iterator[tuple[list[int], float]]:
-    """Rows that are in memory together, and their weight in the loss of the optimiser step.
-
-    A step's loss is the mean over all its pairs, however they are divided.
-    """
-    pairs = sum(map(len, parts))
+def _pieces(parts: list[list[int]], at_once: int) -> Iterator[list[int]]:
+    """Rows that are in memory together."""
     for part in parts:
         for at in range(0, len(part), at_once):
-            piece = part[at : at + at_once]
-            yield piece, len(piece) / pairs
+            yield part[at : at + at_once]
 
 
 def _counts(rows: Sequence[PairRow]) -> tuple[int, int]:
@@ -339,17 +313,10 @@ class Dpo:
         return {"contrasts": list(lesson.contrasts)}
 
     def fit(
-        self,
-        backbone: HFBackbone,
-        lesson: Lesson,
-        settings: DpoSettings,
-        *,
-        seed: int,
-        stop: Callable[[], bool] | None = None,
+        self, backbone: HFBackbone, lesson: Lesson, settings: DpoSettings, *, seed: int
     ) -> Tuned:
         """Train on the lesson's contrasts."""
-        rows = lesson.contrasts
-        return train_dpo(backbone, rows, settings, seed=seed, stop=stop)
+        return train_dpo(backbone, lesson.contrasts, settings, seed=seed)
 
 
 register(Dpo())

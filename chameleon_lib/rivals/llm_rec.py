@@ -73,12 +73,9 @@ class LlmRec:
         return [line if line.strip(". ") else "" for line in lines]
 
     def summary_prompt(self, prepared: PreparedUser, query: Query) -> str:
-        """Ask for the summary; it ends with "Summary:".
+        """Ask for the summary of a query (the target) and the selected history (its neighbours).
 
-        Args:
-            prepared: Its selected history are the neighbours of LLM-REC; not read without
-                ``user_data``.
-            query: The target of LLM-REC.
+        It ends with "Summary:".
         """
         task = get_task(prepared.user.task)
         if not self.suits(task):

@@ -8,7 +8,7 @@ else. From a notebook cell it works as well, before the first study runs:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -100,16 +100,8 @@ class TrainedRival(Rival, Protocol):
         """All that it reads of a lesson: a training is kept under it and its settings."""
         ...
 
-    def fit(
-        self,
-        backbone: HFBackbone,
-        lesson: Lesson,
-        settings: Any,
-        *,
-        seed: int,
-        stop: Callable[[], bool] | None = None,
-    ) -> Tuned:
-        """Train a copy; ``stop`` is asked after every step whether time is up."""
+    def fit(self, backbone: HFBackbone, lesson: Lesson, settings: Any, *, seed: int) -> Tuned:
+        """Train a copy; the backbone stays as it is."""
         ...
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import typing
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -16,28 +18,19 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
 
 
-def _knob(default: Any, source: str, help: str, bounds: dict[str, Any]) -> Any:
-    return field(default=default, metadata={"source": source, "help": help, **bounds})
+def _knob(source: str) -> Callable[..., Any]:
+    """A kind of field; its bounds are those of `core.checked`."""
+
+    def knob(default: Any, help: str, **bounds: Any) -> Any:
+        return field(default=default, metadata={"source": source, "help": help, **bounds})
+
+    return knob
 
 
-def stated(default: Any, help: str, **bounds: Any) -> Any:
-    """A field whose default stands in the paper (A.5); ``bounds`` as in `core.checked`."""
-    return _knob(default, "paper", help, bounds)
-
-
-def assumed(default: Any, help: str, **bounds: Any) -> Any:
-    """A field the paper is silent about; ``help`` says why this default was taken."""
-    return _knob(default, "assumed", help, bounds)
-
-
-def ours(default: Any, help: str, **bounds: Any) -> Any:
-    """A field that sizes a run of ours and is no claim about the paper."""
-    return _knob(default, "ours", help, bounds)
-
-
-def fitting(default: Any, help: str, **bounds: Any) -> Any:
-    """A field that fits a training into a machine's memory: it changes rounding, nothing else."""
-    return _knob(default, "memory", help, bounds)
+stated = _knob("paper")  # the default stands in the paper (A.5)
+assumed = _knob("assumed")  # the paper is silent; the help says why this default was taken
+ours = _knob("ours")  # sizes a run of ours and is no claim about the paper
+fitting = _knob("memory")  # fits a training into memory: it changes rounding, nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +81,10 @@ class TunerSettings(CheckedSettings):
         """Rows in memory at once."""
         return self.micro_batch or self.batch
 
+    def steps(self, rows: int) -> int:
+        """Optimiser steps of a training, the last partial one of an epoch counted."""
+        return self.max_steps or math.ceil(rows / (self.batch * self.accumulation)) * self.epochs
+
     def autocast(self, device: torch.device) -> Any:
         """The context of a forward pass in the chosen precision."""
         if self.precision == "fp32":
@@ -96,11 +93,7 @@ class TunerSettings(CheckedSettings):
 
     def assumptions(self) -> tuple[str, ...]:
         """``name=value`` of every value that the paper does not give."""
-        return tuple(
-            f"{item.name}={getattr(self, item.name)}"
-            for item in fields(self)
-            if item.metadata["source"] == "assumed"
-        )
+        return self._named(lambda item, _: item.metadata["source"] == "assumed")
 
     def departures(self) -> tuple[str, ...]:
         """``name=value`` of every value that differs from the default, which is the paper's.
@@ -108,12 +101,14 @@ class TunerSettings(CheckedSettings):
         What only fits the training into memory is no departure, nor is a value of the paper's own
         that the default could not take (``paper`` of a field's metadata).
         """
-        return tuple(
-            f"{item.name}={getattr(self, item.name)}"
-            for item in fields(self)
-            if getattr(self, item.name) not in (item.default, item.metadata.get("paper"))
+        return self._named(
+            lambda item, value: value not in (item.default, item.metadata.get("paper"))
             and item.metadata["source"] != "memory"
         )
+
+    def _named(self, wanted: Callable[[Any, Any], bool]) -> tuple[str, ...]:
+        values = [(item, getattr(self, item.name)) for item in fields(self)]
+        return tuple(f"{item.name}={value}" for item, value in values if wanted(item, value))
 
 
 def in_memory(run: RunProfile) -> dict[str, Any]:

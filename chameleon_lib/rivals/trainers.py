@@ -7,7 +7,6 @@ behaviour it replaces (TRL 1.16.0, transformers 5.23.0).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,17 +22,12 @@ from chameleon_lib.rivals.tuned import REENTRANT, Meter
 
 
 class _StepEnd(TrainerCallback):
-    def __init__(
-        self, meter: Meter, progress: Progress, stop: Callable[[], bool] | None
-    ) -> None:
-        self.meter, self.progress, self.stop = meter, progress, stop
+    def __init__(self, meter: Meter, progress: Progress) -> None:
+        self.meter, self.progress = meter, progress
 
-    def on_step_end(self, *args: Any, **_kwargs: Any) -> None:
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
         self.meter.step()
         self.progress.advance()
-        if self.stop is not None and self.stop():
-            _arguments, _state, control = args
-            control.should_training_stop = True
 
 
 class _Counted(ABC):
@@ -149,11 +143,7 @@ def arguments(
 ) -> dict[str, Any]:
     """Arguments that all three trainers share; TRL's own defaults differ and are never relied on.
 
-    Args:
-        settings: The recipe.
-        seed: Seeds adapters, dropout and the order of the rows.
-        folder: A folder the library may want; nothing is saved in it.
-        device: Where the model is.
+    ``seed`` is that of adapters, dropout and the order of the rows; nothing is saved in ``folder``.
     """
     on_cpu = device.type == "cpu"
     return {
@@ -181,20 +171,11 @@ def arguments(
     }
 
 
-def run(trainer: Any, label: str, stop: Callable[[], bool] | None = None) -> Meter:
-    """Train, and return what was counted; ``stop`` is asked after every step."""
+def run(trainer: Any, label: str, settings: TunerSettings) -> Meter:
+    """Train, and return what was counted."""
     trainer.remove_callback(PrinterCallback)  # it prints to stdout where there is no bar
-    trainer.meter = Meter(planned=planned_steps(len(trainer.train_dataset), trainer.args))
-    with Progress(label, trainer.meter.planned) as progress:
-        trainer.add_callback(_StepEnd(trainer.meter, progress, stop))
+    trainer.meter = meter = Meter()
+    with Progress(label, settings.steps(len(trainer.train_dataset))) as progress:
+        trainer.add_callback(_StepEnd(meter, progress))
         trainer.train()
-    meter: Meter = trainer.meter
     return meter
-
-
-def planned_steps(rows: int, args: Any) -> int:
-    """Optimiser steps of a training, the last partial step of an epoch counted."""
-    if args.max_steps > 0:
-        return int(args.max_steps)
-    batches = -(-rows // args.per_device_train_batch_size)
-    return int(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs)

@@ -76,11 +76,9 @@ class TrainLog:
 
 @dataclass
 class Meter:
-    """Counts of a training; one entry of ``loss`` per optimiser step, ``planned`` of them at most.
-    """
+    """Counts of a training; one entry of ``loss`` per optimiser step."""
 
     loss: list[float] = field(default_factory=list)
-    planned: int = 0
     samples: int = 0
     trained: int = 0
     forward: int = 0
@@ -108,22 +106,13 @@ def train_log(
     unlearned: int = 0,
     **counts: Any,
 ) -> TrainLog:
-    """The log of a training that began at ``start`` of the performance counter.
+    """The log of a training that began at ``start`` (seconds of the performance counter).
 
-    Args:
-        settings: Its recipe.
-        meter: What was counted on the way.
-        start: Seconds.
-        notes: What else a reader must know; a stop by the clock is added.
-        unlearned: Tokens that were read without a gradient.
-        **counts: The other fields of the log.
+    ``unlearned`` tokens were read without a gradient; ``counts`` are the other fields of the log.
     """
-    steps = len(meter.loss)
-    if steps < meter.planned:
-        notes += (f"stopped by the clock after {steps} of {meter.planned} steps",)
     return TrainLog(
         **{"samples": meter.samples, "ties": 0, "mix": "none", "mix_rows": 0, **counts},
-        steps=steps,
+        steps=len(meter.loss),
         trained_tokens=meter.trained,
         forward_tokens=meter.forward + unlearned,
         backward_tokens=meter.forward,
@@ -177,10 +166,6 @@ def _frozen(value: Any) -> Any:
 
 def tuned_backbone(backbone: HFBackbone, tuned: Tuned) -> HFBackbone:
     """The backbone after a training; the given one stays as it is.
-
-    Args:
-        backbone: The backbone the training started from.
-        tuned: The training.
 
     Raises:
         UserError: The weights do not belong to this backbone.
@@ -273,11 +258,7 @@ def lora_config(backbone: HFBackbone, settings: TunerSettings) -> tuple[Any, tup
 
 
 def adapter_of(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and shape of a trained adapter, on the CPU.
-
-    Args:
-        model: A PEFT model with one LoRA adapter.
-    """
+    """Weights and shape of the one LoRA adapter of a PEFT model, on the CPU."""
     from peft import get_peft_model_state_dict
 
     config = model.peft_config["default"]

@@ -39,12 +39,9 @@ def adapter_name(number: int) -> str:
 def adapter_config(
     updates: Sequence[LowRank], backbone: HFBackbone, *, base_model: str
 ) -> dict[str, Any]:
-    """Contents of ``adapter_config.json``.
+    """Contents of ``adapter_config.json`` for updates of one rank.
 
-    Args:
-        updates: At least one, all of one rank.
-        backbone: The base.
-        base_model: What the server calls the base; vLLM's resolver compares it letter by letter.
+    ``base_model`` is what the server calls the base; vLLM's resolver compares it letter by letter.
     """
     names = [update.name for update in updates]
     experts = updates[0].a.dim() == 3

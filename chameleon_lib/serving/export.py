@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from chameleon_lib.backbones import HFBackbone, backbone_from
 from chameleon_lib.backbones.families import model_family
-from chameleon_lib.core.chameleon import EditProfile
 from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.fitting import EditProfile
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest, tree_digests
 from chameleon_lib.kit.paths import replace_text
@@ -253,14 +253,7 @@ def write_merged(folder: Path, edit: Edit, backbone: HFBackbone) -> str:
     """Writes a full checkpoint with the edit in its weights, and the tokenizer.
 
     The graph is the base's, so serving it costs nothing more; the price is one copy per user.
-
-    Args:
-        folder: Receives the files.
-        edit: An edit of all positions.
-        backbone: The base; unchanged afterwards.
-
-    Returns:
-        The hash of the edited matrices before the edit.
+    Returns the hash of the edited matrices before the edit; the base is unchanged afterwards.
     """
     with merged_weights(edit, backbone) as weights:
         backbone.model.save_pretrained(folder, max_shard_size="4GB")

@@ -1,13 +1,15 @@
-"""The files of a profile store, safe under concurrent writers and kill -9.
+"""The files of a profile store and of serving folders, safe under concurrent writers and kill -9.
 
     <store>/pseudonyms.key           random key of the store, for file names and user ids
     <store>/<ab>/<id>.safetensors    one profile; <ab> are the first two digits of its id
     <store>/<ab>/lock                held while a folder is written; freed when its holder dies
+    <store>/serving.json             the folders that profiles of this store were exported into
+    <serving>/<name>-v0001/          an export; the folder's name is what a request asks for
 
 A profile is one file: its tensors, with everything else as JSON in the header. It appears by a
 rename, so readers, who take no lock, see the old or the new one whole. A checksum over both parts
-tells accidents and careless edits from what was saved; it is no signature against a forger. Nothing
-here needs torch.
+tells accidents and careless edits from what was saved; it is no signature against a forger. Of
+the versions of an export the highest is the current one. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +31,8 @@ from safetensors.numpy import load, save
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import canonical_json
-from chameleon_lib.kit.owners import Pseudonyms
-from chameleon_lib.kit.paths import replace_bytes, sync_folder
+from chameleon_lib.kit.paths import replace_bytes, replace_text, sync_folder
+from chameleon_lib.serving.pseudonyms import Pseudonyms
 
 FORMAT = "2"
 AGAIN = "save the profile again, or restore the file from a backup"
@@ -228,3 +232,74 @@ def _digest(text: str, tensors: dict[str, np.ndarray]) -> str:
         found.update(f"\0{name}\0{value.dtype.str}\0{value.shape}\0".encode())
         found.update(np.ascontiguousarray(value).tobytes())
     return found.hexdigest()
+
+
+# --- serving folders ---------------------------------------------------------------------------
+
+KNOWN = "serving.json"
+VERSION = re.compile(r"(?P<name>.+)-v(?P<number>\d{4,})")
+_KILLED = re.compile(r"\.(?P<name>.+)-v\d{4,}\.partial-.+")
+
+
+def model_name(group: str, profile_id: str) -> str:
+    """What requests ask for: the group's name, or the id that stands for a user in the store."""
+    if not group:
+        return f"u-{profile_id}"
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", group)[:60]
+    # Two names that differ in what was replaced must not become one.
+    return f"g-{plain}" if plain == group else f"g-{plain}-{profile_id[:8]}"
+
+
+def current_versions(folder: Path) -> dict[str, int]:
+    """The highest version of every name that is served in a folder."""
+    found: dict[str, int] = {}
+    for path in folder.iterdir() if folder.is_dir() else []:
+        match = VERSION.fullmatch(path.name)
+        if match and path.is_dir():
+            found[match["name"]] = max(int(match["number"]), found.get(match["name"], 0))
+    return found
+
+
+def versions(folders: Sequence[Path], name: str) -> list[Path]:
+    """Exports of a profile, current and old, and what killed exports of it left; sorted."""
+    found = []
+    for path in (path for at in folders if at.is_dir() for path in at.iterdir()):
+        match = VERSION.fullmatch(path.name) or _KILLED.fullmatch(path.name)
+        if match and match["name"] == name and path.is_dir():
+            found.append(path)
+    return sorted(found)
+
+
+def remove_model(name: str, folders: Sequence[Path]) -> list[Path]:
+    """Removes the exports of a profile; returns what was removed."""
+    gone = versions(folders, name)
+    for path in gone:
+        shutil.rmtree(path)
+    return gone
+
+
+def known_folders(store: Path) -> list[Path]:
+    """The serving folders that a store knows of, whether they are still there or not.
+
+    Raises:
+        UserError: The list is damaged.
+    """
+    path = store / KNOWN
+    try:
+        return [Path(name) for name in json.loads(path.read_text(encoding="utf-8"))["folders"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); delete it and name the serving folders with "
+            "--serving when a user is forgotten."
+        ) from error
+
+
+def remember_folder(store: Path, folder: Path) -> None:
+    """Notes that profiles of a store are exported into a folder; before the first file is."""
+    with locked(store):
+        known = known_folders(store)
+        if folder.absolute() not in known:
+            names = sorted(str(path) for path in [*known, folder.absolute()])
+            replace_text(store / KNOWN, json.dumps({"folders": names}, indent=1) + "\n")

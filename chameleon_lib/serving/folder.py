@@ -1,13 +1,12 @@
 """A folder of exports that stock servers load: one sub-folder per served model name.
 
-``served`` describes the layout. Servers cache by path, so a changed profile gets a new version and
+``files`` describes the layout. Servers cache by path, so a changed profile gets a new version and
 never overwrites the old one. An unchanged one is left alone, which is also how a killed run
 resumes.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -17,8 +16,8 @@ from pathlib import Path
 
 from chameleon_lib.backbones import HFBackbone, load_backbone
 from chameleon_lib.backbones.families import model_family
-from chameleon_lib.core.chameleon import EditProfile
 from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.fitting import EditProfile
 from chameleon_lib.demo import checkpoint
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.progress import Progress, tell
@@ -30,18 +29,16 @@ from chameleon_lib.serving.export import (
     served_name,
 )
 from chameleon_lib.serving.factors import RANK, projection
-from chameleon_lib.serving.files import read_profile
-from chameleon_lib.serving.gguf_adapter import FILE
-from chameleon_lib.serving.records import from_stored
-from chameleon_lib.serving.served import (
+from chameleon_lib.serving.files import (
     VERSION,
     current_versions,
     model_name,
+    read_profile,
     remember_folder,
 )
-from chameleon_lib.serving.store import ProfileInfo, ProfileStore
+from chameleon_lib.serving.gguf_adapter import FILE
+from chameleon_lib.serving.store import ProfileInfo, ProfileStore, from_stored
 
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of its --max-lora-rank that hold rank 2
 _AUTO = {True: "AutoModelForCausalLM", False: "AutoModelForSeq2SeqLM"}
 
 
@@ -174,16 +171,13 @@ class ServingFolder:
         reason = vllm_refusal(self.backbone)
         if reason is not None:
             return [*lines, f"# {reason}"]
-        rank = next((rank for rank in VLLM_RANKS if rank >= self.rank), self.rank)
         resolver = shlex.quote(str(self.folder.absolute()))
-        data = shlex.quote(json.dumps({"model": model, "prompt": "...", "temperature": 0}))
+        rank = 1 << max(3, (self.rank - 1).bit_length())  # the next power of two that it takes
         return [
             *lines,
             "export VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 VLLM_PLUGINS=lora_filesystem_resolver",
             f"export VLLM_LORA_RESOLVER_CACHE_DIR={resolver}",
             f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank}",
-            "curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' "
-            f"-d {data}",
         ]
 
 

@@ -28,10 +28,7 @@ BASE = "__base__"  # PEFT's name for a row without adapter
 class MixedBatch:
     """Runs batches whose rows belong to different users; made by ``mixed_users``.
 
-    Args:
-        backbone: The base.
-        model: The ``PeftModel`` around it.
-        users: In the order in which their adapters were loaded.
+    ``model`` is the ``PeftModel`` around the base, ``users`` are in the order of their adapters.
     """
 
     def __init__(self, backbone: HFBackbone, model: Any, users: Sequence[str]) -> None:

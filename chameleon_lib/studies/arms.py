@@ -1,21 +1,40 @@
-"""The arms of Table 1: for one group of train users, every edit that is compared.
+"""The arms of Table 1: the edits of a group, what test users are answered under each, the scores.
 
 An arm is a prompt and an edit. All edits of one draw come from the same pairs of the same group;
-control directions are put at the layers that the paper's edit chose.
+control directions are put at the layers that the paper's edit chose. Answers and margins are kept
+in the artifact store under the prompts themselves and the edit.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+import numpy as np
+import torch
+
+from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.core.backbone import Prepared
 from chameleon_lib.core.directions import all_directions
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.pairs import PreferencePair, PreparedUser
+from chameleon_lib.core.pairs import (
+    PreferencePair,
+    PreparedUser,
+    decode_settings,
+    max_new_tokens,
+    prompt_texts,
+)
+from chameleon_lib.core.task import User, get_task, is_valid_answer
+from chameleon_lib.data.metrics import per_sample_scores
+from chameleon_lib.demo.world import habits_followed
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.hashing import digest
+from chameleon_lib.studies.data import TaskData
 from chameleon_lib.studies.frame import Arm
-from chameleon_lib.studies.methods import FITTED, PAPER
+from chameleon_lib.studies.methods import FITTED, METHODS, PAPER
+from chameleon_lib.studies.run import Answers, Cell, Desk
 from chameleon_lib.studies.study import Study
 
 TOP_K = 5  # the fixed number of layers of AlignEZ's later code, reported beside the elbow (A5)
@@ -107,3 +126,293 @@ def plain_arms() -> dict[Arm, tuple[str, Edit | None]]:
         Arm(kind): (kind, None)
         for kind in ("official", "official_history", "instruct", "insight", "neutral")
     }
+
+
+Key = TypeVar("Key", bound=Hashable)
+_EDITED = ("instruct", "insight")  # edits are asked with these, in every draw again
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Per test query the user's answer and the generic answer that margins compare."""
+
+    personal: list[str]
+    generic: list[str]
+
+
+class Exam:
+    """The queries of some users, for many arms and several calls.
+
+    A prompt kind is read once for all arms of a call, and the kinds that edits are asked with once
+    for all calls: the arms share the unedited prefix (decoder) or the encoder states, which an edit
+    of the last positions leaves as they are.
+
+    Args:
+        study: Backbone, task, settings and store.
+        users: Test users.
+        reference: What margins compare.
+    """
+
+    def __init__(self, study: Study, users: Sequence[PreparedUser], reference: Reference) -> None:
+        self.study, self.users, self.reference = study, users, reference
+        self._texts: dict[str, list[str]] = {}
+        self._read: dict[str, Prepared] = {}
+        pairs = zip(reference.personal, reference.generic, strict=True)
+        self._same = torch.tensor([p == g for p, g in pairs], dtype=torch.bool)
+
+    def of(self, study: Study) -> Exam:
+        """The same questions for another backbone, such as a tuned one."""
+        return Exam(study, self.users, self.reference)
+
+    def add_prompts(self, kind: str, texts: Sequence[str]) -> None:
+        """Give the prompts of a kind of one's own, one per query.
+
+        Raises:
+            UserError: Another number of prompts than queries.
+        """
+        if len(texts) != len(self.reference.personal):
+            raise UserError(f"{len(texts)} {kind} prompts for {len(self._same)} queries.")
+        self._texts[kind] = list(texts)
+
+    def answer(self, arms: Mapping[Key, tuple[str, Edit | None]]) -> dict[Key, Answers]:
+        """Answers and margins of many arms.
+
+        Args:
+            arms: Name → (prompt kind, edit or None).
+
+        Returns:
+            Name → answers, in the order of ``arms``.
+        """
+        study, settings = self.study, self.study.settings
+        kinds = {kind for kind, _ in arms.values()}
+        for kind in kinds - self._texts.keys():
+            self.add_prompts(kind, prompt_texts(study.task, self.users, kind, settings))
+        keys = {kind: digest(self._texts[kind]) for kind in kinds}
+        records = study.store.map(
+            "answers",
+            list(arms.values()),
+            lambda batch: [self._asked(kind, edit) for kind, edit in batch],
+            inputs={
+                **study.inputs("decode_", "model_"),
+                "max_new_tokens": max_new_tokens(study.task, settings),
+                "reference": [self.reference.personal, self.reference.generic],
+            },
+            key_of=lambda arm: [keys[arm[0]], edit_key(arm[1])],
+            batch_size=8,
+            label=f"{study.backbone_id} {study.task} answers",
+            modules=("chameleon_lib.core.edit", "chameleon_lib.backbones"),
+        )
+        # The others make room for the next fits: what a large model has read is gigabytes.
+        self._read = {kind: read for kind, read in self._read.items() if kind in _EDITED}
+        return {
+            name: Answers(record["json"], np.asarray(record["tensors"]["margin"]))
+            for name, record in zip(arms, records, strict=True)
+        }
+
+    def _asked(self, kind: str, edit: Edit | None) -> dict[str, Any]:
+        """The stored value of one arm."""
+        backbone, settings = self.study.backbone, self.study.settings
+        if kind not in self._read:
+            self._read[kind] = backbone.prepare(self._texts[kind])
+        read = self._read[kind]
+        with torch.no_grad():
+            texts = backbone.generate_prepared(
+                read,
+                max_new_tokens=max_new_tokens(self.study.task, settings),
+                edit=edit,
+                decode=decode_settings(settings),
+            )
+            margin = torch.full(self._same.shape, float("nan"), dtype=torch.float64)
+            if not self._same.all():  # who asks for no margin pays for none
+                personal, generic = (
+                    backbone.score(read, answers, edit=edit)
+                    for answers in (self.reference.personal, self.reference.generic)
+                )
+                margin = (personal - generic).double().cpu()
+                margin = margin.masked_fill(self._same, float("nan"))
+        return {"json": texts, "tensors": {"margin": margin}}
+
+
+def edit_key(edit: Edit | None) -> Any:
+    """All of an edit that decides an answer, for a store key."""
+    if edit is None:
+        return None
+    fields = ("layers", "alpha_p", "alpha_n", "order", "positions", "site", "compute_dtype")
+    return [
+        edit.theta_p.contiguous(),
+        edit.theta_n.contiguous(),
+        edit.gate_p,
+        edit.gate_n,
+        *[getattr(edit, field) for field in fields],
+    ]
+
+
+ASKED = 8  # users: the ratio hardly differs between them
+PARTS = ("edit", "boost", "removal")
+
+Log = dict[str, Any]
+
+
+def edit_size(study: Study, users: Sequence[PreparedUser], edit: Edit) -> Log:
+    """``||x̂ - x|| / ||x||`` at every edited layer, while the first queries are answered.
+
+    Queries are asked one by one, for padding would count as edited tokens.
+
+    Args:
+        study: Backbone, task, settings and store.
+        users: The first :data:`ASKED` of them are asked in the Instruct prompt.
+        edit: An edit that all users share.
+
+    Returns:
+        ``users``, one entry per query; ``layers``; and for the whole change (``edit``) and its two
+        parts (``boost``, ``removal``) the mean over edited tokens, per query and layer.
+
+    Raises:
+        UserError: A backbone without diagnostics, or an edit that changes nothing at any layer.
+    """
+    some = users[:ASKED]
+    texts = prompt_texts(study.task, some, "instruct", study.settings)
+    limit = max_new_tokens(study.task, study.settings)
+
+    def compute() -> dict[str, Any]:
+        found = [_ratios(study, text, limit, edit) for text in texts]
+        return {name: [row[name] for row in found] for name in PARTS}
+
+    record = study.store.get_or_compute(
+        "edit_size",
+        {
+            **study.inputs("decode_", "model_"),
+            "max_new_tokens": limit,
+            "prompts": texts,
+            "edit": edit_key(edit),
+        },
+        compute,
+        modules=("chameleon_lib.core.edit", "chameleon_lib.backbones"),
+    )
+    owners = [user.user.id for user in some for _ in user.user.queries]
+    return {"users": owners, "layers": list(edit.layers), **record}
+
+
+def _ratios(study: Study, text: str, limit: int, edit: Edit) -> dict[str, list[float]]:
+    """Part → mean ratio per edited layer of one answered prompt."""
+    backbone = study.backbone
+    if not isinstance(backbone, HFBackbone):
+        raise UserError(f"{study.backbone_id} does not tell how much an edit changes.")
+    backbone.diagnostics = True
+    try:
+        with torch.no_grad():
+            backbone.generate(
+                [text], max_new_tokens=limit, edit=edit, decode=decode_settings(study.settings)
+            )
+        ratios = backbone.usage.mean_ratios()
+    finally:
+        backbone.diagnostics = False
+    return {name: [ratios[layer][name] for layer in edit.layers] for name in PARTS}
+
+
+def reference_answers(study: Study, data: TaskData, test: Sequence[PreparedUser]) -> Reference:
+    """What margins compare: planted answers in the world, gold and neutral output in real data."""
+    if data.truth is not None:
+        truths = [data.truth[user.user.id] for user in test]
+        return Reference(
+            [answer for truth in truths for answer in truth.personal],
+            [answer for truth in truths for answer in truth.generic],
+        )
+    golds = {q.id: str(q.gold) for user in data.test for q in user.queries}
+    neutral = study.pairs(test)
+    return Reference(
+        [golds[pair.query_id] for pair in neutral], [pair.answer_n for pair in neutral]
+    )
+
+
+def with_gold(group: Sequence[PreparedUser], users: Sequence[User]) -> list[PreparedUser]:
+    """The prepared users with the gold answers that were withheld from the stages before."""
+    golds = {user.id: user for user in users}
+    return [replace(user, user=golds[user.user.id]) for user in group]
+
+
+def score_cell(
+    desk: Desk,
+    answers: Mapping[Arm, Answers],
+    logs: Sequence[Mapping[str, Any]],
+    condition: str = "",
+) -> Cell:
+    """Score the answers of every method.
+
+    Args:
+        desk: Whose answers they are.
+        answers: Arm → its answers, in the order of the draws; ``instruct`` must be there.
+        logs: Log of every draw.
+        condition: What was varied.
+
+    Raises:
+        UserError: A method that ``METHODS`` does not know, or no Instruct to compare with.
+    """
+    results: dict[str, list[Answers]] = {}
+    arms: dict[str, list[Arm]] = {}
+    for arm, found in answers.items():
+        results.setdefault(arm.method, []).append(found)
+        arms.setdefault(arm.method, []).append(arm)
+    known = [method.id for method in METHODS]
+    unknown = sorted(set(results) - set(known))
+    if unknown or "instruct" not in results:
+        raise UserError(f"A cell needs 'instruct' and known methods; unknown: {unknown}.")
+    tested = {user.user.id for user in desk.test}
+    gold = [str(q.gold) for user in desk.data.test if user.id in tested for q in user.queries]
+    return Cell(
+        desk.study.backbone_id,
+        desk.study.task,
+        {name: list(results[name]) for name in known if name in results},
+        {
+            name: _scores(
+                desk.study.task, gold, results[name], desk.data, desk.test, results["instruct"][0]
+            )
+            for name in known
+            if name in results
+        },
+        desk.counts,
+        [dict(log) for log in logs],
+        condition,
+        arms,
+    )
+
+
+def confusion_codes(task: str, golds: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    """The places of gold labels and answers in the confusion matrix; its last column is no label.
+
+    NaN for a task without labels.
+    """
+    labels = get_task(task).labels
+    if not labels:
+        return np.full(len(texts), np.nan)
+    place = {label: at for at, label in enumerate(labels)}
+    said = [place.get(text.strip(), len(labels)) for text in texts]
+    rows = [place[gold] for gold in golds]
+    return np.array(rows, float) * (len(labels) + 1) + np.array(said, float)
+
+
+def _scores(
+    task: str,
+    gold: Sequence[str],
+    answers: Sequence[Answers],
+    data: TaskData,
+    test: Sequence[PreparedUser],
+    instruct: Answers,
+) -> dict[str, np.ndarray]:
+    """Score name → (seeds, queries) for one method; ``margin`` holds NaN where undefined."""
+    rows: dict[str, list[np.ndarray]] = {}
+    for answer in answers:
+        one: dict[str, Any] = dict(per_sample_scores(task, gold, answer.texts))
+        one["confusion"] = confusion_codes(task, gold, answer.texts)
+        one["valid"] = [is_valid_answer(task, text) for text in answer.texts]
+        one["changed"] = [a != b for a, b in zip(answer.texts, instruct.texts, strict=True)]
+        one["margin"] = answer.margin
+        if data.truth is not None and task == "LaMP_7":
+            tastes = [data.truth[u.user.id].taste for u in test for _ in u.user.queries]
+            one["habits"] = [
+                habits_followed(text, taste)
+                for text, taste in zip(answer.texts, tastes, strict=True)
+            ]
+        for name, values in one.items():
+            rows.setdefault(name, []).append(np.asarray(values, dtype=np.float64))
+    return {name: np.stack(values) for name, values in rows.items()}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lib.core.task import User, get_task, registered
-from chameleon_lib.data.lamp import SeveralFiles, find_split, load_parts
-from chameleon_lib.data.users import MIN_OVERLAP, check_disjoint
+from chameleon_lib.data.lamp import SeveralFiles, find_split
+from chameleon_lib.data.users import MIN_OVERLAP, check_disjoint, load_parts
 from chameleon_lib.demo.world import Truth, World, WorldSettings, build_world
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
@@ -137,7 +137,7 @@ def load_task_data(
         )
     everyone = tuple(user for part in PARTS for user in parts[part])
     train, dev, test = (tuple(parts[part][: cap[part]]) for part in PARTS)
-    check_disjoint(train, test, min_overlap=overlap)
+    check_disjoint(train, test, overlap)
     hashed = digest([train, dev, test])
     return TaskData(task, train, dev, test, everyone, truth, source, hashed, imported)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pandas as pd
 from markupsafe import Markup
 
-from chameleon_lib.kit.figures import FigureOutput, dot_ci
+from chameleon_lib.kit.figures import FigureOutput
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import (
@@ -23,11 +23,11 @@ from chameleon_lib.kit.stats import (
     NOT_RUN,
     OPPOSITE,
     REPRODUCED,
-    STATUSES,
     TOO_FEW_USERS,
 )
-from chameleon_lib.kit.verdicts import Verdict
+from chameleon_lib.kit.verdicts import Verdict, verdict_frame
 from chameleon_lib.kit.verdicts import tally as count
+from chameleon_lib.studies.frame import forest
 
 _UNJUDGED = (NOT_RUN, TOO_FEW_USERS)
 ONE_SIDE = 0.025  # chance that a 95 % interval leaves zero on the side of the claim
@@ -39,26 +39,18 @@ def claims(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     Links lead to the executed notebook and to the table behind the number; they are relative to a
     folder beside ``html/`` and ``tables/``.
     """
-    rows = []
+    links = []
     for v in verdicts:
-        links = Markup('<a href="../html/{0}.html">{0}</a>').format(v.notebook)
+        links.append(Markup('<a href="../html/{0}.html">{0}</a>').format(v.notebook))
         if v.csv:
-            links += Markup(' · <a href="../{0}">CSV</a>').format(v.csv)
-        rows.append(
-            {
-                "section": v.section,
-                "claim": v.claim,
-                "paper": v.paper,
-                "ours": "not run" if v.ours is None else str(v.ours),
-                "n": v.n,
-                "seeds": v.seeds,
-                "verdict": v.status,
-                "split": v.split,
-                "from": links,
-            }
-        )
+            links[-1] += Markup(' · <a href="../{0}">CSV</a>').format(v.csv)
     # As objects: a column of text would turn the links into plain text.
-    return pd.DataFrame(rows, dtype=object)
+    frame = verdict_frame(verdicts).drop(columns="controls").astype(object)
+    frame["ours"] = ["not run" if v.ours is None else str(v.ours) for v in verdicts]
+    frame.insert(0, "section", [v.section for v in verdicts])
+    frame["split"] = [v.split for v in verdicts]
+    frame["from"] = pd.Series(links, dtype=object)
+    return frame
 
 
 def tally(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -69,72 +61,42 @@ def tally(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """
     rows = []
     for row in count(verdicts):
-        part = [v for v in verdicts if v.notebook == row["notebook"]]
-        part = [v for v in part if v.own == (row["claims of"] == "ours")]
-        users = [v.n for v in part if v.ours is not None] or [0]
-        seeds = [v.seeds for v in part if v.ours is not None] or [0]
-        rows.append(
-            row
-            | {"n": min(users), "largest n": max(users)}
-            | {"seeds": min(seeds), "largest seeds": max(seeds)}
-        )
+        ours = row["claims of"] == "ours"
+        part = [v for v in verdicts if (v.notebook, v.own) == (row["notebook"], ours)]
+        run = [(v.n, v.seeds) for v in part if v.ours is not None] or [(0, 0)]
+        for name, found in zip(("n", "seeds"), zip(*run, strict=True), strict=True):
+            row |= {name: min(found), f"largest {name}": max(found)}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def may_conclude(verdicts: Sequence[Verdict], profile: RunProfile) -> list[str]:
+def may_conclude(verdicts: Sequence[Verdict]) -> list[str]:
     """What a reader may say after this run, counted from the verdicts."""
-    sentences = []
-    printed = [v for v in verdicts if not v.own and v.status not in _UNJUDGED]
-    if printed:
-        counts = Counter(v.status for v in printed)
-        sentences.append(
-            f"Of {len(printed)} claims of the paper that were judged on the {profile.name} "
-            f"profile, {counts[REPRODUCED]} are reproduced, {counts[DIRECTION_ONLY]} show the "
-            f"direction only (a control reaches it, or none was run), {counts[NOT_REPRODUCED]} are "
-            f"not reproduced, and {counts[OPPOSITE]} came out opposite."
-        )
-    for section in dict.fromkeys(v.section for v in printed):
-        part = [v for v in printed if v.section == section]
-        right = sum(v.status == REPRODUCED for v in part)
-        sentences.append(f"Section {section}: {right} of {len(part)} claims reproduced.")
-    own = [v for v in verdicts if v.own and v.status not in _UNJUDGED]
-    if own:
-        counts = Counter(v.status for v in own)
-        sentences.append(
-            f"Of {len(own)} claims of our own, {counts[HOLDS]} hold, {counts[DOES_NOT_HOLD]} do "
-            f"not, {counts[DIRECTION_ONLY]} show the direction only (a control reaches it, or none "
-            f"was run), and {counts[OPPOSITE]} came out opposite."
-        )
-    left = sum(v.status in _UNJUDGED for v in verdicts)
-    if left:
-        sentences.append(f"{left} claims were not judged: not run, or on too few users.")
-    return sentences
+    judged = [v for v in verdicts if v.status not in _UNJUDGED]
+    paper, own = (Counter(v.status for v in judged if v.own is ours) for ours in (False, True))
+    return [
+        f"Of {paper.total()} judged claims of the paper {paper[REPRODUCED]} are reproduced, "
+        f"{paper[DIRECTION_ONLY]} show the direction only (a control reaches it, or none was run), "
+        f"{paper[NOT_REPRODUCED]} are not reproduced, and {paper[OPPOSITE]} came out opposite.",
+        f"Of {own.total()} judged claims of our own {own[HOLDS]} hold, {own[DIRECTION_ONLY]} show "
+        f"the direction only, {own[DOES_NOT_HOLD]} do not hold, and {own[OPPOSITE]} came out "
+        "opposite.",
+        f"Not judged, as they were not run or on too few users: {len(verdicts) - len(judged)}.",
+    ]
 
 
 def may_not_conclude(verdicts: Sequence[Verdict], profile: RunProfile) -> list[str]:
     """What this run does not show, whatever came out."""
     judged = [v for v in verdicts if v.status not in _UNJUDGED]
-    few = sorted({v.seeds for v in judged})
-    sentences = []
-    if profile.name != "paper":
-        sentences.append(
-            f"{profile.banner} Nothing here says whether the paper's own numbers are right."
-        )
-    sentences.append(
+    return [
+        profile.banner,
         "Intervals cover the choice of users. They do not cover the choice of the model, of which "
-        "there are one or two training seeds per family"
-        + (f", nor that of the groups ({few[0]} to {few[-1]} seeds per row)." if few else ".")
-    )
-    if judged:
-        sentences.append(
-            f"With {len(judged)} claims judged at 95 %, about {ONE_SIDE * len(judged):.2g} "
-            "intervals would leave zero on the side of the claim by chance alone."
-        )
-    sentences.append(
+        "there are one or two training seeds, nor that of the groups (`seeds` in the tables).",
+        f"With {len(judged)} claims judged at 95 %, about {ONE_SIDE * len(judged):.2g} intervals "
+        "would leave zero on the side of the claim by chance alone.",
         "A gain that a control reaches as well is no personalisation, and a gain over Instruct is "
-        "none over a better prompt: see the rows with the insight in the prompt."
-    )
-    return sentences
+        "none over a better prompt: see the rows with the insight in the prompt.",
+    ]
 
 
 def figure(verdicts: Sequence[Verdict], publish: Publisher) -> FigureOutput | str:
@@ -148,15 +110,8 @@ def figure(verdicts: Sequence[Verdict], publish: Publisher) -> FigureOutput | st
     """
     judged = [v for v in verdicts if v.status not in _UNJUDGED]
     drawable = [v for v in judged if v.plain]
-    left = len(judged) - len(drawable)
-    left_out = (
-        f" {left} more judged effects are not drawn: slopes, differences shifted by a tolerance, "
-        "and intervals widened for many comparisons."
-        if left
-        else ""
-    )
     if not drawable:
-        return f"No judged change of a metric to draw.{left_out}"
+        return "No judged change of a metric to draw."
     rows = [
         {
             "claim": f"{v.section} · {v.claim.split(' (')[0]}"[:90],
@@ -172,25 +127,18 @@ def figure(verdicts: Sequence[Verdict], publish: Publisher) -> FigureOutput | st
         if v.ours is not None
     ]
     frame = pd.DataFrame(rows)
-    counts = Counter(frame["status"])
-    words = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-    drawn = dot_ci(
+    return forest(
+        publish,
         frame,
+        "99_effects",
+        made_by=figure,
         title="Every judged change",
-        profile=publish.profile,
+        caption=f"All {len(frame)} judged changes of a metric with 95 % intervals over users; "
+        f"errors (mae) are better to the left. {len(judged) - len(frame)} more judged effects are "
+        "on other scales and not drawn: slopes, differences shifted by a tolerance, and intervals "
+        "widened for many comparisons",
         xlabel="ours",
         row="claim",
         panel="metric",
         reference_label="no effect",
-    )
-    return publish.figure(
-        drawn,
-        "99_effects",
-        alt=f"Forest plot of {len(frame)} effects with 95 % intervals: {words}.",
-        caption=(
-            f"All {len(frame)} judged changes of a metric with 95 % intervals over users; errors "
-            f"(mae) are better to the left. {words} ({publish.profile} profile).{left_out}"
-        ),
-        data=frame,
-        made_by=figure,
     )

@@ -13,14 +13,14 @@ seed of a model counts the same, whatever the number of its groups.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from chameleon_lib.core.task import get_task
+from chameleon_lib.core.task import get_task, registered
 from chameleon_lib.data.metrics import higher_is_better
 from chameleon_lib.kit.figures import Better, FigureOutput, dot_ci, line_ci
 from chameleon_lib.kit.publish import Publisher
@@ -45,7 +45,6 @@ NOT_IN_PAPER = "not in the paper"
 NO_DRAW = -1  # of an arm that no random group stands behind
 
 
-
 class Arm(NamedTuple):
     """Which answers these are: of a method, from a random group, and which of several of it."""
 
@@ -54,23 +53,25 @@ class Arm(NamedTuple):
     repeat: int = 0
 
 
-# Metric of a table → (metric of the frame, statistic over its sums per user).
-STATISTICS = {
-    "accuracy": ("accuracy", "mean"),
-    "f1": ("confusion", "macro_f1"),
-    "mae": ("abs_error", "mean"),
-    "rmse": ("squared_error", "rmse"),
-    "rouge1": ("rouge1", "mean"),
-    "rougeL": ("rougeL", "mean"),
-    "margin": ("margin", "mean"),
-    "habits": ("habits", "mean"),
-    "changed": ("changed", "mean"),
-    "valid": ("valid", "mean"),
-}
+class _Statistics(dict[str, tuple[str, str]]):
+    """Metric of a table → (metric of the frame, statistic over its sums per user).
+
+    What is given here holds for every task; the metrics of a task are those it names itself.
+    """
+
+    def __missing__(self, name: str) -> tuple[str, str]:
+        for task in registered().values():
+            for metric in task.measures:
+                if metric.name == name:
+                    return metric.of if metric.of != "answers" else "confusion", metric.statistic
+        raise KeyError(name)
+
+
+STATISTICS = _Statistics(
+    {name: (name, "mean") for name in ("margin", "habits", "changed", "valid")}
+)
 # Metrics that not every user has: where both answers are one text there is no margin.
 PARTIAL = ("margin",)
-
-Arguments = ParamSpec("Arguments")
 
 
 def long_frame(parts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -252,20 +253,6 @@ def group_sums(parts: Sequence[tuple[Sequence[str], Sequence[float]]]) -> np.nda
     return sums_by_user([value for _, values in parts for value in values], users) / groups
 
 
-def confusion_codes(task: str, golds: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-    """The places of gold labels and answers in the confusion matrix; its last column is no label.
-
-    NaN for a task without labels.
-    """
-    labels = get_task(task).labels
-    if not labels:
-        return np.full(len(texts), np.nan)
-    place = {label: at for at, label in enumerate(labels)}
-    said = [place.get(text.strip(), len(labels)) for text in texts]
-    rows = [place[gold] for gold in golds]
-    return np.array(rows, float) * (len(labels) + 1) + np.array(said, float)
-
-
 def estimate(
     frame: pd.DataFrame, method: str, metric: str, against: str | None = None
 ) -> Estimate:
@@ -343,16 +330,13 @@ def n_seeds(rows: pd.DataFrame) -> int:
     return len(rows[["backbone", "draw", "repeat"]].drop_duplicates())
 
 
-def where_defined(
-    compute: Callable[Arguments, Estimate], *args: Arguments.args, **kwargs: Arguments.kwargs
-) -> Estimate | None:
-    """An estimate of a measure that may be undefined, as the margin is where answers agree.
+def where_defined(compute: Callable[..., Estimate], *args: Any) -> Estimate | None:
+    """What ``compute`` returns for the arguments; None where no user has a value.
 
-    Returns:
-        What ``compute`` returns for the arguments; None where no user has a value.
+    As the margin is undefined where the user's answer is anyone's.
     """
     try:
-        return compute(*args, **kwargs)
+        return compute(*args)
     except NoUsersError:
         return None
 
@@ -404,12 +388,38 @@ def summarise(
         for method in methods_in(part):
             if method.id == against or not (methods is None or method in methods):
                 continue
-
             held = having(part, method.id, against or method.id)
             other = None if against is None else pick(held, method=against)
             row = dict(zip(by, values, strict=True)) | {"method": method.id}
             rows.append(row | columns_of(named, between, pick(held, method=method.id), other))
     return counts_last(pd.DataFrame(rows))
+
+
+Row = tuple[Mapping[str, Any], Callable[[str], Estimate]]  # what it shows, its estimate of a metric
+
+
+def tabulate(
+    frame: pd.DataFrame,
+    rows: Callable[[pd.DataFrame], Iterable[Row]],
+    name: str = "{metric} change",
+) -> pd.DataFrame:
+    """Contrasts of every task and model, on the first metric of the task and on the margin.
+
+    Args:
+        frame: The result frame.
+        rows: From the rows of one task and model to those of the table.
+        name: Title of both measures; without a ``{metric}`` in it, that of the first metric.
+    """
+    table = []
+    for (task, model), part in places(frame, "task", "model"):
+        metric = get_task(task).metrics[0]
+        for shown, compute in rows(part):
+            row = {"task": task.replace("_", "-"), "family": title_of(model), **shown}
+            row["metric"] = metric
+            row |= columns_of({metric: name.format(metric=metric)}, compute)
+            margin = name if "{metric}" in name else f"margin {name}"
+            table.append(row | columns_of({"margin": margin.format(metric="margin")}, compute))
+    return pd.DataFrame(table)
 
 
 def counts_last(table: pd.DataFrame) -> pd.DataFrame:

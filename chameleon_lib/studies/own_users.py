@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from transformers.utils import logging as transformers_logging
@@ -26,50 +26,23 @@ from chameleon_lib.data.importing import (
     read_table,
     write_import,
 )
-from chameleon_lib.data.lamp import SALT, find_split, load_users
+from chameleon_lib.data.lamp import find_split
 from chameleon_lib.data.metrics import higher_is_better, per_sample_scores
-from chameleon_lib.data.users import check_disjoint, split_users_by_hash
+from chameleon_lib.data.users import SALT, check_disjoint, load_users, split_users_by_hash
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.profiles import RunProfile, get_profile
-from chameleon_lib.kit.stats import MIN_USERS, Estimate, bootstrap_mean, effect_word
+from chameleon_lib.kit.stats import bootstrap_mean, effect_word
 from chameleon_lib.kit.tables import estimate_columns, part_columns
-from chameleon_lib.studies.answering import Exam, Reference
+from chameleon_lib.studies.arms import Exam, Reference, reference_answers
 from chameleon_lib.studies.data import TaskData, without_gold
-from chameleon_lib.studies.loading import settings_for
-from chameleon_lib.studies.quickstart import Tour, before_and_after, tour_of
-from chameleon_lib.studies.scoring import reference_answers
-from chameleon_lib.studies.study import Study
+from chameleon_lib.studies.quickstart import Tour, before_and_after, open_study, tour_of
 
 TABLE = Path(__file__).with_name("example_users.csv")  # invented users, which ship with the kit
 _INDENT = "    "
 HALVES = {"train": 0.5, "test": 0.5}
 ASKED = "asked"  # id of a query that stands in no file
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One user's query, with what its answers are compared by.
-
-    Attributes:
-        tour: The fit and the prepared user, whose one query this is.
-        reference: The user's answer and the generic one.
-        compared: What the margin compares, in words.
-    """
-
-    tour: Tour
-    reference: Reference
-    compared: str
-
-    def group(self) -> str:
-        """Whose pairs the fit saw, with their number, for a sentence."""
-        members = {pair.user_id for pair in self.tour.pairs}
-        return f"a group of {len(members)} of the {len(self.tour.data.everyone) - 1} other users"
-
-    def table(self) -> pd.DataFrame:
-        """The query with and without edit, with and without the insight in the prompt."""
-        return before_and_after(self.tour, self.reference)
 
 
 def imported(table: Path, task: str, options: ImportOptions) -> tuple[ImportReport, Path]:
@@ -162,15 +135,11 @@ def _data(
 
 def ask(
     profile: RunProfile, backbone_id: str, data: TaskData, user: User, text: str = ""
-) -> Asked:
-    """Answer one query of one user, personalised by an edit that other users' pairs gave.
+) -> Tour:
+    """Open one query of one user, to be personalised by an edit that other users' pairs gave.
 
-    Args:
-        profile: Run profile.
-        backbone_id: Backbone.
-        data: Its train users fit.
-        user: None of the train users.
-        text: The query; empty for the user's first held-out one.
+    ``data`` are users of whom the train users fit, and the user is none of them; an empty ``text``
+    stands for the user's first held-out query.
 
     Raises:
         UserError: No query, a user who fits no context, or not one pair to fit on.
@@ -178,71 +147,55 @@ def ask(
     query = user.queries[0]
     if text:
         query = Query(ASKED, text, official_input(user.task, text), None)
-    study = Study(profile, backbone_id, user.task, settings_for(profile))
-    tour = tour_of(study, data, replace(user, queries=(query,)))
-    (pair,) = study.pairs([tour.user])
+    study = open_study(profile, backbone_id, user.task)
+    tour = tour_of(study, data, [replace(user, queries=(query,))], reference=Reference([], []))
+    (pair,) = study.pairs(tour.users)
+    personal, whose = pair.answer_p, "the model's answer under the user's insight"
     if query.gold is not None:
         personal, whose = query.gold, "the user's own held-out answer"
-    else:
-        personal, whose = pair.answer_p, "the model's answer under the user's insight"
-    reference = Reference([personal], [pair.answer_n])
-    return Asked(tour, reference, f"{whose} minus that of its answer under the neutral insight")
+    compared = f"{whose} minus that of its answer under the neutral insight"
+    return replace(tour, reference=Reference([personal], [pair.answer_n]), compared=compared)
+
+
+def group_of(tour: Tour) -> str:
+    """Whose pairs the fit saw, with their number, for a sentence."""
+    members = {pair.user_id for pair in tour.case.pairs}
+    return f"a group of {len(members)} of the {len(tour.data.everyone) - 1} other users"
 
 
 def answer_lines(
     profile_name: str, users: list[User], user_id: str, query: str, backbone_id: str = ""
 ) -> Iterator[str]:
-    """One user's query answered, as lines for a terminal.
+    """One user's query answered, as lines for a terminal, from the history to the answers.
 
-    Args:
-        profile_name: Run profile.
-        users: All users; those who do not ask fit.
-        user_id: Who asks; empty for the first user.
-        query: What is asked; empty for the first held-out row.
-        backbone_id: Backbone; empty for the profile's first.
+    Who does not ask fits. Empty texts stand for the first user, the user's first held-out row, and
+    the profile's first studied backbone.
     """
     profile = get_profile(profile_name)
-    user = find_user(users, user_id)
-    data = everyone_else(profile, users, user)
+    asking = find_user(users, user_id)
+    data = everyone_else(profile, users, asking)
     yield profile.banner
     torch.set_num_threads(profile.threads)
     transformers_logging.disable_progress_bar()
     backbone = backbone_id or profile.studied[0]
-    yield from _lines(ask(profile, backbone, data, user, query), backbone)
-
-
-def _lines(asked: Asked, backbone: str) -> list[str]:
-    """What the command prints, from the history to the answers."""
-    tour = asked.tour
-    user = tour.user
-    lines = [
-        "",
-        f"user {user.user.id} ({tour.study.task}), backbone {backbone}",
-        f"query: {user.user.queries[0].text}",
-        f"history: {len(user.items)} of {len(user.user.history)} items are shown to the model",
-    ]
+    tour = ask(profile, backbone, data, asking, query)
+    user, case = tour.user, tour.case
+    yield ""
+    yield f"user {user.user.id} ({tour.study.task}), backbone {backbone}"
+    yield f"query: {user.user.queries[0].text}"
+    yield f"history: {len(user.items)} of {len(user.user.history)} items are shown to the model"
     for item in user.items:
-        lines.append(f"{_INDENT}- {item.text}" + (f" -> {item.label}" if item.label else ""))
-    lines += [
-        f"insight: {user.insight_p}",
-        f"neutral insight: {user.insight_n}",
-        f"pairs: {len(tour.pairs)} of {asked.group()}, {len(tour.kept)} with different answers "
-        "fit the edit",
-        f"edited layers: {', '.join(map(str, tour.layers))} of {tour.study.backbone.n_layers} "
-        "(paper), all of them (fitted)",
-        f"margin: log-probability of {asked.compared}, in nats",
-        "",
-    ]
-    table = asked.table()
+        yield f"{_INDENT}- {item.text}" + (f" -> {item.label}" if item.label else "")
+    yield f"insight: {user.insight_p}"
+    yield f"neutral insight: {user.insight_n}"
+    yield f"pairs: {len(case.pairs)} of {group_of(tour)}, {len(case.kept)} with different answers"
+    yield f"edited layers: {', '.join(map(str, case.layers))} (paper), all (fitted)"
+    yield f"margin: log-probability of {tour.compared}, in nats; none where both are the same text"
+    yield ""
+    table = before_and_after(tour)[["prompt and edit", "margin (nats)", "answer"]]
     width = max(map(len, table["prompt and edit"]))
-    for name, answer, margin in zip(
-        table["prompt and edit"], table["answer"], table["margin (nats)"], strict=True
-    ):
-        shown = "  same" if math.isnan(margin) else f"{margin:+6.2f}"
-        lines.append(f"{name:<{width}}  {shown}  {answer}")
-    if table["margin (nats)"].isna().all():
-        lines.append("The two answers are the same text, so there is no margin.")
-    return lines
+    for name, margin, answer in table.itertuples(index=False):
+        yield f"{name:<{width}}  {'  same' if math.isnan(margin) else f'{margin:+6.2f}'}  {answer}"
 
 
 def held_out(tour: Tour) -> pd.DataFrame:
@@ -253,38 +206,34 @@ def held_out(tour: Tour) -> pd.DataFrame:
         users; ``n`` users, those of them who have a margin, ``queries``.
     """
     study, task = tour.study, tour.study.task
-    test, _ = study.prepare(without_gold(tour.data.test))
+    test = study.prepare(without_gold(tour.data.test)).users
     names = {user.user.id for user in test}
     golds = [str(q.gold) for user in tour.data.test if user.id in names for q in user.queries]
-    owners = np.repeat(np.arange(len(test)), [len(user.user.queries) for user in test])
-    reference = reference_answers(study, tour.data, test)
-    arms = {
-        "Instruct": ("instruct", None),
-        "Instruct + edit (paper)": ("instruct", tour.edit),
-        "Instruct + fitted edit (ours)": ("instruct", tour.fitted),
-        "insight in the prompt": ("insight", None),
-    }
+    owners = [user.user.id for user in test for _ in user.user.queries]
     score = get_task(task).measures[0].of
-    rows = []
-    found = Exam(study, test, reference).answer(arms)
-    levels = {
-        name: (_by_user(per_sample_scores(task, golds, answers.texts)[score], owners),
-               _by_user(answers.margin, owners))
-        for name, answers in found.items()
-    }  # fmt: skip
-    base = levels["Instruct"]
-    for name, (scores, margins) in levels.items():
-        known = np.isfinite(margins)
+    rows: list[dict[str, Any]] = []
+    base: pd.DataFrame | None = None
+    asked = Exam(study, test, reference_answers(study, tour.data, test)).answer(tour.arms())
+    for name, answers in asked.items():
+        values = {
+            "score": per_sample_scores(task, golds, answers.texts)[score],
+            "margin": answers.margin,
+        }
+        # Means of every user's queries; NaN for who has no margin.
+        found = pd.DataFrame(values).groupby(owners, sort=False).mean()
+        base = found if base is None else base
+        change = estimate_columns(bootstrap_mean(found["score"], base["score"]), f"{score}_change")
+        known = found["margin"].notna()
+        moved = None
+        if known.any():
+            moved = bootstrap_mean(found["margin"][known], base["margin"][known])
         rows.append(
             {
                 "prompt and edit": name,
-                score: float(scores.mean()),
-                **_columns(f"{score}_change", bootstrap_mean(scores, base[0])),
-                "margin": float(margins[known].mean()) if known.any() else float("nan"),
-                **part_columns(
-                    bootstrap_mean(margins[known], base[1][known]) if known.any() else None,
-                    "margin_change",
-                ),
+                score: float(found["score"].mean()),
+                **{key: value for key, value in change.items() if key not in ("n", "seeds")},
+                "margin": float(found["margin"].mean()),
+                **part_columns(moved, "margin_change"),
                 "queries": len(golds),
                 "n": len(test),
                 "seeds": 1,
@@ -293,39 +242,10 @@ def held_out(tour: Tour) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _columns(name: str, estimate: Estimate) -> dict[str, float | int]:
-    columns = estimate_columns(estimate, name)
-    return {key: value for key, value in columns.items() if key not in ("n", "seeds")}
-
-
-def _by_user(values: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Mean of each user's defined values (users,); NaN where a user has none."""
-    known = np.isfinite(values)
-    counts = np.bincount(owners, weights=known, minlength=owners.max() + 1)
-    sums = np.bincount(owners, weights=np.where(known, values, 0.0), minlength=owners.max() + 1)
-    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
-
-
-def conclusion(found: pd.DataFrame, task: str) -> list[str]:
-    """What may be concluded from `held_out`, in sentences computed from it."""
+def effects(found: pd.DataFrame, task: str) -> list[str]:
+    """What every row of :func:`held_out` shows against Instruct: empty with too few users."""
     score = get_task(task).measures[0].of
-    table = found.set_index("prompt and edit")
-    n = int(found["n"].iloc[0])
-    sentences = []
-    for name in list(table.index)[1:]:
-        row = table.loc[name]
-        low, high = row[f"{score}_change_low"], row[f"{score}_change_high"]
-        word = effect_word(low, high, n, higher_is_better=higher_is_better(score))
-        sentences.append(
-            f"{name}: {score} {row[score]:.3f}, {row[f'{score}_change']:+.3f} "
-            f"[{low:+.3f}, {high:+.3f}] against Instruct{f': {word}' if word else ''}."
-        )
-    sentences.append(
-        f"These are {n} users"
-        + (
-            f", fewer than the {MIN_USERS} that the kit asks for, so this is a look and no verdict."
-            if n < MIN_USERS
-            else "; notebook 01 with --data measures the same with controls and gives verdicts."
-        )
-    )
-    return sentences
+    ends = found[[f"{score}_change_low", f"{score}_change_high", "n"]]
+    up = higher_is_better(score)
+    words = [effect_word(*row, higher_is_better=up) for row in ends.itertuples(index=False)]
+    return ["", *words[1:]]

@@ -1,22 +1,28 @@
 """The registered rivals at work: prompted or trained, kept in the artifact store, then asked.
 
-Nothing here names a rival: who is registered (`chameleon_lib.rivals`) stands in the tables.
+Nothing here names a rival: who is registered (`chameleon_lib.rivals`) stands in the tables. A
+comparison with a trained rival that learned nothing would be void, so each is also asked the
+queries of its own training users, beside the plain model.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.backbone import Backbone
+from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import contrasts_from_pairs
 from chameleon_lib.core.pairs import PreferencePair, PreparedUser, keep_different
+from chameleon_lib.core.task import get_task
+from chameleon_lib.data.metrics import higher_is_better, per_sample_scores
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.progress import tell
+from chameleon_lib.kit.stats import Estimate, bootstrap_metric
 from chameleon_lib.rivals.registry import (
     Lesson,
     PromptedRival,
@@ -26,8 +32,10 @@ from chameleon_lib.rivals.registry import (
     trained,
 )
 from chameleon_lib.rivals.tuned import TrainLog, Tuned, tuned_backbone, tuned_fingerprint
-from chameleon_lib.studies.answering import Answers, Exam
-from chameleon_lib.studies.seen import said, seen_scores
+from chameleon_lib.studies.arms import Exam, Reference
+from chameleon_lib.studies.data import without_gold
+from chameleon_lib.studies.frame import STATISTICS, group_sums
+from chameleon_lib.studies.run import Answers
 from chameleon_lib.studies.study import Study
 
 Log = dict[str, Any]
@@ -87,7 +95,6 @@ def _written(study: Study, users: Sequence[PreparedUser], rival: PromptedRival) 
         batch_size=64,
         label=f"{study.backbone_id} {study.task} {rival.id}",
         modules=(*_modules(rival), "chameleon_lib.backbones"),
-        about=lambda user: [user.user.id],
     )
     return [summary for row in rows for summary in row]
 
@@ -138,18 +145,13 @@ def stored_tuning(
     lesson: Lesson,
     settings: Any,
     seed: int,
-    stop: Callable[[], bool] | None = None,
 ) -> Tuned:
-    """A rival trained on a lesson, kept in the store.
-
-    ``stop`` is asked after every step whether time is up; the caller then gives the study a store
-    of its own, since nothing in the key tells.
-    """
+    """A rival trained on a lesson, kept in the store."""
 
     def compute() -> dict[str, Any]:
         tell(f"{study.backbone_id} {study.task}: training {rival.id}, draw {seed}")
         backbone = _trainable(study)
-        return rival.fit(backbone, lesson, settings, seed=seed, stop=stop).record()
+        return rival.fit(backbone, lesson, settings, seed=seed).record()
 
     record = study.store.get_or_compute(
         rival.id,
@@ -163,7 +165,6 @@ def stored_tuning(
         },
         compute,
         modules=_modules(rival) or ("chameleon_lib.rivals.registry",),
-        about={user.user.id for user in lesson.group},
     )
     return Tuned.from_record(record)
 
@@ -218,3 +219,74 @@ def _trainable(study: Study) -> HFBackbone:
     if not isinstance(backbone, HFBackbone):
         raise UserError(f"{study.backbone_id} is no model that can be trained.")
     return backbone
+
+
+# ---- Did a trained rival learn?
+
+
+def said(
+    study: Study, users: Sequence[PreparedUser], kind: str, edit: Edit | None = None
+) -> dict[str, str]:
+    """Query id → what a model says to it; nothing about the golds reaches it."""
+    blind = [
+        replace(user, user=plain)
+        for user, plain in zip(users, without_gold([u.user for u in users]), strict=True)
+    ]
+    queries = [query.id for user in users for query in user.user.queries]
+    nothing = Reference([""] * len(queries), [""] * len(queries))  # no margin is asked for
+    texts = Exam(study, blind, nothing).answer({kind: (kind, edit)})[kind].texts
+    return dict(zip(queries, texts, strict=True))
+
+
+def seen_scores(
+    task: str,
+    users: Sequence[PreparedUser],
+    after: Mapping[str, str],
+    before: Mapping[str, str],
+) -> Log:
+    """The task's first metric on training queries, for the log of a draw.
+
+    Args:
+        task: Task name.
+        users: Train users with gold answers and the queries that were trained on.
+        after: Query id → answer of the tuned model.
+        before: Query id → answer of the untouched model.
+
+    Returns:
+        ``users``, ``after`` and ``before``, one entry per query each.
+    """
+    gold = {query.id: str(query.gold) for user in users for query in user.user.queries}
+    score = STATISTICS[get_task(task).metrics[0]][0]
+    rows = {
+        name: per_sample_scores(task, list(gold.values()), [texts[query] for query in gold])[score]
+        for name, texts in (("after", after), ("before", before))
+    }
+    return {
+        "users": [user.user.id for user in users for _ in user.user.queries],
+        **{name: [float(value) for value in values] for name, values in rows.items()},
+    }
+
+
+def change_on_seen(logs: Sequence[Mapping[str, Any]]) -> Estimate:
+    """After the training minus before it, over the ``seen`` entries of several trainings.
+
+    Users of all groups are pooled; a user in several groups counts once, with the mean of them.
+    """
+    after, before = (
+        group_sums([(log["seen"]["users"], log["seen"][arm]) for log in logs])
+        for arm in ("after", "before")
+    )
+    return replace(bootstrap_metric("mean", after, before), seeds=len(logs))
+
+
+def has_learned(task: str, logs: Sequence[Mapping[str, Any]], gain: Estimate) -> bool:
+    """Whether every loss fell and the training users gain beyond chance."""
+    ends = [quarters(log["loss"]) for log in logs]
+    better = gain.low > 0 if higher_is_better(get_task(task).metrics[0]) else gain.high < 0
+    return better and all(last < first for first, last in ends)
+
+
+def quarters(loss: Sequence[float]) -> tuple[float, float]:
+    """Mean loss of the first and of the last quarter of the steps."""
+    size = max(1, len(loss) // 4)
+    return sum(loss[:size]) / size, sum(loss[-size:]) / size

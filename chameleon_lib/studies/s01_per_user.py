@@ -6,7 +6,7 @@ carries n users, seeds and a 95 % interval over users.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import User, get_task, is_valid_answer
 from chameleon_lib.data.floors import floors_for
-from chameleon_lib.data.metrics import higher_is_better, per_sample_scores
+from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.kit.figures import FigureOutput
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.progress import tell
@@ -25,17 +25,25 @@ from chameleon_lib.kit.stats import (
     Estimate,
     bootstrap_metric,
     confusion_by_user,
-    effect_word,
     mcnemar,
     seed_sd,
     sums_by_user,
 )
 from chameleon_lib.kit.tables import estimate_columns, part_columns, span
 from chameleon_lib.kit.verdicts import Verdict
-from chameleon_lib.studies.answering import Exam
-from chameleon_lib.studies.arms import arms_of, build_draw, draw_group, plain_arms
+from chameleon_lib.studies.arms import (
+    PARTS,
+    Exam,
+    arms_of,
+    build_draw,
+    draw_group,
+    edit_size,
+    plain_arms,
+    reference_answers,
+    score_cell,
+    with_gold,
+)
 from chameleon_lib.studies.data import TaskData, without_gold
-from chameleon_lib.studies.edit_size import PARTS, edit_size
 from chameleon_lib.studies.frame import (
     NOT_IN_PAPER,
     STATISTICS,
@@ -59,7 +67,6 @@ from chameleon_lib.studies.frame import (
     titled,
     values_of,
 )
-from chameleon_lib.studies.grid import Desk, Plan, run_grid
 from chameleon_lib.studies.methods import (
     FITTED,
     METHODS,
@@ -69,10 +76,16 @@ from chameleon_lib.studies.methods import (
     paper_value,
     title_of,
 )
-from chameleon_lib.studies.results import Arm, Cell, Run, split_of
-from chameleon_lib.studies.rivals import prompted_rivals, trained_rivals
-from chameleon_lib.studies.scoring import reference_answers, score_cell, with_gold
-from chameleon_lib.studies.seen import Log, change_on_seen, has_learned, quarters, said
+from chameleon_lib.studies.rivals import (
+    Log,
+    change_on_seen,
+    has_learned,
+    prompted_rivals,
+    quarters,
+    said,
+    trained_rivals,
+)
+from chameleon_lib.studies.run import Arm, Cell, Desk, Plan, Run, run_grid, split_of
 
 # Edits whose size is measured: the two that are compared, and a control of either's size.
 SIZED = (PAPER, FITTED, "from_neutral", "fitted_shuffled", "random")
@@ -82,7 +95,7 @@ OF_HISTORY = ("user_majority", "user_mean", "user_mean_rounded", "user_mode", "l
 
 
 def run(profile: RunProfile, settings: EditSettings, **options: Any) -> Run:
-    """Compute Table 1; ``options`` are those of :func:`chameleon_lib.studies.grid.run_grid`."""
+    """Compute Table 1; ``options`` are those of :func:`chameleon_lib.studies.run.run_grid`."""
     return run_grid(_compute, profile, settings, **options)
 
 
@@ -536,54 +549,3 @@ def effect_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureO
         reference_label="Instruct",
         better=better(primary),
     )
-
-
-def sizes_by_place(sizes: pd.DataFrame) -> pd.DataFrame:
-    """The edit ratios for reading: a row per task and model, a column per edit."""
-    rows = []
-    for (task, family), part in sizes.groupby(["task", "family"], sort=False):
-        row: dict[str, object] = {"task": task, "family": family}
-        for _, found in part.iterrows():
-            value, low, high = (found[f"edit ratio{end}"] for end in ("", "_low", "_high"))
-            row[found["edit"]] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
-        rows.append(row | {name: part[name].iloc[0] for name in ("n", "seeds")})
-    return pd.DataFrame(rows)
-
-
-def size_sentence(sizes: pd.DataFrame) -> str:
-    """How much each edit changes, and in how many places random directions push less."""
-    parts = {title: part for title, part in sizes.groupby("edit", sort=False)}
-    shares = [f"{title} {span(round(100 * value) for value in part['edit ratio'])} %"
-              for title, part in parts.items()]  # fmt: skip
-    paper, random = (
-        parts[method_of(name).title].set_index(["task", "family"]) for name in (PAPER, "random")
-    )
-    weaker = int((random["edit ratio_high"] < paper["edit ratio_low"]).sum())
-    return (
-        f"Share of an edited output's length that is changed: {', '.join(shares)}. Random "
-        f"directions push less than the paper's edit in {weaker} of {len(paper)} places."
-    )
-
-
-def summary(tables: Mapping[str, pd.DataFrame]) -> str:
-    """A line per task and model: what both edits change; too few users get no word for it.
-
-    Args:
-        tables: Task → its :func:`effects`.
-    """
-    lines = []
-    for task, table in tables.items():
-        metric = get_task(task).metrics[0]
-        for family, part in table.groupby("family", sort=False):
-            by = part.set_index("method")
-            words = []
-            for edit, name in ((PAPER, "paper's edit"), (FITTED, "fitted edit")):
-                row = by.loc[method_of(edit).title]
-                value, low, high = (row[f"{metric} change{end}"] for end in ("", "_low", "_high"))
-                upwards = higher_is_better(metric)
-                word = effect_word(low, high, row["n"], higher_is_better=upwards)
-                words.append(
-                    f"{name} {value:+.3f} [{low:+.3f}, {high:+.3f}]" + (f", {word}" if word else "")
-                )
-            lines.append(f"{task.replace('_', '-')}, {family}: {metric}, {'; '.join(words)}.")
-    return "\n".join(lines)

@@ -16,14 +16,14 @@ and histories chosen by position, since embedding them costs more than all else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from chameleon_lib.core.case import Case
+from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import Contrast, PlainPrompts, contrasts_from_pairs, swap_contrasts
 from chameleon_lib.core.pairs import PreferencePair, PreparedUser
@@ -40,8 +40,15 @@ from chameleon_lib.kit.stats import Estimate, bootstrap_metric
 from chameleon_lib.kit.tables import estimate_columns, span
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.studies import s01_per_user as table1
-from chameleon_lib.studies.answering import Answers, Exam
-from chameleon_lib.studies.arms import Draw, build_draw, draw_group
+from chameleon_lib.studies.arms import (
+    Draw,
+    Exam,
+    build_draw,
+    draw_group,
+    reference_answers,
+    score_cell,
+    with_gold,
+)
 from chameleon_lib.studies.data import TaskData, without_gold
 from chameleon_lib.studies.frame import (
     NOT_IN_PAPER,
@@ -59,7 +66,6 @@ from chameleon_lib.studies.frame import (
     places,
     user_sums,
 )
-from chameleon_lib.studies.grid import Plan, run_grid, studied
 from chameleon_lib.studies.methods import (
     FITTED,
     PAPER,
@@ -67,9 +73,18 @@ from chameleon_lib.studies.methods import (
     paper_value,
     title_of,
 )
-from chameleon_lib.studies.results import Arm, Cell, Run, agreeing_queries, split_of
 from chameleon_lib.studies.rivals import TunedStudy, training_log, tunings_of
-from chameleon_lib.studies.scoring import reference_answers, score_cell, with_gold
+from chameleon_lib.studies.run import (
+    Answers,
+    Arm,
+    Cell,
+    Plan,
+    Run,
+    agreeing_queries,
+    run_grid,
+    split_of,
+    studied,
+)
 from chameleon_lib.studies.study import Study
 
 NO_HISTORY, WITH_HISTORY = "no history", "with history"
@@ -108,7 +123,7 @@ def run(
         share: Of the users who hold the one common taste.
         fit_steps: Adam steps of the fitted edit under a common taste, at most those of
             ``settings``.
-        **options: Those of :func:`chameleon_lib.studies.grid.run_grid`.
+        **options: Those of :func:`chameleon_lib.studies.run.run_grid`.
 
     Returns:
         The run with both readings and, in the embedded world, the one with a common taste.
@@ -521,14 +536,3 @@ def effect_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureO
         reference_label="Instruct",
         better=better(primary),
     )
-
-
-def summary(tables: Mapping[str, pd.DataFrame]) -> str:
-    """The lines of Table 1's summary under every condition."""
-    names = dict.fromkeys(name for table in tables.values() for name in table["condition"])
-    blocks = []
-    for name in names:
-        parts = {task: table[table["condition"] == name] for task, table in tables.items()}
-        held = {task: part for task, part in parts.items() if not part.empty}
-        blocks.append(f"{name}:\n{table1.summary(held)}")
-    return "\n\n".join(blocks)

@@ -38,7 +38,7 @@ from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import Estimate, seed_sd
 from chameleon_lib.kit.tables import estimate_columns, span
 from chameleon_lib.kit.verdicts import Verdict
-from chameleon_lib.studies.answering import Exam
+from chameleon_lib.studies.arms import Exam, reference_answers, score_cell
 from chameleon_lib.studies.data import without_gold
 from chameleon_lib.studies.frame import (
     NOT_IN_PAPER,
@@ -57,11 +57,9 @@ from chameleon_lib.studies.frame import (
     pick,
     places,
 )
-from chameleon_lib.studies.grid import Plan, run_grid, studied
 from chameleon_lib.studies.methods import FITTED, PAPER, method_of, short_of, title_of
-from chameleon_lib.studies.results import Arm, Cell, Run, split_of
+from chameleon_lib.studies.run import Arm, Cell, Plan, Run, run_grid, split_of, studied
 from chameleon_lib.studies.s03_ladder import OTHER, OWN, SINGLES, Ladder, agreement_logs, chance
-from chameleon_lib.studies.scoring import reference_answers, score_cell
 from chameleon_lib.studies.sweeps import (
     Place,
     Results,
@@ -89,7 +87,6 @@ _THETAS = {
 _WHOSE = {OWN: "the user's own", OTHER: "one other user's"}
 # Lines of the figure; short, or the legend would not fit below the picture.
 _LINES = {PAPER: "paper", FITTED: "fitted (ours)", "random": "random directions"}
-_XLABEL = "train users behind the directions"
 
 
 # --- the study -----------------------------------------------------------------------------------
@@ -98,12 +95,9 @@ _XLABEL = "train users behind the directions"
 def run(profile: RunProfile, settings: EditSettings, *, sizes: str = "", **options: Any) -> Run:
     """Compute Figure 3.
 
-    Args:
-        profile: Sizes, backbones and data of the run.
-        settings: Every choice of the method; few pairs are counted and never refused here (A20).
-        sizes: Group sizes with commas between; the paper's if empty. One above the number of train
-            users becomes that number.
-        options: Those of :func:`chameleon_lib.studies.grid.run_grid`.
+    Few pairs are counted and never refused here (A20). ``sizes`` are group sizes with commas
+    between, the paper's if empty; one above the number of train users becomes that number. More
+    options are those of :func:`chameleon_lib.studies.run.run_grid`.
     """
     wanted = parse_sizes(sizes) if sizes else SIZES
     fit_between = not profile.name.startswith("demo")
@@ -305,12 +299,6 @@ def curve_figure(table: pd.DataFrame, task: str, model: str, publish: Publisher)
     """Figure 3 of one task and model: the change against Instruct by group size."""
     metric = get_task(task).metrics[0]
     data = curve_lines(table, task, model)
-    alone = 1 in set(data["users"])
-    one = (
-        ". At 1 user the edit comes from the pair of the very query that is asked (no gold; who "
-        "has no pair stays unedited), or from one other user's; no preference fit is made from "
-        "one user"
-    )
     return curve(
         publish,
         data,
@@ -319,9 +307,11 @@ def curve_figure(table: pd.DataFrame, task: str, model: str, publish: Publisher)
         title=f"{task.replace('_', '-')}, {short_of(model)}: by group size",
         caption=f"Change of {metric} against Instruct on the same users by group size; 95 % "
         f"intervals over {span(data['n'])} test users, mean over {span(data['seeds'])} nested "
-        f"random sets of train users; paper: CHAMELEON's edit{one if alone else ''}",
+        "random sets of train users; paper: CHAMELEON's edit. At 1 user the edit comes from the "
+        "pair of the very query that is asked (no gold; who has no pair stays unedited), or from "
+        "one other user's; no preference fit is made from one user",
         x="users",
-        xlabel=_XLABEL + (" (leftmost: 1)" if alone else ""),
+        xlabel="train users behind the directions",
         ylabel=f"{metric} change",
         group="line",
         reference=0.0,
@@ -340,21 +330,12 @@ def agreement_figure(
     part = part[(part["users"] > 1) | (part["condition"] == OWN)]
     data = part.assign(line=part["direction"].map(short) + ", " + part["large group of the"])
     top = data["users"].max()
-    first = data[data["users"] == data["users"].min()]
-    words = [f"{line} {at:.2f}" for line, at in zip(first["line"], first["cosine"], strict=True)]
-    shared = data[(data["users"] == top) & (data["large group of the"] == "other draws")]
-    overlap = ""
-    if len(shared):
-        overlap = (
-            f" Groups of {top} of two draws share {float(shared['users shared'].iloc[0]):.0%} of "
-            "their users."
-        )
     figure = line_ci(
         data.rename(columns={"cosine": "value", "lowest": "ci_low", "highest": "ci_high"}),
         title=f"{task.replace('_', '-')}, {short_of(model)}: agreement with large groups",
         profile=publish.profile,
         x="users",
-        xlabel=_XLABEL + (f" (leftmost: {OWN})" if 1 in set(data["users"]) else ""),
+        xlabel="train users behind the directions (1: own user)",
         ylabel="absolute cosine",
         group="line",
         reference=float(data["chance"].iloc[0]),
@@ -364,12 +345,12 @@ def agreement_figure(
     return publish.figure(
         figure,
         f"03_agreement_{task}_{file_part(model)}",
-        alt=f"Line plot of absolute cosines by number of users, from {int(first['users'].min())} "
-        f"to {top}. At the smallest: {', '.join(words)}.",
+        alt=f"Line plot of absolute cosines by number of users up to {top}, from "
+        f"{data['cosine'].min():.2f} to {data['cosine'].max():.2f}.",
         caption=f"Absolute cosine to the directions of {top} users, mean over the layers that are "
         f"edited there and over {int(data['seeds'].max())} draws; bars reach from the lowest to "
-        f"the highest draw; at 1 user n is {int(first['n'].min())} users "
-        f"({publish.profile} profile). The own draw's large group contains the small one.{overlap}",
+        "the highest draw. The own draw's large group contains the small one; how many users two "
+        f"draws share is in the table ({publish.profile} profile).",
         data=data,
         made_by=agreement,
     )
@@ -415,12 +396,13 @@ def _of_model(run: Run, task: str, model: str) -> list[Claim]:
         return contrast(gain, metric), margins
 
     words = "CHAMELEON's edit from a single user's own pairs beats Instruct"
-    made = [claim(words, PAPER, (0, 1))]
+    effect, margins = None, {}
     if own:
         lent = [(1, own.of(PAPER)), (-1, found[OTHER].of(PAPER))]
-        effect, noise = against(own, PAPER, "instruct", "random").values()
-        margins = {"random": noise, "another user's directions": contrast(lent, metric)}
-        made = [claim(words, PAPER, (0, 1), effect, margins)]
+        margins = against(own, PAPER, "instruct", "random")
+        effect = margins.pop("instruct")
+        margins["another user's directions"] = contrast(lent, metric)
+    made = [claim(words, PAPER, (0, 1), effect, margins)]
     for method, name, controls in (
         (PAPER, "CHAMELEON's edit", to_beat("paper")),
         (FITTED, "the fitted edit", to_beat("fitted")),

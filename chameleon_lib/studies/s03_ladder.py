@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from chameleon_lib.core.case import Case
-from chameleon_lib.core.directions import Directions, fit_directions, to_beat
+from chameleon_lib.core.chameleon import Case
+from chameleon_lib.core.directions import Directions, find_directions, to_beat
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import PreferencePair, PreparedUser, keep_different
 from chameleon_lib.core.settings import EditSettings
@@ -44,33 +44,12 @@ _BATCH = 256  # users whose probes are fitted together; few pairs each, so many 
 # --- single users --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Single:
-    """The directions of one user, from the user's own pairs alone.
+def single_users(
+    study: Study, pairs: Sequence[PreferencePair], seed: int
+) -> dict[str, Directions]:
+    """User id → directions of every user who has a pair with two different answers.
 
-    Attributes:
-        user_id: Whose they are.
-        directions: Of every layer.
-        edit: At the layers that the user's own CCS losses choose.
-        pairs: Pairs with two different answers behind them.
-    """
-
-    user_id: str
-    directions: Directions
-    edit: Edit
-    pairs: int
-
-
-def single_users(study: Study, pairs: Sequence[PreferencePair], seed: int) -> dict[str, Single]:
-    """Directions of every user who has a pair with two different answers.
-
-    Args:
-        study: Backbone, task, settings and store.
-        pairs: Pairs of any users, unfiltered.
-        seed: Starting points of the probes.
-
-    Returns:
-        User id → directions and edit, in the order of ``pairs``; who has no pair left is not there.
+    ``pairs`` are those of any users, unfiltered; ``seed`` gives the starting points of the probes.
     """
     kept, _ = keep_different(pairs, study.settings)
     if not kept:
@@ -91,14 +70,11 @@ def single_users(study: Study, pairs: Sequence[PreferencePair], seed: int) -> di
         batch_size=_BATCH,
         label=f"{study.backbone_id} {study.task} single users",
         modules=("chameleon_lib.core.directions",),
-        about=lambda unit: [unit[0]],
     )
-    found = {}
-    for (user_id, at), record in zip(rows.items(), records, strict=True):
-        directions = Directions.from_record(record["json"], record["tensors"])
-        edit = directions.to_edit(study.settings)
-        found[user_id] = Single(user_id, directions, edit, len(at))
-    return found
+    return {
+        user_id: Directions.from_record(record["json"], record["tensors"])
+        for user_id, record in zip(rows, records, strict=True)
+    }
 
 
 def _fit(batch: Sequence[Tensor], settings: EditSettings, seed: int) -> list[dict[str, Any]]:
@@ -107,7 +83,7 @@ def _fit(batch: Sequence[Tensor], settings: EditSettings, seed: int) -> list[dic
     h = torch.stack([pad(h, (0, 0, 0, most - h.shape[2])) for h in batch])  # (U, 2, L, K, d)
     real = torch.tensor([[at < h.shape[2] for at in range(most)] for h in batch])  # (U, K)
     mask = real[:, None].expand(-1, h.shape[2], -1)  # (U, L, K)
-    found = fit_directions(h[:, 0], h[:, 1], settings, seed, mask, diagnostics=False)
+    found = find_directions("paper", h[:, 0], h[:, 1], settings, seed, mask)
     names = ("theta_p", "theta_n", "ccs_loss", "gate_p", "gate_n")
     return [
         {
@@ -118,25 +94,14 @@ def _fit(batch: Sequence[Tensor], settings: EditSettings, seed: int) -> list[dic
     ]
 
 
-def own_edits(users: Sequence[PreparedUser], singles: dict[str, Single]) -> list[Edit | None]:
-    """Every user's own edit; None for who has none and stays unedited."""
-    own = [singles.get(user.user.id) for user in users]
-    return [None if single is None else single.edit for single in own]
+def lent_edits(users: Sequence[PreparedUser], donors: Sequence[Edit], index: int) -> list[Edit]:
+    """Every user edited with the directions of one other, random user.
 
-
-def lent_edits(
-    users: Sequence[PreparedUser], donors: Sequence[Single], index: int
-) -> list[Edit | None]:
-    """Every user edited with the directions of one other, random user (control C15).
-
-    Args:
-        users: Who is edited.
-        donors: Whose edits are lent, each to about as many users.
-        index: Number of the draw; it seeds who lends to whom.
+    Every donor lends to about as many users; the number of the draw seeds who lends to whom.
     """
     order = list(donors)
     random.Random(f"lent/{index}").shuffle(order)
-    return [order[at % len(order)].edit for at in range(len(users))]
+    return [order[at % len(order)] for at in range(len(users))]
 
 
 def at_the_same_layers(
@@ -181,20 +146,19 @@ class Found:
         return cls(thetas, edited, frozenset(members))
 
     @classmethod
-    def of_singles(cls, singles: Sequence[Single]) -> Found:
+    def of_singles(cls, singles: Mapping[str, Directions]) -> Found:
         """Of single users."""
-        p = torch.stack([single.directions.theta_p for single in singles])
-        n = torch.stack([single.directions.theta_n for single in singles])
-        return cls({"chameleon": (p, n)}, members=frozenset(single.user_id for single in singles))
+        p, n = (
+            torch.stack([getattr(own, name) for own in singles.values()])
+            for name in ("theta_p", "theta_n")
+        )
+        return cls({"chameleon": (p, n)}, members=frozenset(singles))
 
 
 def cosine(theta: Tensor, reference: Tensor, layers: Sequence[int]) -> float:
-    """Mean absolute cosine over ``layers``, and over users where ``theta`` has them.
+    """Mean absolute cosine to ``reference`` (L, d) over ``layers``.
 
-    Args:
-        theta: ``(L, d)`` or ``(users, L, d)``.
-        reference: ``(L, d)``.
-        layers: Which rows are compared.
+    ``theta`` is (L, d), or (users, L, d), and then the mean is over users as well.
     """
     at = list(layers)
     ours, other = theta[..., at, :].double(), reference[at].double()
@@ -287,11 +251,9 @@ class Ladder:
     fit_between: bool
 
     def rungs(self, index: int, *, first: bool) -> list[Rung]:
-        """All conditions of one draw, single users first.
+        """All conditions of draw ``index``, which seeds the order and every fit.
 
-        Args:
-            index: Number of the draw; it seeds the order and every fit.
-            first: Whether it is the first draw: what does not depend on it counts there alone.
+        What does not depend on the draw is in the ``first`` alone.
 
         Raises:
             UserError: A group without one pair of different answers.
@@ -338,11 +300,8 @@ class Ladder:
             "random": noise.to_edit(self.study.settings, case.layers),
         }
         names = ["fitted"] if end or self.fit_between else []
-        if end:
-            names = [*to_beat("paper"), *names, *to_beat("fitted")]
-        for name in names:
-            if name not in edits:
-                edits[name] = case.edit(name)
+        names = [*to_beat("paper"), *names, *to_beat("fitted")] if end else names
+        edits |= {name: case.edit(name) for name in dict.fromkeys(names) if name not in edits}
         log = _counts(members, case.kept, case.identical)
         log |= {"layers": list(case.layers), "size": len(members)}
         log["fits"] = {name: fit.log() for name, fit in case.fits.items()}
@@ -365,16 +324,19 @@ class Ladder:
             singles = single_users(study, pairs, seed)
             if not singles:
                 continue
-            mine, found = condition == OWN, list(singles.values())
-            chosen = own_edits(test, singles) if mine else lent_edits(test, found, index)
+            mine = condition == OWN
+            made = {who: directions.to_edit(settings) for who, directions in singles.items()}
+            chosen: list[Edit | None] = [made.get(user.user.id) for user in test]
+            if not mine:
+                chosen = [*lent_edits(test, list(made.values()), index)]
             edits = {"random": per_prompt(test, at_the_same_layers(chosen, noise, settings))}
             if first or not mine:
                 edits["chameleon"] = per_prompt(test, chosen)
             log = _counts(set(singles), *keep_different(pairs, settings))
-            edited = [layer for single in found for layer in single.edit.layers]
+            edited = [layer for edit in made.values() for layer in edit.layers]
             # How many users edit each layer.
             log |= {"layers": {at: edited.count(at) for at in sorted(set(edited))}, "size": 1}
-            rungs.append(Rung(condition, edits, Found.of_singles(found), log))
+            rungs.append(Rung(condition, edits, Found.of_singles(singles), log))
         return rungs
 
 

@@ -29,12 +29,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.settings import EditSettings
-from chameleon_lib.kit.figures import COLOURS, INK, LINES, MARKERS, FigureOutput, style
+from chameleon_lib.kit.figures import FigureOutput, line_ci
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.progress import tell
 from chameleon_lib.kit.publish import Publisher
@@ -42,8 +40,7 @@ from chameleon_lib.kit.stats import DIRECTION_ONLY, DOES_NOT_HOLD, HOLDS
 from chameleon_lib.kit.tables import estimate_columns, span
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.rivals.registry import TrainedRival
-from chameleon_lib.studies.answering import Exam
-from chameleon_lib.studies.arms import draw_group
+from chameleon_lib.studies.arms import Exam, draw_group, reference_answers, score_cell, with_gold
 from chameleon_lib.studies.data import without_gold
 from chameleon_lib.studies.frame import (
     NOT_IN_PAPER,
@@ -51,15 +48,14 @@ from chameleon_lib.studies.frame import (
     between,
     columns_of,
     counts_last,
+    drawn,
     estimate,
     judge,
 )
-from chameleon_lib.studies.grid import Plan, run_grid, studied
 from chameleon_lib.studies.methods import FITTED, PAPER, is_papers_decoder, method_of
-from chameleon_lib.studies.results import Arm, Cell, Run, split_of
+from chameleon_lib.studies.rivals import change_on_seen, has_learned, quarters, said
+from chameleon_lib.studies.run import Arm, Cell, Plan, Run, run_grid, split_of, studied
 from chameleon_lib.studies.s04_training import OURS, Log, Lot, rivals
-from chameleon_lib.studies.scoring import reference_answers, score_cell, with_gold
-from chameleon_lib.studies.seen import change_on_seen, has_learned, quarters, said
 from chameleon_lib.studies.sweeps import Place, Results, ask, places_of
 
 TASK = "LaMP_2"
@@ -113,21 +109,8 @@ def _embedded(profile: RunProfile) -> bool:
 
 
 def run(profile: RunProfile, settings: EditSettings, **options: Any) -> Run:
-    """Compute the study; ``options`` are those of :func:`chameleon_lib.studies.grid.run_grid`."""
+    """Compute the study; ``options`` are those of :func:`chameleon_lib.studies.run.run_grid`."""
     return run_grid(_compute, studied(profile), settings, tasks=(TASK,), **options)
-
-
-def what_is_run(profile: RunProfile, settings: EditSettings) -> str:
-    """The labels and the base of the shares, in a sentence."""
-    points = points_of(profile)
-    labels = ", ".join(
-        f"{p.name} ({p.pairs:.0%} of the pairs, {p.gold:.0%} of the gold answers)" for p in points
-    )
-    left_out = len(POINTS) - len(points)
-    return (
-        f"Run here: {labels}; {left_out} of the paper's labels left out. 100 % are at most "
-        f"{base_of(profile, settings)} train users."
-    )
 
 
 def _compute(plan: Plan, backbone: str) -> list[Cell]:
@@ -192,15 +175,9 @@ def flops(place: Place, method: str) -> float:
 
 
 def rival_within(budgets: Sequence[Place], ours: str, rival: str) -> tuple[Place, bool]:
-    """Where a rival stands under the budget of one of our edits, by the rule above.
+    """Where a rival stands under the budget of one of our edits, and whether its cost is within.
 
-    Args:
-        budgets: All of one model, ascending.
-        ours: Id of the edit.
-        rival: Id of the rival.
-
-    Returns:
-        The place of the rival, and whether its cost is within ours.
+    ``budgets`` are all of one model, ascending.
     """
     inside = [place for place in budgets if flops(place, rival) <= flops(budgets[-1], ours)]
     return (inside[-1], True) if inside else (budgets[0], False)
@@ -333,17 +310,26 @@ _CHANGE, _COST = "accuracy change", "FLOPs with pairs"
 
 def compute_figure(frame: pd.DataFrame, publish: Publisher) -> FigureOutput:
     """Figure 4 of the paper with compute in place of minutes, from the table of :func:`points`."""
-    words = []
-    for family, part in frame.groupby("family", sort=False):
-        last = part[part["budget"] == part["budget"].iloc[-1]]
-        each = zip(last["method"], last[_CHANGE], last[_COST], strict=True)
-        costs = ", ".join(f"{method} {change:+.3f} at {cost:.1e}" for method, change, cost in each)
-        words.append(f"{family}: {costs}")
+    data = drawn(frame, _CHANGE, "family", "method", _COST)
+    figure = line_ci(
+        data,
+        title="LaMP-2: what a budget buys",
+        profile=publish.profile,
+        x=_COST,
+        xlabel="FLOPs, writing of the pairs included (log)",
+        ylabel="accuracy change against Instruct",
+        group="method",
+        panel="family",
+        reference=0.0,
+        reference_label="Instruct",
+        decades=True,
+    )
     return publish.figure(
-        _drawn(frame, publish.profile),
+        figure,
         "04_compute",
-        alt=f"Accuracy change over compute, four methods. At the largest budget, {'; '.join(words)}"
-        " FLOPs.",
+        alt=f"Accuracy change over compute, a line per method; {frame[_CHANGE].min():+.3f} to "
+        f"{frame[_CHANGE].max():+.3f}, at {frame[_COST].min():.1e} to {frame[_COST].max():.1e} "
+        "FLOPs.",
         caption=(
             f"Change of LaMP-2 accuracy against Instruct on the same {span(frame['n'])} test "
             f"users, over what the training costs by one formula; 95 % intervals over users, "
@@ -353,37 +339,6 @@ def compute_figure(frame: pd.DataFrame, publish: Publisher) -> FigureOutput:
         data=frame,
         made_by=points,
     )
-
-
-def _drawn(frame: pd.DataFrame, profile: str) -> Figure:
-    """The change over the cost on a log axis: a panel per family, a line per method."""
-    families = list(dict.fromkeys(frame["family"]))
-    methods = list(dict.fromkeys(frame["method"]))
-    with style():
-        figure = Figure(figsize=(max(6.4, 4.6 * len(families)), 4.4))
-        axes = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
-        for ax, family in zip(axes, families, strict=True):
-            ax.axhline(0, color=INK, lw=1.0, ls=":", label="Instruct")
-            for g, method in enumerate(methods):
-                part = frame[(frame["family"] == family) & (frame["method"] == method)]
-                y = part[_CHANGE].to_numpy(float)
-                low, high = (part[f"{_CHANGE}_{end}"].to_numpy(float) for end in ("low", "high"))
-                ax.errorbar(part[_COST].to_numpy(float), y, yerr=np.stack([y - low, high - y]),
-                            label=method, color=COLOURS[g], marker=MARKERS[g], ls=LINES[g],
-                            lw=1.8, ms=6, mec=INK, mew=0.6, capsize=3, elinewidth=1.2,
-                            zorder=3)  # fmt: skip
-            ax.set_xscale("log")
-            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}".replace("+", "")))
-            ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.set_title(family)
-            ax.set_xlabel("FLOPs, writing of the pairs included (log)")
-        axes[0].set_ylabel("accuracy change against Instruct  (↑ better)")
-        title = f"LaMP-2: what a budget buys · {profile} profile"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
-    return figure
 
 
 # --- verdicts ------------------------------------------------------------------------------------

@@ -11,19 +11,27 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from chameleon_lib.core.case import Case
+from chameleon_lib.core.backbone import Backbone
+from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import Contrast, FittedDirections
-from chameleon_lib.core.pairs import PreferencePair, PreparedUser, keep_different, pair_texts
-from chameleon_lib.core.task import answer_prompt, insight_prompt, query_line
+from chameleon_lib.core.pairs import (
+    PreferencePair,
+    PreparedUser,
+    answer_pairs,
+    keep_different,
+    pair_texts,
+    write_insights,
+    write_query_insights,
+)
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.flops import Tokens, Weights, Work
 from chameleon_lib.rivals.registry import Lesson, TrainedRival, trained
 from chameleon_lib.rivals.settings import drawn
 from chameleon_lib.rivals.tuned import TrainLog
-from chameleon_lib.studies.answering import Answers, Exam
-from chameleon_lib.studies.rivals import TunedStudy, settings_of, stored_tuning
-from chameleon_lib.studies.seen import said, seen_scores
+from chameleon_lib.studies.arms import Exam
+from chameleon_lib.studies.rivals import TunedStudy, said, seen_scores, settings_of, stored_tuning
+from chameleon_lib.studies.run import Answers
 from chameleon_lib.studies.study import Study
 
 OURS = ("chameleon", "fitted")
@@ -94,39 +102,34 @@ def generation_work(
     """Of the synthetic pairs themselves: both insights of every user, both answers to every query.
 
     Every prompt counts in full, also where the kit reads what two of them share only once.
-
-    Args:
-        study: Backbone, task and settings.
-        users: At least the users of the pairs; all of their queries stand in ``pairs`` or not.
-        pairs: The pairs that are asked for, unfiltered.
+    ``users`` are at least those of the pairs, which are unfiltered.
     """
     task, settings = study.task, study.settings
-    asked = {pair.query_id: pair for pair in pairs}
-    owners = {pair.user_id for pair in pairs}
-    prompts: list[str] = []
-    written: list[str] = []
-    for user in users:
-        if user.user.id not in owners:
-            continue
-        both = [insight_prompt(task, user.items, "P"), insight_prompt(task, user.items, "N")]
-        prompts += both
-        written += [user.insight_p, user.insight_n]
-        insights = user.insights_for(settings.insight_scope)
-        for query, (p, n) in zip(user.user.queries, insights, strict=True):
-            pair = asked.get(query.id)
-            if pair is None:
-                continue
-            if settings.insight_scope == "query":
-                prompts += [f"{text}\n{query_line(task, query.text)}" for text in both]
-                written += [p, n]
-            prompts += [
-                answer_prompt(task, user.items, query.text, role="P", insight=p,
-                              fix_typos=settings.prompts_fix_typos),
-                answer_prompt(task, user.items, query.text, role="N", insight=n,
-                              fix_typos=settings.prompts_fix_typos),
-            ]  # fmt: skip
-            written += [pair.answer_p, pair.answer_n]
-    return Work(_tokens(study, prompts, written))
+    own = asking(users, {pair.query_id for pair in pairs})
+    noted: Any = _Noting(study.backbone)
+    write_insights(noted, task, [user.items for user in own], settings)
+    written = [text for user in own for text in (user.insight_p, user.insight_n)]
+    if settings.insight_scope == "query":
+        write_query_insights(noted, task, own, settings)
+        written += [text for user in own for both in user.query_insights for text in both]
+    answer_pairs(noted, own, settings)
+    written += [text for pair in pairs for text in (pair.answer_p, pair.answer_n)]
+    return Work(_tokens(study, noted.prompts, written))
+
+
+class _Noting:
+    """A backbone that notes the prompts it is given, and writes nothing."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self.prompts: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
+
+    def generate(self, prompts: Sequence[str], **_: Any) -> list[str]:
+        self.prompts += prompts
+        return [""] * len(prompts)
 
 
 def _tokens(study: Study, prompts: Sequence[str], answers: Sequence[str]) -> Tokens:
@@ -162,14 +165,7 @@ class Lot:
     def of(
         cls, study: Study, group: list[PreparedUser], pairs: Sequence[PreferencePair], index: int
     ) -> Lot:
-        """The material of a group.
-
-        Args:
-            study: Backbone, task, settings and store.
-            group: Train users with gold answers.
-            pairs: Pairs of all train users, unfiltered.
-            index: Number of the draw.
-        """
+        """The material of draw ``index``: a group with gold answers, and all users' pairs."""
         ids = {user.user.id for user in group}
         own = [pair for pair in pairs if pair.user_id in ids]
         return cls(study, group, study.case(own, index, group))
@@ -193,10 +189,7 @@ class Lot:
     def log(self, work: Work, written: Sequence[PreferencePair], **counts: Any) -> Log:
         """What a method got and cost: its own work, and the writing of the pairs it learned from.
 
-        Args:
-            work: Of the training or fit.
-            written: Pairs that had to be written for it.
-            counts: ``share``, ``queries``, ``gold``, ``rows``, ``steps``, ``trainable``, ``loss``.
+        ``counts`` are share, queries, gold, rows, steps, trainable and loss.
         """
         made = generation_work(self.study, self.group, written) if written else Work(Tokens())
         return {
@@ -266,14 +259,7 @@ class Lot:
     ) -> Log:
         """How a tuned model answers the train queries it was trained on, beside the untouched one.
 
-        Args:
-            rival: Who was trained.
-            share: Share of the material it was trained on.
-            tuned: The model after the training.
-            plain: Query id → answer of the untouched model.
-
-        Returns:
-            :func:`~chameleon_lib.studies.seen.seen_scores` of the queries trained on.
+        ``plain`` are the untouched model's answers by query id; the scores are ``seen_scores``.
         """
         if rival.uses_gold:
             queries = [query.id for user in self.group for query in user.user.queries]

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from chameleon_lib.core.task import get_task
-from chameleon_lib.data.metrics import higher_is_better
 from chameleon_lib.kit.figures import FigureOutput
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import bootstrap_metric, sums_by_user
@@ -34,7 +33,7 @@ from chameleon_lib.studies.frame import (
 )
 from chameleon_lib.studies.methods import PAPER as EDIT
 from chameleon_lib.studies.methods import is_papers_decoder, method_of, title_of
-from chameleon_lib.studies.results import Run, query_users, split_of
+from chameleon_lib.studies.run import Run, query_users, split_of
 from chameleon_lib.studies.s05_selections import PAPER, TRAINED_ITEMS, Choices, prompt_length
 from chameleon_lib.studies.sweeps import (
     Place,
@@ -215,25 +214,17 @@ def items_figure(table: pd.DataFrame, task: str, model: str, publish: Publisher)
     short = {method_of(method).title: name for method, name in _LINES.items()}
     part = table[(table["family"] == title) & (table["rule"] == PAPER)].replace({"method": short})
     data = drawn(part, metric, "items", "method", "prompt")
-    # A group without a pair to learn from has no edit.
-    whole = (data.groupby("method")["seeds"].nunique() == 1).all()
-    groups = "groups at every number"
-    if not whole:
-        groups = "at every number those groups that have a pair to learn from"
-    untrained = (
-        f". The embedded models learned from at most {TRAINED_ITEMS} items drawn by chance: more "
-        "items are a length they never saw"
-    )
-    long = (data["prompt"] == "longer than trained").any()
     return curve(
         publish,
         data,
         f"05_items_{task}_{file_part(model)}",
         made_by=levels,
         title=f"{task.replace('_', '-')}, {title}: by history items",
-        caption=f"{metric.capitalize()} by number of history items that PCA chose, the same users "
-        f"and {groups}; 95 % intervals over {span(data['n'])} test users, mean over "
-        f"{int(data['seeds'].max())} groups for the edits{untrained if long else ''}",
+        caption=f"{metric.capitalize()} by number of history items that PCA chose, for the same "
+        f"users; 95 % intervals over {span(data['n'])} test users, mean over at most "
+        f"{int(data['seeds'].max())} groups for the edits (a group without a pair to learn from "
+        f"has none). The embedded models learned from at most {TRAINED_ITEMS} items by chance: "
+        "more are a length they never saw",
         x="items",
         xlabel="history items per user, chosen by PCA",
         ylabel=metric,
@@ -247,17 +238,12 @@ def rules_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureOu
     metric = get_task(task).metrics[0]
     row = table["compared"] + ", " + table["items"].astype(str) + " items"
     data = drawn(table.assign(row=row), metric, "family", "row", "method")
-    ends = data[["ci_low", "ci_high"]] * (1 if higher_is_better(metric) else -1)
-    gain, loss = int((ends.min(axis=1) > 0).sum()), int((ends.max(axis=1) < 0).sum())
     return forest(
         publish,
         data,
         f"05_rules_{task}",
         made_by=against_controls,
         title=f"{task.replace('_', '-')}: PCA selection against other rules",
-        alt=f"Forest plot of {len(data)} differences in {metric} from {data['value'].min():+.3f} "
-        f"to {data['value'].max():+.3f}: PCA is better in {gain}, worse in {loss}, and the "
-        f"interval includes no difference in {len(data) - gain - loss}.",
         caption=f"Change of {metric} when PCA chooses the history items instead of another rule, "
         f"for the same users and the same number of items; 95 % intervals over {span(data['n'])} "
         f"test users, {int(data['seeds'].max())} groups for the edits. 'pca raw' is the other "
@@ -274,16 +260,12 @@ def taste_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureOu
     """How many of the items that a rule chooses carry the planted taste, from :func:`chosen`."""
     data = drawn(table, "taste", "rule", "items")
     whole = float(table["taste in the whole history"].iloc[0])
-    few = data[data["items"] == data["items"].min()]
-    words = [f"{rule} {value:.2f}" for rule, value in zip(few["rule"], few["value"], strict=True)]
     return curve(
         publish,
         data,
         f"05_taste_{task}",
         made_by=chosen,
         title=f"{task.replace('_', '-')}: what each rule chooses",
-        alt=f"Line plot of the {_TASTE}, by rule and number of items. At "
-        f"{int(few['items'].iloc[0])} items: {', '.join(words)}; whole history {whole:.2f}.",
         caption=f"The {_TASTE}; 95 % intervals over {span(data['n'])} test users, one choice per "
         "user. No model takes part: a rule far below the line hides the taste from everything "
         "that follows",

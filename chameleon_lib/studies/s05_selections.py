@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from chameleon_lib.core.case import Case
+from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import PreparedUser, check_pair_count, keep_different
 from chameleon_lib.core.settings import EditSettings
@@ -23,12 +23,9 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.progress import tell
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.studies.answering import Exam
-from chameleon_lib.studies.arms import draw_group
+from chameleon_lib.studies.arms import Exam, draw_group, reference_answers, score_cell
 from chameleon_lib.studies.data import TaskData, without_gold
-from chameleon_lib.studies.grid import Desk, Plan, run_grid, studied
-from chameleon_lib.studies.results import Arm, Cell, Run, sorted_ids
-from chameleon_lib.studies.scoring import reference_answers, score_cell
+from chameleon_lib.studies.run import Arm, Cell, Desk, Plan, Run, run_grid, sorted_ids, studied
 from chameleon_lib.studies.study import Study
 from chameleon_lib.studies.sweeps import Results, ask
 
@@ -65,11 +62,8 @@ _NO_PAIR = (
 class Selection:
     """One condition.
 
-    Attributes:
-        rule: One of :data:`RULES`.
-        k: Items, at most.
-        arms: ``prompts`` are Instruct and Instruct with insight; ``edit`` adds the paper's edit,
-            ``fitted`` both edits.
+    Its arms are Instruct and Instruct with insight (``prompts``), with the paper's edit (``edit``)
+    or with both edits (``fitted``).
     """
 
     rule: str
@@ -88,17 +82,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class Design:
-    """What of the study is run.
+    """What of the study is run: upper limits of users, 0 for the run's own; and at which numbers
+    of items the fitted edit and the controls are made, empty for all.
 
-    Attributes:
-        tasks: Tasks of the figure.
-        n_train: Train users, at most; 0 for the profile's number.
-        n_test: Test users, at most; 0 for the profile's number.
-        group_size: Users per group, at most; 0 for the settings' number.
-        fitted_items: Numbers of items at which the fitted edit is made; empty for all.
-        control_items: Numbers of items at which the controls are run; empty for all.
-        control_arms: Arms under each control; ``fitted`` where it does not say.
-        world: Knobs of the embedded world.
+    A control that ``control_arms`` does not name has all arms; ``world`` are knobs of the embedded
+    world.
     """
 
     tasks: tuple[str, ...] = ("LaMP_2", "LaMP_3")
@@ -113,9 +101,7 @@ class Design:
     def selections(self, items: str, paper_items: int) -> list[Selection]:
         """The conditions of a run: the paper's rule at every number of items, then the controls.
 
-        Args:
-            items: Numbers of items, divided by commas.
-            paper_items: The paper's number, which all claims refer to.
+        All claims refer to the paper's number of items.
 
         Raises:
             UserError: No list of numbers, or one without the paper's.
@@ -196,17 +182,15 @@ def run(
 ) -> Run:
     """Compute Figure 5.
 
+    Test users are those that every backbone can read in every condition.
+
     Args:
         profile: Sizes, backbones and data of the run.
         settings: Every choice of the method; rule and number of items are varied.
         items: Numbers of items, divided by commas; ``selection_k`` must be among them.
         data_dir: Folder of official LaMP files; empty for the embedded world.
-        design: What is run of the full design; by default all of it on official files, and
-            :data:`DEMO` in the embedded world.
-        options: More of :func:`chameleon_lib.studies.grid.run_grid`.
-
-    Returns:
-        A run whose test users are those that every backbone can read in every condition.
+        design: By default all of it on official files, and :data:`DEMO` in the embedded world.
+        options: More of :func:`chameleon_lib.studies.run.run_grid`.
     """
     design = design or (FULL if data_dir else DEMO)
     sized = replace(
@@ -229,10 +213,9 @@ def run(
 def choices(
     done: Run, task: str, items: str = ITEMS, *, store: ArtifactStore | None = None
 ) -> Choices:
-    """What every rule chooses at every number of items, whether or not it was run.
+    """(rule, items) → what every rule chooses, as indices per test user, run or not.
 
-    Returns:
-        (rule, items) → indices per test user. No backbone takes part in this.
+    No backbone takes part in this.
     """
     chosen = set(done.test_users[task])
     users = [user for user in done.data[task].test if user.id in chosen]
@@ -245,16 +228,6 @@ def choices(
     return found
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """One backbone under one selection: its study, and the users that it can read."""
-
-    study: Study
-    train: list[PreparedUser]
-    test: list[PreparedUser]
-    counts: dict[str, int]
-
-
 def _compute(plan: Plan, backbone: str, *, selections: Sequence[Selection]) -> list[Cell]:
     data = plan.data()
     own = _ready(plan, backbone, data, selections)
@@ -263,24 +236,22 @@ def _compute(plan: Plan, backbone: str, *, selections: Sequence[Selection]) -> l
         if name != backbone:
             # From the end: whoever of two workers is done first meets the other halfway.
             every.append(_ready(plan, name, data, selections[::-1]))
-    test = _common(ready.test for part in every for ready in part.values())
+    test = _common(desk.test for part in every for desk, _ in part.values())
     edited = [selection for selection in selections if selection.arms != "prompts"]
-    train = _common(part[selection].train for part in every for selection in edited)
+    train = _common(part[selection][1] for part in every for selection in edited)
     cells = []
-    for selection, ready in own.items():
+    for selection, (desk, ready) in own.items():
         tell(f"{backbone} {plan.task}: {selection.name}, {len(test)} test users")
-        some = replace(
-            ready,
-            train=[user for user in ready.train if user.user.id in train],
-            test=[user for user in ready.test if user.user.id in test],
-        )
-        cells.append(_cell(selection, some, data, plan.draws))
+        tested = [user for user in desk.test if user.user.id in test]
+        trained = [user for user in ready if user.user.id in train]
+        cells.append(_cell(selection, replace(desk, test=tested), trained, plan.draws))
     return cells
 
 
 def _ready(
     plan: Plan, backbone: str, data: TaskData, selections: Sequence[Selection]
-) -> dict[Selection, _Ready]:
+) -> dict[Selection, tuple[Desk, list[PreparedUser]]]:
+    """What each selection starts from, and the train users that it can read."""
     found = {}
     for selection in selections:
         study = plan.study(backbone, selection.settings(plan.settings))
@@ -288,7 +259,7 @@ def _ready(
         train: list[PreparedUser] = []
         if selection.arms != "prompts":
             train, _ = study.prepare(without_gold(data.train))
-        found[selection] = _Ready(study, train, test.users, test.counts)
+        found[selection] = Desk(study, data, test.users, test.counts), train
     return found
 
 
@@ -297,15 +268,17 @@ def _common(parts: Iterable[Sequence[PreparedUser]]) -> set[str]:
     return set.intersection(*({user.user.id for user in part} for part in parts))
 
 
-def _cell(selection: Selection, ready: _Ready, data: TaskData, draws: Sequence[int]) -> Cell:
+def _cell(
+    selection: Selection, desk: Desk, train: Sequence[PreparedUser], draws: Sequence[int]
+) -> Cell:
     """The arms of one backbone under one selection, on the users that all have in common."""
-    study, test, name = ready.study, ready.test, selection.name
+    study, test, data, name = desk.study, desk.test, desk.data, selection.name
     arms: dict[Arm, tuple[str, Edit | None]] = {
         Arm(kind): (kind, None) for kind in ("instruct", "insight")
     }
     logs: list[dict[str, Any]] = [{}]
     if selection.arms != "prompts":
-        edits, logs = _edits(study, selection, ready.train, draws)
+        edits, logs = _edits(study, selection, train, draws)
         arms |= {arm: ("instruct", edit) for arm, edit in edits.items()}
     results: Results = {}
     exam = Exam(study, test, reference_answers(study, data, test))
@@ -316,7 +289,7 @@ def _cell(selection: Selection, ready: _Ready, data: TaskData, draws: Sequence[i
         "items": selection.k,
     }
     logs = [{**log, **of_all} for log in logs]
-    cell = score_cell(Desk(study, data, test, ready.counts), results[name], logs, name)
+    cell = score_cell(desk, results[name], logs, name)
     cell.scores["insight"].update(_prompt_scores(data, test, study.settings))
     return cell
 
@@ -329,17 +302,16 @@ def _edits(
     A rule may show the model so little of a few users that both prompts get the same answers: such
     a group has no edit, and its log says 0 pairs.
     """
-    settings, cases = study.settings, {}
+    settings = study.settings
     ids = {
         i: {user.user.id for user in draw_group(train, settings.group_size, i)} for i in draws
     }
     pairs = study.pairs([user for user in train if user.user.id in set().union(*ids.values())])
-    for i in draws:
-        own = [pair for pair in pairs if pair.user_id in ids[i]]
-        cases[i] = Case(study, *keep_different(own, settings), own, i)
     edits: dict[Arm, Edit] = {}
     logs = []
-    for i, case in cases.items():
+    for i in draws:
+        own = [pair for pair in pairs if pair.user_id in ids[i]]
+        case = Case(study, *keep_different(own, settings), own, i)
         own_log: dict[str, Any] = {
             "draw": i,
             "users": len(ids[i]),
@@ -356,8 +328,8 @@ def _edits(
         edits[Arm("chameleon", i)] = case.edit("paper")
         own_log["layers"] = list(case.layers)
         if selection.arms == "fitted":
-            fit = study.preference_fit(case.contrasts, seed=i)
-            edits[Arm("fitted", i)], own_log["fit"] = fit.edit, fit.log()
+            edits[Arm("fitted", i)] = case.edit("fitted")
+            own_log["fit"] = case.fits["fitted"].log()
     return edits, logs
 
 

@@ -7,7 +7,8 @@ stages for directions once more.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from chameleon_lib.core.directions import fit_directions
+from chameleon_lib.core.directions import find_directions
 from chameleon_lib.core.pairs import PreferencePair, keep_different
 from chameleon_lib.core.task import get_task
-from chameleon_lib.data.metrics import higher_is_better
 from chameleon_lib.kit.figures import FigureOutput
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import Estimate
@@ -29,6 +29,7 @@ from chameleon_lib.studies.arms import draw_group
 from chameleon_lib.studies.data import without_gold
 from chameleon_lib.studies.frame import (
     Claim,
+    Row,
     better,
     columns_of,
     contrast,
@@ -40,15 +41,15 @@ from chameleon_lib.studies.frame import (
     methods_in,
     pick,
     places,
+    tabulate,
 )
 from chameleon_lib.studies.methods import (
     FITTED,
     PAPER,
     controls_of,
     method_of,
-    title_of,
 )
-from chameleon_lib.studies.results import Cell, Run, split_of
+from chameleon_lib.studies.run import Cell, Run, split_of
 from chameleon_lib.studies.s03_ladder import chance
 from chameleon_lib.studies.study import Study
 
@@ -82,44 +83,27 @@ def factorial_effect(part: pd.DataFrame, edit: str, effect: str, metric: str) ->
 
 def two_by_two(frame: pd.DataFrame) -> pd.DataFrame:
     """Insight × edit for both edits, every task and model."""
-    rows = []
-    for (task, model), part in places(frame, "task", "model"):
-        metric = get_task(task).metrics[0]
+
+    def rows(part: pd.DataFrame) -> Iterator[Row]:
         for edit in EDITS:
             for effect in factorial(edit):
-                measured = {metric: "change", "margin": "margin change"}
-                rows.append(
-                    {
-                        "task": task.replace("_", "-"),
-                        "family": title_of(model),
-                        "edit": method_of(edit).title,
-                        "effect": effect,
-                        "metric": metric,
-                        **columns_of(measured, factorial_effect, part, edit, effect),
-                    }
-                )
-    return counts_last(pd.DataFrame(rows))
+                shown = {"edit": method_of(edit).title, "effect": effect}
+                yield shown, partial(factorial_effect, part, edit, effect)
+
+    return counts_last(tabulate(frame, rows, "change"))
 
 
 def against_controls(frame: pd.DataFrame) -> pd.DataFrame:
     """Both edits minus each of their control directions."""
-    rows = []
-    for (task, model), part in places(frame, "task", "model"):
-        metric, there = get_task(task).metrics[0], {method.id for method in methods_in(part)}
+
+    def rows(part: pd.DataFrame) -> Iterator[Row]:
+        there = {method.id for method in methods_in(part)}
         for edit in EDITS:
             for control in (name for name in controls_of(edit) if name in there):
-                measured = {metric: "change", "margin": "margin change"}
-                rows.append(
-                    {
-                        "task": task.replace("_", "-"),
-                        "family": title_of(model),
-                        "edit": method_of(edit).title,
-                        "control": _name(control),
-                        "metric": metric,
-                        **columns_of(measured, difference, part, edit, control),
-                    }
-                )
-    return counts_last(pd.DataFrame(rows))
+                shown = {"edit": method_of(edit).title, "control": _name(control)}
+                yield shown, partial(difference, part, edit, control)
+
+    return counts_last(tabulate(frame, rows, "change"))
 
 
 def _name(control: str) -> str:
@@ -159,32 +143,6 @@ def verdicts(run: Run, notebook: str) -> list[Verdict]:
             ]
     csv = "tables/controls_a_insight_edit.csv"
     return judge(claims, section="4.2", notebook=notebook, csv=csv)
-
-
-def _sides(table: pd.DataFrame) -> tuple[int, int]:
-    """In how many rows the whole interval of ``change`` is a gain, and in how many a loss."""
-    up = np.array([higher_is_better(metric) for metric in table["metric"]])
-    above, below = table["change_low"] > 0, table["change_high"] < 0
-    return int(np.where(up, above, below).sum()), int(np.where(up, below, above).sum())
-
-
-def sentences(insight_edit: pd.DataFrame, directions: pd.DataFrame) -> str:
-    """In how many places every effect and every margin over a control is a gain, or a loss.
-
-    Args:
-        insight_edit: Of :func:`two_by_two`.
-        directions: Of :func:`against_controls`.
-    """
-    found: dict[str, list[str]] = {}
-    for column, table in (("effect", insight_edit), ("control", directions)):
-        for (edit, name), part in table.groupby(["edit", column], sort=False):
-            gains, losses = _sides(part)
-            minus = "minus " if column == "control" else ""
-            found.setdefault(str(edit), []).append(f"{minus}{name} {gains}/{losses}/{len(part)}")
-    return "\n".join(
-        f"{edit}; gains, losses and combinations of task and model: {'; '.join(counts)}."
-        for edit, counts in found.items()
-    )
 
 
 def factorial_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureOutput:
@@ -330,36 +288,17 @@ def _between(
 
 
 def _directions(study: Study, h_p: Tensor, h_n: Tensor, seed: int) -> dict[str, Tensor]:
-    found = fit_directions(h_p, h_n, study.settings, seed, diagnostics=False)
+    found = find_directions("paper", h_p, h_n, study.settings, seed)
     mean = (h_p.double() - h_n.double()).mean(dim=1)
     return {"difference": mean, "theta_p": found.theta_p, "theta_n": found.theta_n}
 
 
-def rank_correlation(table: pd.DataFrame, one: str, other: str) -> float:
-    """Spearman's rank correlation of two columns."""
-    ranks = table[[one, other]].rank()
-    return float(ranks[one].corr(ranks[other]))
-
-
-def agreement_sentence(table: pd.DataFrame) -> str:
-    """What the agreements say about success, with the number of cells."""
-    words = [
-        f"Over {len(table)} cells (backbones × tasks), a description and no test: rank correlation "
-        "of the margin change with each agreement."
-    ]
-    for title in _EDIT_NAMES.values():
-        parts = [
-            f"{name} {rank_correlation(table, name, f'{title}, margin change'):+.2f}"
-            for name in AGREEMENTS.values()
-        ]
-        words.append(f"{title.capitalize()}: {', '.join(parts)}.")
-    half = table[AGREEMENTS["theta_n"]]
-    words.append(
-        f"The halves of a group find θP again at a mean cosine of "
-        f"{table[AGREEMENTS['theta_p']].mean():.2f} and θN at {half.mean():.2f} "
-        f"(lowest {half.min():.2f}); two random directions have {table[CHANCE].mean():.2f}."
-    )
-    return " ".join(words)
+def correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of every agreement with both margin changes, over the cells."""
+    ranks = table.select_dtypes("number").rank()
+    changes = [f"{title}, margin change" for title in _EDIT_NAMES.values()]
+    found = ranks.corr().loc[list(AGREEMENTS.values()), changes]
+    return found.rename_axis("agreement").reset_index().assign(n=len(table))
 
 
 def agreement_figure(table: pd.DataFrame, publish: Publisher) -> FigureOutput:

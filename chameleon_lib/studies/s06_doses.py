@@ -9,7 +9,7 @@ gain accuracy with it; the margin between the user's and the generic answer does
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ import pandas as pd
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import PreparedUser, fit_context
 from chameleon_lib.core.settings import EditSettings
-from chameleon_lib.core.task import User, get_task
+from chameleon_lib.core.task import User
 from chameleon_lib.kit.figures import FigureOutput
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.progress import tell
@@ -28,15 +28,14 @@ from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import NOT_RUN, Estimate
 from chameleon_lib.kit.tables import span
 from chameleon_lib.kit.verdicts import Verdict
-from chameleon_lib.studies.answering import Exam
-from chameleon_lib.studies.arms import draw_group
+from chameleon_lib.studies.arms import Exam, draw_group, reference_answers, score_cell
 from chameleon_lib.studies.data import TaskData, without_gold
 from chameleon_lib.studies.frame import (
     NOT_IN_PAPER,
     Claim,
+    Row,
     Term,
     better,
-    columns_of,
     contrast,
     curve,
     difference,
@@ -44,13 +43,12 @@ from chameleon_lib.studies.frame import (
     judge,
     pick,
     places,
+    tabulate,
     where_defined,
 )
-from chameleon_lib.studies.grid import Desk, Plan, run_grid, studied
-from chameleon_lib.studies.methods import FITTED, PAPER, method_of, title_of
-from chameleon_lib.studies.results import Arm, Cell, Run, sorted_ids
+from chameleon_lib.studies.methods import FITTED, PAPER, method_of
+from chameleon_lib.studies.run import Arm, Cell, Desk, Plan, Run, run_grid, sorted_ids, studied
 from chameleon_lib.studies.s06_ledger import line_names
-from chameleon_lib.studies.scoring import reference_answers, score_cell
 from chameleon_lib.studies.study import Study
 
 DOSES = (0.25, 0.5, 0.95)
@@ -78,7 +76,7 @@ def run(
         doses: Strengths of the world.
         users: Train users, at most, and test users; a smaller ``max_users`` caps both.
         group: Users per group, at most.
-        options: Those of :func:`chameleon_lib.studies.grid.run_grid`.
+        options: Those of :func:`chameleon_lib.studies.run.run_grid`.
     """
     if profile.data != "demo" or options.get("data_dir"):
         return None
@@ -179,25 +177,19 @@ TITLES = {
 
 def responses(done: Run) -> pd.DataFrame:
     """Every edit against Instruct at every dose: primary metric and margin."""
-    rows = []
-    for (task, model), part in places(done.frame, "task", "model"):
-        metric = get_task(task).metrics[0]
+
+    def rows(part: pd.DataFrame) -> Iterator[Row]:
+        task, model = (part[name].iloc[0] for name in ("task", "model"))
         for method, title in TITLES.items():
             for condition, strength in doses_of(done).items():
+                logs = [log for cell in done.at(task, model, condition) for log in cell.draws]
+                kept = float(np.mean([log["kept"] for log in logs]))
+                shown = {"edit": title, "strength": strength, "pairs kept": kept}
                 at = pick(part, condition=condition)
-                row: dict[str, Any] = {
-                    "task": task.replace("_", "-"),
-                    "family": title_of(model),
-                    "edit": title,
-                    "strength": strength,
-                    "metric": metric,
-                }
-                for name in (metric, "margin"):
-                    row |= columns_of({name: f"{name} change"}, difference, at, method, "instruct")
-                cells = done.at(task, model, condition)
-                kept = [log["kept"] for cell in cells for log in cell.draws]
-                rows.append(row | {"pairs kept": float(np.mean(kept))})
-    return pd.DataFrame(rows)
+                yield shown, partial(difference, at, method, "instruct")
+
+    table = tabulate(done.frame, rows)
+    return table.assign(**{"pairs kept": table.pop("pairs kept")})
 
 
 def slope(part: pd.DataFrame, doses: dict[str, float], method: str, against: str, metric: str
@@ -227,19 +219,12 @@ def slope(part: pd.DataFrame, doses: dict[str, float], method: str, against: str
 
 def slopes(done: Run) -> pd.DataFrame:
     """Slopes of the differences to Instruct, per unit of strength."""
-    rows = []
-    for (task, model), part in places(done.frame, "task", "model"):
+
+    def rows(part: pd.DataFrame) -> Iterator[Row]:
         for method, title in TITLES.items():
-            row: dict[str, Any] = {
-                "task": task.replace("_", "-"),
-                "family": title_of(model),
-                "edit": title,
-            }
-            for name in (get_task(task).metrics[0], "margin"):
-                measured = {name: f"{name} slope"}
-                row |= columns_of(measured, slope, part, doses_of(done), method, "instruct")
-            rows.append(row)
-    return pd.DataFrame(rows)
+            yield {"edit": title}, partial(slope, part, doses_of(done), method, "instruct")
+
+    return tabulate(done.frame, rows, "{metric} slope").drop(columns="metric")
 
 
 def verdicts(done: Run | None, profile: RunProfile, notebook: str) -> list[Verdict]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from chameleon_lib.kit.tables import estimate_columns, span
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.studies.frame import (
     Claim,
+    Row,
     alike,
     better,
     columns_of,
@@ -33,9 +34,10 @@ from chameleon_lib.studies.frame import (
     matrix,
     pick,
     places,
+    tabulate,
 )
 from chameleon_lib.studies.methods import FITTED, PAPER, method_of, short_of, title_of
-from chameleon_lib.studies.results import Run, split_of
+from chameleon_lib.studies.run import Run, split_of
 from chameleon_lib.studies.s06_readings import (
     DEFAULT,
     STRENGTHS,
@@ -187,23 +189,14 @@ def open_points(run: Run) -> pd.DataFrame:
 def strengths(frame: pd.DataFrame) -> pd.DataFrame:
     """Both edits against Instruct at every strength (A12)."""
     names = {strength_of(alpha).title if alpha != 1 else DEFAULT: alpha for alpha in STRENGTHS}
-    rows = []
-    for (task, model), part in places(frame, "task", "model"):
-        metric = get_task(task).metrics[0]
+
+    def rows(part: pd.DataFrame) -> Iterator[Row]:
         for edit in (PAPER, FITTED):
             for name, strength in names.items():
-                row: dict[str, Any] = {
-                    "task": task.replace("_", "-"),
-                    "family": title_of(model),
-                    "edit": method_of(edit).title,
-                    "strength": strength,
-                    "metric": metric,
-                }
-                at, measured = pick(part, condition=name), {metric: "change"}
-                found = columns_of(measured, difference, at, edit, "instruct")
-                margin = {"margin": "margin change"}
-                rows.append(row | found | columns_of(margin, difference, at, edit, "instruct"))
-    return pd.DataFrame(rows)
+                shown = {"edit": method_of(edit).title, "strength": strength}
+                yield shown, partial(difference, pick(part, condition=name), edit, "instruct")
+
+    return tabulate(frame, rows, "change")
 
 
 def rescue(
@@ -252,40 +245,6 @@ def verdicts(run: Run, notebook: str) -> list[Verdict]:
 
 
 # ---- How it is shown
-
-
-def _beyond(table: pd.DataFrame, column: str) -> pd.Series:
-    """Which rows have an interval that leaves 0 out."""
-    return (table[f"{column}_low"] > 0) | (table[f"{column}_high"] < 0)
-
-
-def sentence(run: Run, table: pd.DataFrame) -> str:
-    """Which ambiguities matter? ``table`` is that of :func:`effects`."""
-    tests = n_tests(run.frame)
-    words = [f"{tests} comparisons with the default, at 95 % and widened to cover all at once:"]
-    for column, wide, what in (
-        ("against the default", "against the default, widened", "the answers"),
-        ("added, against the default", "added, widened", "what the edit adds to its prompt"),
-    ):
-        listed = [
-            f"{row['id']} {row['reading']} ({row['family'].split(' ')[0]}, {row[column]:+.3f})"
-            for _, row in table[_beyond(table, wide)].iterrows()
-        ]
-        words.append(
-            f"{_beyond(table, column).sum()} and {len(listed)} move {what}"
-            + (f" ({'; '.join(listed)})." if listed else ".")
-        )
-    rescued = [
-        f"{variant.title} ({short_of(model)})"
-        for task, model, variant, rows in readings_in(run.frame)
-        if min(one.low for one in rescue(run.frame, task, variant, rows, tests)) > 0
-    ]
-    words.append(
-        "Readings under which the edit adds something, and more than by default, at that width: "
-        f"{'; '.join(rescued) or 'none'}. They were compared on test users, so none of them is a "
-        "recommendation."
-    )
-    return " ".join(words)
 
 
 def ledger_figure(run: Run, table: pd.DataFrame, task: str, publish: Publisher) -> FigureOutput:

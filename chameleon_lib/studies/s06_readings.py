@@ -30,13 +30,17 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.progress import tell
-from chameleon_lib.studies.answering import Exam, prompt_texts
-from chameleon_lib.studies.arms import draw_group
+from chameleon_lib.studies.arms import (
+    Exam,
+    draw_group,
+    prompt_texts,
+    reference_answers,
+    score_cell,
+    with_gold,
+)
 from chameleon_lib.studies.data import without_gold
-from chameleon_lib.studies.grid import Desk, Plan, run_grid, studied
 from chameleon_lib.studies.methods import FITTED, PAPER
-from chameleon_lib.studies.results import Arm, Cell, Run
-from chameleon_lib.studies.scoring import reference_answers, score_cell, with_gold
+from chameleon_lib.studies.run import Arm, Cell, Desk, Plan, Run, run_grid, studied
 from chameleon_lib.studies.study import Study
 
 DEFAULT = "default"
@@ -258,7 +262,7 @@ def run(
         profile: Sizes and data; its studied backbones are used.
         settings: The defaults, of which every variant changes one reading.
         variants: Readings; those that the profile cannot run are left out.
-        options: Those of :func:`chameleon_lib.studies.grid.run_grid`.
+        options: Those of :func:`chameleon_lib.studies.run.run_grid`.
 
     Returns:
         A run with a condition per variant; where a reading is refused in a draw, the log of the

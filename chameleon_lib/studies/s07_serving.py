@@ -13,19 +13,18 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
+import pandas as pd
+import torch
 from safetensors.numpy import save
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.core.chameleon import EditProfile
-from chameleon_lib.core.directions import Directions
+from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.pairs import (
-    PreparedUser,
-    keep_different,
-    max_new_tokens,
-)
+from chameleon_lib.core.fitting import EditProfile
+from chameleon_lib.core.pairs import PreparedUser, keep_different, max_new_tokens, prompt_texts
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
@@ -35,13 +34,10 @@ from chameleon_lib.serving.agreement import View, distance, view
 from chameleon_lib.serving.export import Export, check_form, export_edit
 from chameleon_lib.serving.mixed import mixed_users
 from chameleon_lib.serving.store import ProfileStore
-from chameleon_lib.studies.answering import Exam, prompt_texts
-from chameleon_lib.studies.arms import draw_group
+from chameleon_lib.studies.arms import Exam, draw_group, reference_answers
 from chameleon_lib.studies.data import TaskData, available_tasks, load_task_data, without_gold
-from chameleon_lib.studies.grid import Plan
-from chameleon_lib.studies.loading import settings_for
-from chameleon_lib.studies.scoring import reference_answers
-from chameleon_lib.studies.study import Study
+from chameleon_lib.studies.run import Plan
+from chameleon_lib.studies.study import Study, settings_for
 
 LEARNED, ASKED = 6, 2  # queries of a user of the embedded world
 MEMBERS = 10  # users whose pairs make one edit where every user has one query
@@ -49,28 +45,21 @@ POOLED = "all of them"  # name of the profile of everybody's pairs
 FORMS = {"peft": "PEFT adapter", "merged": "merged weights", "gguf": "GGUF adapter"}
 SERVER_RANK = 8  # the smallest that vLLM takes beside 1
 PADDED = f"peft, rank {SERVER_RANK}"
-SOLVERS = ("reference", "span")
+ORDERS, EDITED, EQUAL = "same order of layers", "same edited layers", "equal edited answers"
 _SEED = 0  # the draw of Table 1's group on which the solvers are compared
 _PROMPTS = 3  # of the comparison with the hook
 
 
 @dataclass(frozen=True)
 class Served:
-    """A user who is served.
-
-    Attributes:
-        name: What tables call the user.
-        asks: With queries that no fit has seen.
-        profile: The edit that answers.
-    """
+    """A user who asks queries that no fit has seen, under what name, and the edit that answers."""
 
     name: str
     asks: PreparedUser
     profile: EditProfile
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row of a batch: a prompt and the profile that edits it, or None."""
 
     prompt: str
@@ -79,14 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Service:
-    """One base and its users.
-
-    Attributes:
-        study: Backbone, task and settings.
-        data: Where the users come from.
-        served: The users.
-        pooled: The paper's edit from all pairs of the fits.
-    """
+    """One base and its users, each with an edit; ``pooled`` is the paper's, from all pairs."""
 
     study: Study
     data: TaskData
@@ -117,8 +99,8 @@ class Service:
 
     def together(self, rows: Sequence[Row]) -> list[str]:
         """Answers to all rows in one batch, each under its own edit."""
-        edit = Edit.stack([self._edit(row) for row in rows], allow_missing=True)
-        return self.say([row.prompt for row in rows], edit)
+        edits = [self._edit(row) for row in rows]
+        return self.say([row.prompt for row in rows], Edit.stack(edits, allow_missing=True))
 
     def alone(self, rows: Sequence[Row]) -> list[str]:
         """Answers to every row by itself."""
@@ -153,14 +135,6 @@ def run(
     store: ArtifactStore | None = None,
 ) -> list[Service]:
     """The service on every studied backbone.
-
-    Args:
-        profile: Run profile.
-        settings: Of :func:`settings_of`.
-        task: Task name.
-        users: How many are served.
-        data_dir: Folder of official LaMP files; empty for the embedded world.
-        store: Artifact store; the default one if None.
 
     Raises:
         UserError: Fewer than two users, too few in the files, or a user without a single pair.
@@ -219,7 +193,6 @@ class Shipped:
     """What came out of the compiler.
 
     Attributes:
-        service: Base and users.
         exports: (profile, form) → export.
         untouched: (profile, form) → whether the base answered bit for bit as before while the
             adapter was loaded and disabled (``peft``), or after the export.
@@ -285,15 +258,10 @@ def ship(service: Service, rows: Sequence[Row]) -> Shipped:
                 if form == "peft":
                     exported[name] = target
         if {row.profile for row in rows if row.profile} <= set(exported):
+            asked, profiles = zip(*rows, strict=True)
             limit = max_new_tokens(service.study.task, service.study.settings)
             with mixed_users(backbone, exported) as batch:
-                shipped.mixed.extend(
-                    batch.generate(
-                        [row.prompt for row in rows],
-                        [row.profile for row in rows],
-                        max_new_tokens=limit,
-                    )
-                )
+                shipped.mixed.extend(batch.generate(asked, profiles, max_new_tokens=limit))
     return shipped
 
 
@@ -312,74 +280,71 @@ def _tensor_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in found)
 
 
-@dataclass(frozen=True)
-class Solved:
-    """Table 1's first group, solved by both CCS solvers.
-
-    Attributes:
-        task: Task name.
-        backbone: Id of the backbone.
-        pairs: Pairs of the group.
-        settings: Settings of the fits.
-        directions: Solver → directions of all layers.
-        said: Solver → answers under its edit; ``none`` → answers without one.
-        n: Test users.
-    """
-
-    task: str
-    backbone: str
-    pairs: int
-    settings: EditSettings
-    directions: dict[str, Directions]
-    said: dict[str, list[str]]
-    n: int
-
-
-def solve_twice(
+def solver_table(
     profile: RunProfile,
     settings: EditSettings,
     *,
     data_dir: str = "",
     max_users: int = 0,
     store: ArtifactStore | None = None,
-) -> list[Solved]:
-    """The fast CCS solver beside the reference, per task and studied backbone, on one group.
+) -> pd.DataFrame:
+    """The fast CCS solver beside the reference: one row per task and studied backbone.
 
     Groups, pairs and activations are Table 1's, so what it computed is met again. The fast solver
     minimises the same objective further than AdamW's budget does (``ccs_solver`` span), so losses
     and directions may differ; what becomes of that is counted.
 
-    Args:
-        profile: Run profile.
-        settings: Those of Table 1.
-        data_dir: Folder of official LaMP files; empty for the embedded world.
-        max_users: Cap on train and on test users; 0 for the profile's numbers.
-        store: Artifact store; the default one if None.
     """
-    store = store or ArtifactStore()
+    root = (store or ArtifactStore()).root
     tasks, _ = available_tasks(profile, data_dir, settings.eval_split)
     if data_dir:
         settings = settings.with_(pairs_on_too_few="warn")
-    plans = [
-        Plan(profile, settings, task, data_dir, max_users, (_SEED,), store.root) for task in tasks
-    ]
-    return [_solve(plan, name) for plan in plans for name in profile.studied]
+    plans = [Plan(profile, settings, task, data_dir, max_users, (_SEED,), root) for task in tasks]
+    return pd.DataFrame([_solved(plan, name) for plan in plans for name in profile.studied])
 
 
-def _solve(plan: Plan, backbone: str) -> Solved:
+def _solved(plan: Plan, backbone: str) -> dict[str, Any]:
     desk = plan.open(backbone)
     study = desk.study
     train, _ = study.prepare(without_gold(desk.data.train))
     group = {user.user.id for user in draw_group(train, study.settings.group_size, _SEED)}
     pairs = [pair for pair in study.pairs(train) if pair.user_id in group]
-    kept, _ = keep_different(pairs, study.settings)
-    h_p, h_n = study.activations(kept)
-    found: dict[str, Directions] = {}
-    edits: dict[str, tuple[str, Edit | None]] = {"none": ("instruct", None)}
-    for solver in SOLVERS:
-        other = plan.study(backbone, study.settings.with_(ccs_solver=solver))
-        found[solver] = other.directions("paper", h_p, h_n, _SEED)
-        edits[solver] = ("instruct", found[solver].to_edit(other.settings))
+    kept, identical = keep_different(pairs, study.settings)
+    cases = [
+        Case(study.with_(ccs_solver=solver), kept, identical, pairs, _SEED)
+        for solver in ("reference", "span")
+    ]
     exam = Exam(study, desk.test, reference_answers(study, desk.data, desk.test))
-    said = {name: answers.texts for name, answers in exam.answer(edits).items()}
-    return Solved(plan.task, backbone, len(kept), study.settings, found, said, len(desk.test))
+    edits: list[Edit | None] = [None, *(case.edit("paper") for case in cases)]
+    arms = {at: ("instruct", edit) for at, edit in enumerate(edits)}
+    base, *both = (np.array(said.texts) for said in exam.answer(arms).values())
+    equal = both[0] == both[1]
+    edited = (both[0] != base) | (both[1] != base)
+    reference, span = (case.main for case in cases)
+    orders = [torch.argsort(found.ccs_loss, stable=True).tolist() for found in (reference, span)]
+    layers = [case.layers for case in cases]
+    alike = torch.cosine_similarity(reference.theta_n.double(), span.theta_n.double(), dim=-1)
+    return {
+        "task": plan.task.replace("_", "-"),
+        "backbone": backbone,
+        "pairs": len(kept),
+        "mean loss, reference": float(reference.ccs_loss.mean()),
+        "mean loss, span": float(span.ccs_loss.mean()),
+        "layers by loss, reference": _listed(orders[0]),
+        "layers by loss, span": _listed(orders[1]),
+        ORDERS: orders[0] == orders[1],
+        "edited, reference": _listed(layers[0]),
+        "edited, span": _listed(layers[1]),
+        EDITED: layers[0] == layers[1],
+        "θN alike (mean |cos|)": float(alike.abs().mean()),
+        EQUAL: float(equal.mean()),
+        "answers that an edit changes": int(edited.sum()),
+        "equal among these": float(equal[edited].mean()) if edited.any() else 1.0,
+        "n": len(desk.test),
+        "seeds": 1,
+    }
+
+
+def _listed(layers: Sequence[int]) -> str:
+    # No bare number: a table must not take the list of one layer for a measurement.
+    return f"[{' '.join(map(str, layers))}]"

@@ -18,30 +18,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 
-from chameleon_lib.kit.figures import FigureOutput, dot_ci
+from chameleon_lib.kit.figures import FigureOutput
 from chameleon_lib.kit.models import MODELS
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import bootstrap_metric, sums_by_user
 from chameleon_lib.kit.tables import estimate_columns, round_sig
 from chameleon_lib.serving.factors import projection
-from chameleon_lib.studies.results import FAMILY_TITLES
+from chameleon_lib.studies.frame import forest
+from chameleon_lib.studies.run import FAMILY_TITLES
 from chameleon_lib.studies.s07_serving import (
     FORMS,
     PADDED,
     SERVER_RANK,
-    SOLVERS,
     Row,
     Service,
     Shipped,
-    Solved,
 )
 
 UNEDITED = "no edit"
-ORDERS, EDITED, EQUAL = "same order of layers", "same edited layers", "equal edited answers"
 PAPER = ("mistralai/Mistral-7B-Instruct-v0.3", "google/flan-t5-xxl")
 _MILLION = 10**6
 _HALF, _FULL = 2, 4  # bytes per number: bfloat16, float32
@@ -50,9 +46,7 @@ _HALF, _FULL = 2, 4  # bytes per number: bfloat16, float32
 def answer_table(service: Service, answers: Sequence[str]) -> pd.DataFrame:
     """One line per user: what the model says without an edit, under the own one, the pooled one.
 
-    Args:
-        service: The service.
-        answers: To its ``one_query`` rows: three per user.
+    ``answers`` are those to the rows of ``Service.one_query``, three per user.
     """
     said = iter(answers)
     return pd.DataFrame(
@@ -74,10 +68,7 @@ def batch_table(
 ) -> pd.DataFrame:
     """How many answers of the one batch equal those of every other way to serve it.
 
-    Args:
-        service: The service.
-        rows: The batch.
-        ways: Way → its answers; the first is the reference.
+    ``ways`` are the answers of every way; the first is the reference.
     """
     (reference, expected), *others = ways.items()
     layers = {service.profiles[row.profile].edit.layers for row in rows if row.profile}
@@ -130,14 +121,8 @@ def decade(error: float) -> float:
 
 @dataclass(frozen=True)
 class Shape:
-    """What sizes follow from.
-
-    Attributes:
-        layers: Edited layers.
-        width: Width of the MLP output.
-        inner: Width inside the MLP.
-        total: All weights of the base.
-        written: Weights that multiply an answer token.
+    """What sizes follow from: edited layers, widths of the MLP's output and inside, all weights of
+    the base, and those that multiply an answer token.
     """
 
     layers: int
@@ -149,8 +134,7 @@ class Shape:
     @classmethod
     def known(cls, name: str) -> Shape:
         """The shape of a model whose sizes are published, all layers edited."""
-        model = MODELS[name]
-        weights = model.weights
+        model, weights = MODELS[name], MODELS[name].weights
         return cls(model.layers, model.width, model.inner, weights.total, weights.written)
 
     def directions(self, bytes_each: int) -> int:
@@ -229,13 +213,10 @@ def sizes_at_scale() -> pd.DataFrame:
             "n": 1,
             "seeds": 1,
         }
-        for name, shape in _paper_shapes()
+        for name in PAPER
+        for shape in [Shape.known(name)]
         for form, size in forms(shape).items()
     )
-
-
-def _paper_shapes() -> list[tuple[str, Shape]]:
-    return [(name, Shape.known(name)) for name in PAPER]
 
 
 def size_figure(sizes: pd.DataFrame, publish: Publisher) -> FigureOutput:
@@ -243,28 +224,21 @@ def size_figure(sizes: pd.DataFrame, publish: Publisher) -> FigureOutput:
     drawn = sizes[["backbone", "form", "MB per user", "n", "seeds"]].copy()
     drawn["value"] = [math.log10(size * 1e6) for size in drawn["MB per user"]]
     drawn["ci_low"] = drawn["ci_high"] = drawn["value"]
-    figure = dot_ci(
+    return forest(
+        publish,
         drawn,
+        "07_sizes",
+        made_by=sizes_at_scale,
         title="What one user takes on disk",
-        profile=publish.profile,
+        alt="Dots on a logarithmic scale: directions take least, adapters more, merged weights by "
+        f"far most: {drawn['MB per user'].min():.1f} to {drawn['MB per user'].max():,.0f} MB.",
+        caption="Bytes per user, computed from the shapes of the paper's backbones, all decoder "
+        "layers edited",
         xlabel="bytes, power of ten",
         row="form",
         panel="backbone",
         reference=None,
         better="lower",
-    )
-    words = "; ".join(
-        f"{name}: {part['MB per user'].min():.1f} MB to {part['MB per user'].max():,.0f} MB"
-        for name, part in drawn.groupby("backbone", sort=False)
-    )
-    return publish.figure(
-        figure,
-        "07_sizes",
-        alt=f"Dots on a logarithmic scale, from directions to merged weights. {words}.",
-        caption="Computed from the shapes of the paper's backbones, all decoder layers edited. "
-        f"{words}. ({publish.profile} profile).",
-        data=drawn,
-        made_by=sizes_at_scale,
     )
 
 
@@ -296,7 +270,8 @@ def costs_at_scale() -> pd.DataFrame:
             "n": 1,
             "seeds": 1,
         }
-        for name, shape in _paper_shapes()
+        for name in PAPER
+        for shape in [Shape.known(name)]
         for form, (flops, read) in forms(shape).items()
     )
 
@@ -317,8 +292,8 @@ def whose_edit(service: Service) -> dict[str, Any]:
     by_edit = {user.name: service.say(prompts, user.profile.edit) for user in service.served}
     own = [(at, by_edit[owner][at]) for at, owner in enumerate(owners)]
     others = [
-        (at, answers[at])
-        for name, answers in by_edit.items()
+        (at, said[at])
+        for name, said in by_edit.items()
         for at, owner in enumerate(owners)
         if owner != name
     ]
@@ -343,49 +318,3 @@ def whose_edit(service: Service) -> dict[str, Any]:
         found |= share(others, wanted, "right: another user's edit")
     counts = {"n": len(service.served), "seeds": 1}
     return {name: value for name, value in found.items() if name not in counts} | counts
-
-
-def solver_table(solved: Sequence[Solved]) -> pd.DataFrame:
-    """One row per task and backbone: layers and answers of both solvers."""
-    return pd.DataFrame(map(_solver_row, solved))
-
-
-def _solver_row(one: Solved) -> dict[str, Any]:
-    reference, span = (one.directions[solver] for solver in SOLVERS)
-    orders = [torch.argsort(found.ccs_loss, stable=True).tolist() for found in (reference, span)]
-    edited = [found.choose_layers(one.settings) for found in (reference, span)]
-    base, *both = (one.said[name] for name in ("none", *SOLVERS))
-    equal = [a == b for a, b in zip(*both, strict=True)]
-    changed = [
-        same
-        for same, text, *two in zip(equal, base, *both, strict=True)
-        if any(other != text for other in two)
-    ]
-    return {
-        "task": one.task.replace("_", "-"),
-        "backbone": one.backbone,
-        "pairs": one.pairs,
-        "mean loss, reference": float(reference.ccs_loss.mean()),
-        "mean loss, span": float(span.ccs_loss.mean()),
-        "layers by loss, reference": _listed(orders[0]),
-        "layers by loss, span": _listed(orders[1]),
-        ORDERS: orders[0] == orders[1],
-        "edited, reference": _listed(edited[0]),
-        "edited, span": _listed(edited[1]),
-        EDITED: edited[0] == edited[1],
-        "θN alike (mean |cos|)": _alike(reference.theta_n, span.theta_n),
-        EQUAL: float(np.mean(equal)),
-        "answers that an edit changes": len(changed),
-        "equal among these": float(np.mean(changed)) if changed else 1.0,
-        "n": one.n,
-        "seeds": 1,
-    }
-
-
-def _listed(layers: Sequence[int]) -> str:
-    # No bare number: a table must not take the list of one layer for a measurement.
-    return f"[{' '.join(map(str, layers))}]"
-
-
-def _alike(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float(torch.cosine_similarity(one.double(), other.double(), dim=-1).abs().mean())

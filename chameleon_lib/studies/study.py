@@ -1,18 +1,103 @@
-"""The method on one backbone and task of a run, opened by their names at the first use."""
+"""The method on what a run names: its settings, its models, and one backbone and task of it."""
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
+import torch
+from transformers.utils import logging as transformers_logging
+
+from chameleon_lib import demo
+from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.backbones.embedder import load_embedder
+from chameleon_lib.backbones.load import load_backbone
+from chameleon_lib.backbones.revisions import LOCK_NAME
 from chameleon_lib.core.backbone import Backbone, Embedder
 from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import progress
+from chameleon_lib.kit import counting, paths, progress
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.studies.loading import open_backbone, open_embedder
+
+# Answers of the embedded world are short; real tweets cost the embedded tokenizer more tokens. The
+# fits take half the steps at twice the rate in batches half as large: chosen on train and dev users
+# of the embedded world alone (`candidates`), for the time that they save.
+_FITS = {"fit_steps": 20, "fit_lr": 0.1, "fit_batch": 16}
+SIZES: dict[str, dict[str, Any]] = {
+    "demo": {"decode_insight_tokens": 48, "decode_max_new_tokens": 48, **_FITS},
+    "demo-data": {"decode_insight_tokens": 48, "decode_max_new_tokens": 96, **_FITS},
+}
+
+
+def settings_for(profile: RunProfile, **changes: Any) -> EditSettings:
+    """The paper's settings at the size of a profile."""
+    size: dict[str, Any] = {
+        "group_size": profile.group_size,
+        "group_draws": profile.draws,
+        "group_seeds": tuple(range(profile.draws)),
+        "model_dtype": profile.dtype,
+    }
+    return EditSettings().with_(**{**size, **SIZES.get(profile.name, {}), **changes})
+
+
+def open_backbone(backbone_id: str, settings: EditSettings, profile: RunProfile) -> Backbone:
+    """Load a backbone by its id in the profile: ``demo:<family>:<seed>`` or a hub name.
+
+    The same load is returned again while it is kept: all embedded models, and the latest of the
+    hub. The commit of a hub model is written to ``revisions.json`` beside the outputs.
+    """
+    if backbone_id.startswith("demo:"):
+        return _embedded(backbone_id)
+    return _from_hub(backbone_id, settings.model_dtype, settings.prompts_chat, profile)
+
+
+@lru_cache(maxsize=8)
+def _embedded(backbone_id: str) -> Backbone:
+    """An embedded model; they are small enough to keep."""
+    parts = backbone_id.split(":")
+    if len(parts) != 3:
+        raise UserError(f"Backbone '{backbone_id}' is no embedded model; say demo:<family>:<seed>.")
+    _, family, seed = parts
+    # They are read in a tenth of a second; a bar for each would fill a notebook in JupyterLab.
+    transformers_logging.disable_progress_bar()
+    backbone = load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
+    counting.watch(backbone_id, backbone.model)
+    return backbone
+
+
+_latest: dict[tuple[Any, ...], HFBackbone] = {}  # at most one entry
+
+
+def _from_hub(backbone_id: str, dtype: str, prompts_chat: str, profile: RunProfile) -> Backbone:
+    """A model of the hub; its key holds all that decides the load."""
+    revision = dict(profile.revisions).get(backbone_id)
+    lock = paths.outputs_dir(profile.name) / LOCK_NAME
+    key = (backbone_id, dtype, prompts_chat, profile.quantization, revision, lock)
+    if key not in _latest:
+        # Before the load, not after it as in an lru_cache: two such models may not fit together.
+        _latest.clear()
+        gpu = torch.cuda.is_available()
+        _latest[key] = load_backbone(
+            backbone_id,
+            name=Path(backbone_id).name,
+            dtype=dtype,
+            device="cuda" if gpu else "cpu",
+            prompts_chat=prompts_chat,
+            quantization=profile.quantization,
+            device_map=profile.device_map if gpu else None,
+            revision=revision,
+            lock=lock,
+        )
+        _latest[key].prefix_bytes = profile.prefix_bytes
+    return _latest[key]
+
+
+@lru_cache(maxsize=1)
+def open_embedder(name: str, offline: bool) -> Embedder:
+    return load_embedder(name, offline=offline)
 
 
 class Study(Chameleon):

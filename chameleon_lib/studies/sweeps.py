@@ -13,10 +13,10 @@ import pandas as pd
 
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.kit.stats import Estimate
-from chameleon_lib.studies.answering import Answers, Exam
+from chameleon_lib.studies.arms import Exam
 from chameleon_lib.studies.frame import Claim, pick
 from chameleon_lib.studies.methods import is_papers_decoder, short_of, title_of
-from chameleon_lib.studies.results import Arm, Cell, Run
+from chameleon_lib.studies.run import Answers, Arm, Cell, Run
 
 Asked = Mapping[tuple[str, Arm], tuple[str, Edit | None]]  # (condition, arm) → prompt kind, edit
 Results = dict[str, dict[Arm, Answers]]  # condition → arm → answers

@@ -210,20 +210,6 @@ def test_a_saved_checkpoint_comes_back_in_both_precisions(family: str, tmp_path:
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_a_group_edit_is_fitted_and_moves_the_answers_of_its_users(family: str) -> None:
-    users = train_users(n=3)
-    backbone = small_backbone(family, seed_of(family))
-    profile = Chameleon(backbone, HashEmbedder(), SETTINGS).fit(users)
-    assert profile.edit.theta_p.shape == (len(profile.edit.layers), 24)
-    assert bool(profile.edit.theta_p.isfinite().all() and profile.edit.theta_n.isfinite().all())
-    assert profile.backbone == (backbone.name, backbone.fingerprint)
-    prompts = prompts_of(users[0], users[0].history[:4])
-    ready, answers = backbone.prepare(prompts), ["4"] * len(prompts)
-    moved = backbone.score(ready, answers, edit=profile.edit) - backbone.score(ready, answers)
-    assert moved.abs().min() > 1e-4
-
-
-@pytest.mark.parametrize("family", ALL)
 def test_a_short_context_drops_history_items_with_their_count_and_no_query(family: str) -> None:
     users, context = train_users(n=3), 60
     backbone = small_backbone(family, seed_of(family))

@@ -39,15 +39,6 @@ def test_an_edited_batch_equals_the_naive_loop(family: str, positions: str) -> N
     assert backbone.generate(PROMPTS, max_new_tokens=N, edit=edit) == expected
 
 
-@pytest.mark.parametrize("family", MAIN)
-@pytest.mark.parametrize("positions", [None, "last", "all", "generated"])
-def test_grouped_equals_ungrouped(family: str, positions: str | None) -> None:
-    backbone = make_backbone(family)
-    edit = None if positions is None else make_edit(positions)
-    plain = backbone.generate(PROMPTS, max_new_tokens=N, edit=edit)
-    assert backbone.generate(PROMPTS, max_new_tokens=N, edit=edit, groups=GROUPS) == plain
-
-
 def test_a_group_computes_its_shared_start_once() -> None:
     backbone = make_backbone("mistral")
     prompts = [PROMPTS[3][:-12] + ending for ending in (" one:", " two:", " three:", " four:")]
@@ -182,19 +173,6 @@ def test_the_sampling_noise_draws_from_the_softmax() -> None:
         drawn = (logits + gumbel(keys, step, 4, seed=3)).argmax(dim=1)
         share = torch.bincount(drawn, minlength=4) / len(keys)
         assert torch.allclose(share, logits.softmax(dim=0), atol=0.015)
-
-
-@pytest.mark.parametrize("family", MAIN)
-@pytest.mark.parametrize("positions", ["last", "all"])
-def test_beams_of_an_edit_per_row_equal_beams_of_each_prompt(family: str, positions: str) -> None:
-    backbone, decode = make_backbone(family), DecodeSettings(num_beams=3)
-    edit = make_edit(positions, rows=len(PROMPTS))
-    together = backbone.generate(PROMPTS, max_new_tokens=N, edit=edit, decode=decode)
-    alone = [
-        backbone.generate([prompt], max_new_tokens=N, edit=edit.rows([row]), decode=decode)[0]
-        for row, prompt in enumerate(PROMPTS)
-    ]
-    assert together == alone
 
 
 def test_a_prompt_is_never_cut_but_refused() -> None:

@@ -79,17 +79,6 @@ def test_a_tokenizer_without_eos_and_unknown_chat_modes_are_refused() -> None:
         codec_of(tokenizer, eos_ids=[])
 
 
-def test_the_chat_template_wraps_every_prompt_once() -> None:
-    tokenizer = make_tokenizer(closes=False)
-    tokenizer.chat_template = TEMPLATE
-    codec = codec_of(tokenizer)
-    assert codec.wrap("hi") == "<bos>[INST]hi[/INST] >"
-    ids = codec.prompts(["hi"])[0]
-    assert ids.count(2) == 1 and codec.tokenizer.decode(ids) == "<bos>[INST]hi[/INST] >"
-    assert codec.prompts([""]) == [[2]]
-    assert codec_of(tokenizer, prompts_chat="raw").wrap("hi") == "hi"
-
-
 def test_generation_scores_and_activations_all_use_the_template() -> None:
     tokenizer = make_tokenizer(closes=False)
     tokenizer.chat_template = TEMPLATE

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tests.bench import ccs, fit, forms, generation
+from tests.bench import ccs, forms, generation
 from tests.bench.measure import Clock, Row, clock_for, markdown
 
 # Part -> its measurement at full and at reduced size.
@@ -17,7 +17,6 @@ PARTS: dict[str, Callable[[bool, Clock], list[Row]]] = {
         generation.GenerationWork(rounds=3 if quick else 5), clock
     ),
     "forms": lambda quick, clock: forms.measure(forms.FormsWork(rounds=3 if quick else 11), clock),
-    "fit": lambda quick, _: fit.measure((10, 100) if quick else (10, 100, 1000)),
 }
 
 
@@ -43,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         torch.set_num_threads(before)
     print(markdown(rows))
-    print(f"\nRatios of {name} over paired rounds in alternating order, {options.threads} threads;")
-    print("fits ran once each, in CPU time of one thread.")
+    print(f"\nRatios of {name} over paired rounds in alternating order, {options.threads} threads.")
     return 0
 
 

@@ -10,18 +10,15 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers.utils import logging
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.backbones.families import model_family
 from chameleon_lib.core.edit import Edit, apply_edit
 from chameleon_lib.demo import FAMILIES
 from chameleon_lib.serving.adapter import adapters, write_adapter
@@ -34,7 +31,6 @@ from tests.bench.models import embedded_backbone, paired_prompts, random_edit
 PLAIN, AGAIN, HOOK = "no edit", "no edit, once more", "hook, rank-2 form"
 MERGED = "merged weights"
 PLAIN_LIBRARY, MIXED = "generate of transformers, no edit", "PEFT, an adapter per row"
-STEERING = "steering-vectors, two operators"
 _ROWS_GOAL, _HOOK_GOAL = Goal(1.10, at_least=False), Goal(1.05, at_least=False)
 Decode = Callable[[int], list[str]]  # round number -> the texts
 _NO_TOKEN = -1
@@ -93,9 +89,6 @@ def _measure(backbone: HFBackbone, model: str, work: FormsWork, clock: Clock) ->
         stack.enter_context(adapters(single, [_written(path / "u0", shared, single)]))
         variants[MERGED] = bench.decode(merged)
         stack.enter_context(merged_weights(replace(shared, positions="all"), merged))
-        found = steering_vectors_hooks(backbone, shared)
-        if found is not None:
-            variants[STEERING] = bench.decode(around=found)
         loaded = {
             f"u{number}": _written(path / f"u{number}", users[number % len(users)], mixed)
             for number in range(1, work.adapters + 1)
@@ -163,8 +156,7 @@ def _rows(
         "edited"
     )
     base = rounds.results[PLAIN][-1]
-    # Merged weights are to cost nothing: no more than no edit can seem to cost beside itself.
-    # Nobody asks merged weights to be faster than the unedited model.
+    # Merged weights cost nothing: at most what no edit seems to cost beside itself.
     noise = Goal(max(1.0, rounds.ratios[AGAIN].high), at_least=False)
     goals = {HOOK: _HOOK_GOAL, _per_row(max(work.users)): _ROWS_GOAL, MERGED: noise}
     rows = []
@@ -187,7 +179,7 @@ def _rows(
                 "unedited)",
             )
         )
-    return rows + anchor_rows(setting, measured=STEERING in rounds.ratios)
+    return rows
 
 
 class DecodeBench:
@@ -263,67 +255,3 @@ class WithoutAdapters:
     def generate(self, **inputs: Any) -> Any:
         del inputs["adapter_names"]
         return self.model.generate(**inputs)
-
-
-def installed(package: str) -> bool:
-    """Whether a package can be imported."""
-    return util.find_spec(package.replace("-", "_")) is not None
-
-
-def steering_vectors_hooks(
-    backbone: HFBackbone, edit: Edit
-) -> Callable[[], AbstractContextManager[None]] | None:
-    """The edit as two patches of steering-vectors, or None where it is not installed.
-
-    Removal is its ablation operator; for the boost it takes an operator of the caller's, since none
-    of its own scales a component. The layer is named, because it guesses the encoder on T5.
-    """
-    if not installed("steering-vectors"):
-        return None
-    from steering_vectors import SteeringVector, ablation_operator
-
-    path = model_family(backbone.model.config.model_type).mlp_out.replace("{i}", "{num}")
-    config: Any = {"mlp": path}
-
-    def boost(x: Tensor, p: Tensor) -> Tensor:
-        return (x * p).sum(-1, keepdim=True) / (p * p).sum() * p
-
-    parts = [
-        (SteeringVector(_by_layer(edit, edit.theta_p), "mlp"), boost),
-        (SteeringVector(_by_layer(edit, edit.theta_n), "mlp"), ablation_operator()),
-    ]
-
-    @contextmanager
-    def applied() -> Iterator[None]:
-        handles = []
-        try:
-            for vector, operator in parts:
-                handles.append(
-                    vector.patch_activations(backbone.model, layer_config=config, operator=operator)
-                )
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    return applied
-
-
-def _by_layer(edit: Edit, theta: Tensor) -> dict[int, Tensor]:
-    return {layer: theta[row] for row, layer in enumerate(edit.layers)}
-
-
-def anchor_rows(setting: str, *, measured: bool) -> list[Row]:
-    """Rows that say why another library has no ratio."""
-    reasons = {}
-    if not measured:
-        reasons["steering-vectors"] = "not installed"
-    reasons["repeng"] = (
-        f"{metadata.version('repeng')} cannot express it: it changes block outputs, by addition"
-        if installed("repeng")
-        else "not installed; it changes block outputs, by addition, and could not express it"
-    )
-    return [
-        Row(f"Decode under an edit, {name}: time", setting, "no edit", None, None, None, reason)
-        for name, reason in reasons.items()
-    ]

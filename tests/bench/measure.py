@@ -1,4 +1,4 @@
-"""Ratios of running times, measured side by side in one run; their rows; and resident memory.
+"""Ratios of running times, measured side by side in one run; and their rows.
 
 A time alone says nothing about another machine, so every measurement is a ratio against a named
 reference that runs in the same round. The order alternates between rounds, and the median over
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,7 +21,6 @@ from chameleon_lib.kit.progress import tell
 Clock = Callable[[], float]
 Variant = Callable[[int], Any]  # round number -> what it computed
 COLUMNS = ("what", "setting", "reference", "ratio (median [min, max])", "goal", "same result?")
-_PROC = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -193,20 +191,3 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def resident(name: str) -> float:
-    """A line of ``/proc/self/status``, such as VmRSS or VmHWM, in MiB; 0 where there is none."""
-    try:
-        lines = (_PROC / "status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0.0
-    return next((int(x.split()[1]) / 1024 for x in lines if x.startswith(f"{name}:")), 0.0)
-
-
-def restart_peak() -> float:
-    """Lets the highest point (VmHWM) start anew; returns what is resident now, in MiB, or 0."""
-    before = resident("VmRSS")
-    if before:
-        (_PROC / "clear_refs").write_text("5", encoding="ascii")
-    return before

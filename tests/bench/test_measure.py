@@ -1,14 +1,9 @@
-"""Paired rounds, pairing and scaling, how ratios and goals are shown; memory that is read."""
+"""Paired rounds, pairing and scaling, and how ratios and goals are shown."""
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
-from pathlib import Path
 
-import pytest
-
-from tests.bench import measure
 from tests.bench.measure import (
     COLUMNS,
     Goal,
@@ -16,8 +11,6 @@ from tests.bench.measure import (
     Rounds,
     Row,
     markdown,
-    resident,
-    restart_peak,
     run_chain,
     run_rounds,
 )
@@ -77,14 +70,6 @@ def test_a_chain_compares_a_variant_with_the_references_on_both_sides() -> None:
     assert chain.results == {n: [f"{n}0", f"{n}1"] for n in variants}
 
 
-@pytest.mark.parametrize(
-    ("goal", "met", "text"),
-    [(Goal(3.0, True), True, "≥ 3"), (Goal(1.05, False), False, "≤ 1.05")],
-)
-def test_a_goal_bounds_the_median_from_its_side(goal: Goal, met: bool, text: str) -> None:
-    assert goal.met(Ratio(3.0, 0.5, 9.0, 5)) is met and str(goal) == text
-
-
 def test_rows_are_a_markdown_table() -> None:
     ratio = Ratio(31.234, 2.345, 456.7, 3)
     rows = [
@@ -99,22 +84,3 @@ def test_rows_are_a_markdown_table() -> None:
     assert lines[3].endswith("| – | no: one differs |")
     bare = Row("x", "small", "no edit", None, Goal(2, True), None, "not installed")
     assert bare.goal_met is None and bare.cells()[3] == "–" and bare.cells()[5] == "not installed"
-
-
-def test_memory_is_zero_where_the_system_does_not_tell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measure, "_PROC", tmp_path)
-    assert resident("VmRSS") == restart_peak() == 0
-    (tmp_path / "status").write_text("Name:\tx\nVmRSS:\t2048 kB\n", encoding="ascii")
-    assert resident("VmRSS") == 2 and resident("VmHWM") == 0
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="there is no /proc")
-def test_the_highest_point_starts_anew() -> None:
-    size = 200 << 20
-    with mmap.mmap(-1, size) as block:  # given back at once, whatever the allocator keeps
-        for at in range(0, size, mmap.PAGESIZE):
-            block[at] = 1
-    assert resident("VmHWM") > restart_peak() + 100
-    assert resident("VmHWM") < resident("VmRSS") + 50

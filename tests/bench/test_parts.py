@@ -11,9 +11,10 @@ from chameleon_lib.core.ccs import CCSResult, fit_ccs
 from chameleon_lib.demo import FAMILIES
 from chameleon_lib.kit.paths import root
 from tests.bench import ccs, generation, models
+from tests.bench.__main__ import main
 from tests.bench.ccs import CCSWork
 from tests.bench.generation import GenerationWork
-from tests.bench.measure import Row
+from tests.bench.measure import Ratio, Row
 
 CCS = CCSWork(layers=2, pairs=12, d=64, tries=3, epochs=40, rounds=2)
 
@@ -41,26 +42,6 @@ def test_ccs_rows_compare_loop_reference_and_span() -> None:
     assert [None if row.goal is None else str(row.goal) for row in rows] == goals
 
 
-def test_ccs_stops_the_span_solver_at_the_losses_of_the_reference(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stops: list[Tensor] = []
-    losses: list[Tensor] = []
-
-    def watched(h_n: Tensor, h_p: Tensor, *arguments: object, **named: Tensor) -> CCSResult:
-        fit = fit_ccs(h_n, h_p, *arguments, **named)  # type: ignore[arg-type]
-        if "stop_at" in named:
-            stops.append(named["stop_at"])
-        elif len(h_n) == CCS.layers:
-            losses.append(fit.loss)
-        return fit
-
-    monkeypatch.setattr(ccs, "fit_ccs", watched)
-    ccs.measure(CCS, time.perf_counter)
-    assert len(stops) == CCS.rounds  # the first full fit of the first round is the reference
-    assert all(bool((stop == losses[0]).all()) for stop in stops)
-
-
 def test_ccs_says_no_where_the_losses_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     def spoiled(h_n: Tensor, h_p: Tensor, *arguments: object, **named: object) -> CCSResult:
         return fit_ccs(h_n, h_p + 1, *arguments, **named)  # type: ignore[arg-type]
@@ -68,13 +49,6 @@ def test_ccs_says_no_where_the_losses_differ(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ccs, "fit_ccs", spoiled)
     row = ccs.measure(CCS, time.perf_counter)[0]
     assert not row.same
-
-
-def test_made_up_activations_leave_a_loss_to_compare() -> None:
-    h_n, h_p = ccs.activations(CCSWork(layers=1, pairs=40, d=256))
-    assert h_n.shape == h_p.shape == (1, 40, 256)
-    settings = ccs.EditSettings().with_(ccs_solver="reference", ccs_tries=2, ccs_epochs=300)
-    assert float(fit_ccs(h_n, h_p, settings, 0).loss[0]) > 1e-3
 
 
 def test_prompts_come_in_pairs_that_share_their_history() -> None:
@@ -101,9 +75,15 @@ def test_generation_gives_the_same_texts_from_random_weights() -> None:
         assert plain.same and plain.evidence.startswith("4 of 4 texts are equal (")
 
 
-@pytest.mark.usefixtures("no_checkpoint")
-def test_generation_says_no_where_a_text_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "plain_generate", lambda *_: "something else")
-    work = GenerationWork(prompts=2, history=2, rounds=1, families=("decoder",), tasks=("LaMP_2",))
-    own, plain = generation.measure(work, time.perf_counter)
-    assert own.same and not plain.same and plain.evidence == "0 of 2 texts are equal (1 distinct)"
+def test_the_command_measures_one_part_and_refuses_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = Row("CCS", "tiny", "loop", Ratio(2.0, 1.0, 3.0, 3), None, True, "equal")
+    seen: list[object] = []
+    monkeypatch.setattr(ccs, "measure", lambda work, _: seen.append(work) or [row])
+    assert main(["ccs", "--quick"]) == 0 and seen == [ccs.CCSWork(layers=4)]
+    out = capsys.readouterr().out
+    assert "| CCS | tiny | loop | 2.00 [1.00, 3.00] | – | yes: equal |" in out
+    with pytest.raises(SystemExit):
+        main(["gpu"])
+    assert "there is no part 'gpu'; choose from ccs, generation" in capsys.readouterr().err

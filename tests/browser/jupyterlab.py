@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chameleon_lib.kit.kernels import lab_environment
-from chameleon_lib.kit.lab import lab_command, private_settings
+from chameleon_lib.kit.kernels import lab_command, lab_environment, private_settings
 from chameleon_lib.kit.notebooks import text_of
 from chameleon_lib.kit.profiles import PROFILES
 

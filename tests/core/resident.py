@@ -8,17 +8,31 @@ once.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import torch
 
 from chameleon_lib.core.backbone import Unkept
 from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.demo.world import WorldSettings, build_world
-from tests.bench.measure import resident, restart_peak
 from tests.core.method import SETTINGS
 from tests.demo.small import HashEmbedder, small_backbone
 
 FEW, MANY = 40, 400
+_PROC = Path("/proc/self")
+
+
+def resident(name: str) -> float:
+    """A line of ``/proc/self/status``, such as VmRSS or VmHWM, in MiB."""
+    lines = (_PROC / "status").read_text(encoding="ascii").splitlines()
+    return next(int(x.split()[1]) / 1024 for x in lines if x.startswith(f"{name}:"))
+
+
+def restart_peak() -> float:
+    """Lets the highest point (VmHWM) start anew; returns what is resident now, in MiB."""
+    before = resident("VmRSS")
+    (_PROC / "clear_refs").write_text("5", encoding="ascii")
+    return before
 
 
 def main() -> None:

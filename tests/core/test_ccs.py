@@ -113,11 +113,11 @@ def test_span_coordinates_agree_whichever_matrix_is_smaller() -> None:
     objective = LogisticObjective(torch.full((2, 1, 12), 1 / 12))  # convex: one minimum
     solutions = []
     for rows in (x, padded):
-        weight, bias = rows.new_zeros(2, rows.shape[2], 1), rows.new_zeros(2, 1, 1)
+        weight, bias = rows.new_zeros(2, 1, rows.shape[2]), rows.new_zeros(2, 1, 1)
         weight, bias = minimise_in_ball(rows, objective, weight, bias, radius=1.0)
-        length = (weight.square().sum(1) + bias.square().sum(1)).sqrt()
+        length = (weight.square().sum(2) + bias.square().sum(2)).sqrt()
         torch.testing.assert_close(length, torch.ones_like(length), atol=1e-3, rtol=0)
-        solutions.append(weight[:, :23])
+        solutions.append(weight[..., :23])
     torch.testing.assert_close(*solutions, atol=1e-2, rtol=0)
 
 

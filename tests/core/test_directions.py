@@ -11,9 +11,8 @@ from chameleon_lib.core.directions import (
     all_directions,
     choose_layers,
     find_directions,
-    fit_directions,
 )
-from chameleon_lib.core.estimators import neutral_direction, personal_direction
+from chameleon_lib.core.estimators import ccs_checks, neutral_direction, personal_direction
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 
@@ -51,12 +50,6 @@ def test_svd_equals_the_full_decomposition(pairs: int, d: int) -> None:
         assert float(h_p[layer].mean(0) @ theta[layer]) >= 0
 
 
-def test_svd_finds_a_planted_axis() -> None:
-    axis = _unit(1, 32, seed=5)
-    rows = torch.randn(1, 40, 1) * 4 @ axis.unsqueeze(1) + 0.05 * torch.randn(1, 40, 32)
-    assert _cos(personal_direction("svd_p_centered", rows, -rows), axis).abs() > 0.99
-
-
 def test_uncentred_svd_of_rows_with_a_large_mean_is_the_mean() -> None:
     h_p, h_n, offset = _planted(mean=40.0)
     theta = personal_direction("svd_p", h_p, h_n)
@@ -81,7 +74,8 @@ def test_random_directions_are_unit_reproducible_and_differ_between_parts() -> N
 @pytest.mark.parametrize("name", ["ccs", "logistic", "mean_diff"])
 def test_neutral_estimators_find_the_planted_offset(name: str) -> None:
     h_p, h_n, offset = _planted(pairs=200, mean=0.0)
-    theta = neutral_direction(name, h_n, h_p, SETTINGS)
+    settings = SETTINGS.with_(direction_neutral=name)
+    theta = find_directions("paper", h_p, h_n, settings).theta_n
     assert _cos(theta, offset).abs().min() > 0.7
     if name != "ccs":
         assert bool((_cos(theta, offset) < 0).all())  # they point from P to N
@@ -114,8 +108,8 @@ def test_users_in_a_batch_equal_users_alone() -> None:
     first, second = _planted(seed=0), _planted(seed=10)
     h_p, h_n = (torch.stack([a, b]) for a, b in zip(first[:2], second[:2], strict=True))
     settings = SETTINGS.with_(ccs_solver="reference", ccs_epochs=50)
-    together = fit_directions(h_p, h_n, settings)
-    alone = fit_directions(second[0], second[1], settings)
+    together = find_directions("paper", h_p, h_n, settings)
+    alone = find_directions("paper", second[0], second[1], settings)
     torch.testing.assert_close(together.theta_p[1], alone.theta_p, atol=1e-5, rtol=0)
     torch.testing.assert_close(together.ccs_loss[1], alone.ccs_loss, atol=1e-4, rtol=0)
     torch.testing.assert_close(together.theta_n[1], alone.theta_n, atol=1e-2, rtol=0)
@@ -123,7 +117,9 @@ def test_users_in_a_batch_equal_users_alone() -> None:
 
 def test_diagnostics_hold_every_number_the_reference_asks_for() -> None:
     h_p, h_n, _ = _planted(mean=40.0)
-    rows = fit_directions(h_p, h_n, SETTINGS).rows()
+    found = find_directions("paper", h_p, h_n, SETTINGS)
+    found.diagnostics.update(ccs_checks(h_p, h_n, SETTINGS, 0))
+    rows = found.rows()
     assert [row["layer"] for row in rows] == [0, 1, 2, 3]
     wanted = {
         "cos_p_n", "cos_p_mean_h_p", "cos_p_v0_h_n", "cos_n_mean_difference", "energy_share",
@@ -141,21 +137,21 @@ def test_diagnostics_hold_every_number_the_reference_asks_for() -> None:
 
 def test_pair_cosine_is_near_zero_without_a_common_offset() -> None:
     h_p, h_n = torch.randn(2, 3, 80, 64, generator=torch.Generator().manual_seed(1)).unbind(0)
-    rows = fit_directions(h_p, h_n, SETTINGS, diagnostics=False).rows()
+    rows = find_directions("paper", h_p, h_n, SETTINGS).rows()
     assert all(abs(row["pair_cosine"]) < 0.05 for row in rows)
 
 
 def test_sign_gate_keeps_parts_that_point_to_their_class() -> None:
     h_p, h_n, offset = _planted(mean=0.0)
     gated = SETTINGS.with_(edit_sign_gate="class_mean", direction_neutral="mean_diff")
-    directions = fit_directions(h_p, h_n, gated)
+    directions = find_directions("paper", h_p, h_n, gated)
     assert bool(directions.gate_n.all())
     points = (directions.theta_p * (h_p.mean(1) - h_n.mean(1))).sum(-1) > 0
     assert torch.equal(directions.gate_p, points)
-    ungated = fit_directions(h_p, h_n, SETTINGS)
+    ungated = find_directions("paper", h_p, h_n, SETTINGS)
     assert bool(ungated.gate_p.all()) and bool(ungated.gate_n.all())
     flipped = SETTINGS.with_(edit_sign_gate="class_mean", direction_personal="svd_n")
-    shifted = fit_directions(h_p, h_n - 10 * offset.unsqueeze(1), flipped)
+    shifted = find_directions("paper", h_p, h_n - 10 * offset.unsqueeze(1), flipped)
     assert not bool(shifted.gate_p.any())  # v0(H_N) points along N's own mean
 
 
@@ -165,7 +161,7 @@ def test_every_control_gives_an_edit_at_the_layers_of_the_main_arm(name: str) ->
     control = find_directions(name, h_p, h_n, SETTINGS, seed=2)
     edit = control.to_edit(SETTINGS, layers=(0, 2))
     assert edit.layers == (0, 2)
-    main = fit_directions(h_p, h_n, SETTINGS, seed=2)
+    main = find_directions("paper", h_p, h_n, SETTINGS, seed=2)
     assert (edit.alpha_p, edit.alpha_n) == {
         "p_only": (1, 0), "n_only": (0, 1), "mean_difference": (1, 0),
     }.get(name, (1, 1))  # fmt: skip
@@ -198,7 +194,7 @@ def test_a_control_that_keeps_what_the_main_arm_found_is_the_one_fitted_anew(
     settings = SETTINGS.with_(
         edit_sign_gate="class_mean", direction_neutral=neutral, ccs_epochs=50
     )
-    main = fit_directions(h_p, h_n, settings, seed=2)
+    main = find_directions("paper", h_p, h_n, settings, seed=2)
     kept = find_directions(name, h_p, h_n, settings, seed=2, main=main)
     _same(kept, find_directions(name, h_p, h_n, settings, seed=2))
 
@@ -206,7 +202,7 @@ def test_a_control_that_keeps_what_the_main_arm_found_is_the_one_fitted_anew(
 def test_a_control_with_another_boost_has_its_own_gate_strength_and_geometry() -> None:
     h_p, h_n, _ = _planted()
     settings = SETTINGS.with_(edit_sign_gate="class_mean", direction_personal="none")
-    main = fit_directions(h_p, h_n, settings)
+    main = find_directions("paper", h_p, h_n, settings)
     control = find_directions("svd_diff", h_p, h_n, settings, main=main)
     assert main.alpha_p == 0 and not bool(main.gate_p.any())
     assert control.alpha_p == 1 and bool(control.gate_p.all())
@@ -221,7 +217,7 @@ def test_the_users_of_a_batch_keep_what_was_found_for_them() -> None:
     mask = torch.ones(2, 4, 30, dtype=torch.bool)
     mask[1, :, 25:] = False
     settings = SETTINGS.with_(edit_sign_gate="class_mean", ccs_epochs=20)
-    main = fit_directions(h_p, h_n, settings, mask=mask)
+    main = find_directions("paper", h_p, h_n, settings, mask=mask)
     kept = find_directions("from_neutral", h_p, h_n, settings, mask=mask, main=main)
     _same(kept, find_directions("from_neutral", h_p, h_n, settings, mask=mask))
 
@@ -239,18 +235,16 @@ def test_layer_rule_runs_on_ccs_loss_even_where_theta_n_is_not_ccs() -> None:
     settings = SETTINGS.with_(
         direction_personal="svd_diff", direction_neutral="none", layers_rule="top_k", layers_k=2
     )
-    edit = fit_directions(h_p, h_n, settings).to_edit(settings)
+    edit = find_directions("paper", h_p, h_n, settings).to_edit(settings)
     assert len(edit.layers) == 2 and edit.alpha_n == 0
     every = SETTINGS.with_(direction_neutral="logistic", layers_rule="all")
-    assert bool(torch.isnan(fit_directions(h_p, h_n, every).ccs_loss).all())
+    assert bool(torch.isnan(find_directions("paper", h_p, h_n, every).ccs_loss).all())
 
 
 def test_mean_of_tries_can_rank_the_layers() -> None:
     h_p, h_n, _ = _planted()
-    best = fit_directions(h_p, h_n, SETTINGS, diagnostics=False)
-    mean = fit_directions(
-        h_p, h_n, SETTINGS.with_(layers_loss_stat="mean_tries"), diagnostics=False
-    )
+    best = find_directions("paper", h_p, h_n, SETTINGS)
+    mean = find_directions("paper", h_p, h_n, SETTINGS.with_(layers_loss_stat="mean_tries"))
     assert bool((mean.ccs_loss >= best.ccs_loss).all())
     assert not torch.equal(mean.ccs_loss, best.ccs_loss)
 

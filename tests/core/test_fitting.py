@@ -165,12 +165,6 @@ def test_whole_users_are_held_out() -> None:
     assert len(sizes) > 1
 
 
-def test_one_user_is_fitted_without_hold_out(backbone: HFBackbone) -> None:
-    own = [Contrast(prompt(u), "comedy", "action", "only") for u in range(4)]
-    done = fit(backbone, own, fit_steps=4)
-    assert (done.n_pairs, done.n_held_out, done.best_step, done.held_out) == (4, 0, 4, [])
-
-
 @pytest.mark.parametrize("contrasts", [[], agreed(3)])
 def test_a_fit_without_a_single_contrast_is_refused(
     backbone: HFBackbone, contrasts: list[Contrast]
@@ -209,48 +203,6 @@ def test_the_leash_pulls_only_when_an_answer_to_keep_gets_less_likely(
     # Both answers move alike: the preference stays at log 2, and the chosen one is on the leash.
     total = float(contrast.loss(Shifting(), edit, 9.0))  # type: ignore[arg-type]
     assert total == pytest.approx(math.log(2) + 9 * penalty, abs=1e-4)
-
-
-def test_the_leash_keeps_the_agreed_answers_likely(backbone: HFBackbone) -> None:
-    both = planted() + agreed()
-    said = agreed()
-
-    def drop(edit: Edit) -> float:
-        with torch.no_grad():
-            prepared = backbone.prepare([c.prompt for c in said])
-            answers = [c.chosen for c in said]
-            before = backbone.score(prepared, answers)
-            after = backbone.score(prepared, answers, edit=edit)
-        return float((before - after).clamp_min(0).mean())
-
-    loose, tight = (fit(backbone, both, fit_leash=weight) for weight in (0.0, 5.0))
-    assert (loose.n_agreed, tight.n_agreed) == (0, 9)
-    assert drop(loose.edit) > drop(tight.edit)
-
-
-def test_a_fit_stops_when_time_is_up_and_looks_at_the_held_out_users_once_more(
-    backbone: HFBackbone,
-) -> None:
-    whole = fit(backbone, planted() + agreed(), fit_steps=12)
-    for steps in (1, 7):
-        asked = iter(range(1, 99))
-        cut = fit_by_preference(
-            backbone,
-            planted() + agreed(),
-            LAYERS,
-            SETTINGS.with_(fit_steps=12),
-            stop=lambda asked=asked, steps=steps: next(asked) >= steps,  # type: ignore[misc]
-        )
-        assert cut.loss == whole.loss[:steps]
-        assert [step for step, _ in cut.held_out] == [*range(5, steps, 5), steps]
-        assert 1 <= cut.best_step <= steps
-    never = fit_by_preference(
-        backbone, planted() + agreed(), LAYERS, SETTINGS.with_(fit_steps=12), stop=lambda: False
-    )
-    assert never.loss == whole.loss and never.held_out == whole.held_out
-    alone = [Contrast(prompt(u), "comedy", "action", "only") for u in range(4)]
-    short = fit_by_preference(backbone, alone, LAYERS, SETTINGS, stop=lambda: True)
-    assert len(short.loss) == short.best_step == 1
 
 
 DEFAULTS = EditSettings()
@@ -356,12 +308,6 @@ def test_prompts_are_read_at_the_first_chunk_together_and_once(counting: Any) ->
         alone = counting.score(counting.backbone.prepare(asked), answers)
         torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-4)
     assert counting.read == [PROMPTS]
-
-
-def test_a_prompt_that_was_not_announced_is_refused(counting: Any) -> None:
-    with pytest.raises(ValueError, match="1 prompts were not announced, first 'new'"):
-        PlainPrompts(counting, PROMPTS).chunk([PROMPTS[0], "new"])
-    assert counting.read == []
 
 
 def test_a_fit_is_the_same_whether_another_read_the_prompts_before_it(counting: Any) -> None:

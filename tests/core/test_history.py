@@ -127,26 +127,6 @@ def test_the_default_is_the_papers_rule_and_costs_one_embedding_call() -> None:
     assert chosen == alone and select_items([], embedder.encode, _settings()) == []
 
 
-def test_the_papers_rule_selects_as_it_did_before_there_were_others() -> None:
-    """Bit for bit: committed results stand on these choices."""
-    rng = np.random.default_rng(5)
-    for n in (4, 11, 30):
-        rows = rng.normal(size=(n, 12)).astype(np.float32)
-        wide = rows.astype(np.float64)
-        centred = wide - wide.mean(axis=0)
-        axes = np.linalg.svd(centred, full_matrices=False)[2][: min(3, n)]
-        norms = np.linalg.norm(centred @ axes.T, ord=2, axis=1)
-        keys = np.round(norms / norms.max(), 9)
-        expected = sorted(np.argsort(-keys, kind="stable")[:3].tolist())
-        assert select_history(rows, _settings()) == expected
-
-
-@pytest.mark.parametrize("rule", ["random", "recent", "nearest"])
-def test_item_embeddings_alone_serve_no_other_rule(rule: str) -> None:
-    with pytest.raises(UserError, match=f"{rule}.*select_items"):
-        select_history(np.eye(5), _settings(selection_rule=rule))
-
-
 @pytest.mark.parametrize("rule", ["pca", "random", "recent", "nearest"])
 def test_every_rule_gives_k_items_in_profile_order_and_short_profiles_whole(rule: str) -> None:
     for k in (1, 3, 20):

@@ -22,7 +22,6 @@ from chameleon_lib.core.pairs import (
     max_new_tokens,
     pair_texts,
     prompts_digest,
-    with_query_insights,
     within,
     write_insights,
     write_query_insights,
@@ -322,19 +321,6 @@ def test_insights_per_query_are_asked_with_the_query(users: list[User]) -> None:
     assert backbone.groups == [0] * 4 + [1] * 4 + [2] * 4  # a user's prompts share their start
     for prompt, user in zip(backbone.prompts[::4], users, strict=True):
         assert prompt.startswith(history_block("LaMP_2", user.history))
-
-
-def test_a_user_keeps_everything_else_and_gets_the_insights_of_each_query(
-    users: list[User],
-) -> None:
-    stored = [[[f"p{at}", "n"], [f"P{at}", "N"]] for at in range(3)]  # as JSON brings them back
-    found = with_query_insights(prepared(users), stored)  # type: ignore[arg-type]
-    assert [user.query_insights for user in found] == [
-        ((f"p{at}", "n"), (f"P{at}", "N")) for at in range(3)
-    ]
-    assert [(u.user, u.items, u.insight_p) for u in found] == [
-        (user, user.history, "own p") for user in users
-    ]
 
 
 def test_an_insight_keeps_to_the_budget_of_the_prompt_and_ends_at_a_word(users: list[User]) -> None:

@@ -14,7 +14,7 @@ import torch
 from chameleon_lib.core import directions as directions_module
 from chameleon_lib.core.backbone import Unkept
 from chameleon_lib.core.chameleon import Chameleon
-from chameleon_lib.core.directions import fit_directions
+from chameleon_lib.core.directions import find_directions
 from chameleon_lib.core.pairs import PreferencePair, drawn, pooled
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
@@ -70,9 +70,9 @@ def test_directions_found_layer_by_layer_are_those_of_the_whole(
     generator = torch.Generator().manual_seed(3)
     h_p, h_n = torch.randn(2, 5, 12, 16, generator=generator) + 0.3
     settings = SETTINGS.with_(**changes)
-    whole = fit_directions(h_p, h_n, settings, 0)
+    whole = find_directions("paper", h_p, h_n, settings, 0)
     monkeypatch.setattr(directions_module, "LAYER_BYTES", 2 * h_p[0].numel() * 4)
-    found = fit_directions(h_p, h_n, settings, 0)
+    found = find_directions("paper", h_p, h_n, settings, 0)
     for name in ("theta_p", "theta_n", "ccs_loss", "gate_p", "gate_n"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), equal_nan=True)
     assert found.diagnostics.keys() == whole.diagnostics.keys()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -83,32 +82,6 @@ def test_sensible_combinations_pass(changes: dict[str, object]) -> None:
     assert EditSettings().with_(**changes) != EditSettings()
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean_answer"])
-def test_an_answer_before_its_history_is_read_with_it_or_not_at_all(pooling: str) -> None:
-    with pytest.raises(UserError, match="use mean_all or another pairs_text"):
-        EditSettings(pairs_text="answer_history", embed_pooling=pooling)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"decode_do_sample": True, "decode_num_beams": 2}, "Sampling with beams"),
-        ({"decode_num_beams": 2, "edit_positions": "generated"}, "Beam search starts"),
-        ({"theta_method": "fitted", "edit_site": "gate_proj"}, "gate_proj is wider"),
-    ],
-)
-def test_what_no_backbone_can_run_is_refused_before_one_is_asked(
-    changes: dict[str, Any], sentence: str
-) -> None:
-    with pytest.raises(UserError, match=sentence):
-        EditSettings(**changes)
-
-
-def test_the_hold_out_is_said_to_be_a_share_of_the_users() -> None:
-    with pytest.raises(UserError, match="fit_holdout is a share of the users"):
-        EditSettings(fit_holdout=1.0)
-
-
 def test_canonical_form_is_json_and_ignores_the_spelling_of_numbers() -> None:
     whole = EditSettings().with_(edit_alpha_p=2)
     exact = EditSettings().with_(edit_alpha_p=2.0)
@@ -118,7 +91,6 @@ def test_canonical_form_is_json_and_ignores_the_spelling_of_numbers() -> None:
 
 
 def test_settings_of_a_key_are_those_that_start_with_a_prefix() -> None:
-    assert EditSettings.paper() == EditSettings()
     assert set(EditSettings().starting("layers_", "theta_")) == {
         "layers_rule", "layers_k", "layers_loss_stat", "theta_method"
     }  # fmt: skip
@@ -135,12 +107,3 @@ def test_a_known_reading_that_is_not_offered_is_refused_in_one_sentence(
     sentence = str(caught.value)
     assert field in sentence and repr(value) in sentence and repr(offered) in sentence
     assert sentence.endswith(".") and ". " not in sentence
-
-
-def test_the_readings_that_are_not_offered_are_these() -> None:
-    assert {(field, value) for field, value, _ in NOT_OFFERED} == {
-        ("t5_stack", "encoder"),
-        ("t5_pair_layout", "enc_all"),
-        ("pairs_history", "full"),
-        ("pairs_query_source", "history_loo"),
-    }

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from chameleon_lib.core.task import HistoryItem, Query, User, official_input
-from chameleon_lib.data.samples import Sample
+from chameleon_lib.data.lamp import Sample
 
 _DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHARED_DATA = Path(os.environ.get("CHAMELEON_SHARED_DATA", _DEFAULT))

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, combinations
 
-from chameleon_lib.data.samples import Sample
+from chameleon_lib.data.lamp import Sample
 from chameleon_lib.data.tasks.lamp_2 import TAGS
 from tests.data.helpers import sample
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_lib.core.task import HistoryItem, Query, User
-from chameleon_lib.data.lamp import find_split, load_users, write_lamp
+from chameleon_lib.core.task import User
+from chameleon_lib.data.lamp import find_split, write_lamp
+from chameleon_lib.data.users import load_users
 from chameleon_lib.errors import UserError
 from tests.data.helpers import (
     SHARED_DATA,
@@ -87,12 +88,6 @@ def test_a_split_is_found_in_the_usual_places(tmp_path: Path, task: str, folder:
     assert find_split(tmp_path, task, "dev") == (expected[0], None)
 
 
-def test_movies_under_new_come_before_the_old_news_beside_them(tmp_path: Path) -> None:
-    split_files(tmp_path / "LaMP_2" / "dev", "LaMP_2", {})
-    movies = split_files(tmp_path / "LaMP_2" / "new" / "dev", "LaMP_2", {})
-    assert find_split(tmp_path, "LaMP_2", "dev") == movies
-
-
 def test_a_split_is_not_found_in_the_folder_of_another_task(tmp_path: Path) -> None:
     split_files(tmp_path / "LaMP_21", "LaMP_2", {})
     with pytest.raises(UserError, match=r"no LaMP_2 dev split.*LaMP_2/new/dev/"):
@@ -132,14 +127,6 @@ def test_the_written_layout_is_the_official_one(tmp_path: Path) -> None:
         "golds": [{"id": "7", "output": "5"}],
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dev_outputs.json", "dev_questions.json"]
-
-
-def test_a_user_with_two_queries_is_written_as_two_samples(tmp_path: Path) -> None:
-    one = user("1")
-    both = User("1", "LaMP_3", one.history, (*one.queries, *user("2", query="more").queries))
-    questions, outputs = write_lamp([both], tmp_path, "dev")
-    assert len(json.loads(questions.read_text(encoding="utf-8"))) == 2
-    assert load_users(questions, outputs, "LaMP_3") == [both]
 
 
 def test_withheld_golds_write_no_outputs_file_and_remove_a_stale_one(tmp_path: Path) -> None:
@@ -191,12 +178,6 @@ def test_users_that_make_no_valid_file_raise_and_leave_nothing_behind(
     with pytest.raises(UserError, match=message):
         write_lamp(users, tmp_path, "dev")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_records_are_immutable() -> None:
-    for record in (HistoryItem("1", "t", None), Query("1", "t", "i", None), user("1")):
-        with pytest.raises(AttributeError):
-            record.id = "2"  # type: ignore[misc]
 
 
 @needs_shared_data

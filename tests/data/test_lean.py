@@ -13,18 +13,15 @@ import pytest
 
 from chameleon_lib.core.task import HistoryItem, Query, User, get_task, official_input
 from chameleon_lib.data.floors import floors_for
-from chameleon_lib.data.lamp import write_lamp
-from chameleon_lib.data.lean import Slimmer
-from chameleon_lib.data.samples import load_samples
-from chameleon_lib.data.users import Choice, declare, users_by_part
+from chameleon_lib.data.lamp import load_samples, write_lamp
+from chameleon_lib.data.users import SALT, Choice, declare, slimmer, users_by_part
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.studies.data import load_task_data
-from tests.data.helpers import raw_item, raw_sample, write_outputs, write_questions
+from tests.data.helpers import raw_item, raw_sample, sample, write_outputs, write_questions
 
 LIMITS = {"train": 3, "dev": 1, "test": 2}
 SHARES = {"train": 0.4, "dev": 0.1, "test": 0.5}
-SALT = "any"
 
 
 def people(n: int, queries: int = 1) -> list[User]:
@@ -53,14 +50,13 @@ def test_the_first_users_of_every_part_are_those_of_the_whole_file(
     questions, outputs = write_lamp(people(40, 3), tmp_path, "dev", named=named)
     assert outputs is not None
     choice = Choice(users) if users == "samples" else Choice()
-    slim = Slimmer(get_task("LaMP_3"), SALT, LIMITS, [SHARES])
+    slim = slimmer(get_task("LaMP_3"), LIMITS, [SHARES])
     whole, less = (
         users_by_part(
             load_samples(questions, outputs, "LaMP_3", slim=how), "LaMP_3", SHARES, SALT, choice
         )
         for how in (None, slim)
     )
-    assert slim.named == ({user.id for user in people(40)} if named else set())
     texts = 0
     for part, most in LIMITS.items():
         assert less[part][:most] == whole[part][:most] and len(less[part]) == len(whole[part])
@@ -87,7 +83,7 @@ def test_named_users_whose_histories_grow_keep_their_counts(tmp_path: Path) -> N
             records.append(record)
     questions = write_questions(tmp_path / "q.json", records)
     outputs = write_outputs(tmp_path / "o.json", "LaMP_3", {r["id"]: "3" for r in records})
-    slim = Slimmer(get_task("LaMP_3"), SALT, {"all": 2}, [{"all": 1.0}])
+    slim = slimmer(get_task("LaMP_3"), {"all": 2}, [{"all": 1.0}])
     found = [
         users_by_part(load_samples(questions, outputs, "LaMP_3", slim=s), "LaMP_3", {"all": 1.0},
                       SALT, Choice())["all"]
@@ -100,14 +96,16 @@ def test_named_users_whose_histories_grow_keep_their_counts(tmp_path: Path) -> N
     assert not any(item.text.startswith("text") for u in found[1][2:] for item in u.history)
     del records[5]["user_id"]
     write_questions(questions, records)
-    slim = Slimmer(get_task("LaMP_3"), SALT, {"all": 2}, [{"all": 1.0}])
+    slim = slimmer(get_task("LaMP_3"), {"all": 2}, [{"all": 1.0}])
     with pytest.raises(UserError, match="Record '02' of LaMP_3 has a user_id and record '15' has"):
         load_samples(questions, outputs, "LaMP_3", slim=slim)
 
 
 def test_texts_of_all_users_stay_where_they_count() -> None:
+    one = sample("LaMP_2", "1", [("a text", "comedy")])
     for task in ("LaMP_2", "LaMP_4", "LaMP_7"):
-        assert Slimmer(get_task(task), SALT, LIMITS, [SHARES]).keeps_all
+        assert slimmer(get_task(task), {"all": 0}, [{"all": 1.0}])(one) is one
+    assert slimmer(get_task("LaMP_3"), {"all": 0}, [{"all": 1.0}])(one) != one
 
 
 def test_a_run_on_files_has_the_users_that_it_would_have_without_a_cap(tmp_path: Path) -> None:

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from chameleon_lib.core import task as task_module
 from chameleon_lib.core.task import (
     HistoryItem,
-    Metric,
     Task,
-    Wording,
-    agents,
-    answer_prompt,
     get_task,
     history_line,
-    insight_prompt,
     official_input,
     official_prompt,
     register,
-    registered,
 )
-from chameleon_lib.data.floors import copy_input, floors_for, last_label
+from chameleon_lib.data.floors import floors_for
 from chameleon_lib.data.importing import read_table, write_import
-from chameleon_lib.data.lamp import find_split, load_users
-from chameleon_lib.data.metrics import evaluate, higher_is_better, per_sample_scores
+from chameleon_lib.data.lamp import find_split
+from chameleon_lib.data.metrics import evaluate, higher_is_better
+from chameleon_lib.data.users import load_users
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.studies.data import available_tasks, load_task_data
 from tests.data.helpers import write_outputs, write_questions
 from tests.data.tables import clean, write_table
+from tests.test_opens import SHOUT
 
 QUERIES = {
     "LaMP_1": '"A new paper", which reference is related? Just answer with [1] or [2] without '
@@ -155,71 +149,15 @@ def test_a_table_of_titles_is_imported_and_one_of_citations_is_refused(tmp_path:
 # --- a task of one's own ---------------------------------------------------------------------
 
 
-def _loudness(golds: Sequence[str], preds: Sequence[str]) -> dict[str, np.ndarray]:
-    return {"off": np.array([abs(len(g) - len(p)) for g, p in zip(golds, preds, strict=True)])}
-
-
-TOY = Task(
-    name="Shout",
-    title="How loud would this user be?",
-    label_key="cry",
-    instruction="Cry out about the following thing:",
-    query_marker="thing:",
-    official_item='"{label}" for "{text}" ',
-    wording=Wording(
-        opening="Suppose you are a user with the following cries:",
-        line='"{label}" is the cry for "{text}".',
-        query="Now, given a new thing:",
-        question="Question: What does the user cry?",
-        agents=agents("You try to cry as the user does."),
-    ),
-    noun="thing",
-    measures=(Metric("off_by", "off", higher=False),),
-    score=_loudness,
-    floors={"copy_input": copy_input, "last_item": last_label},
-    max_new_tokens=4,
-)
-
-
 @pytest.fixture
 def toy() -> Iterator[Task]:
-    yield register(TOY)
+    yield register(SHOUT)
     task_module._registry.pop("Shout")
-
-
-def records() -> list[dict[str, Any]]:
-    return [
-        {"id": f"{u}", "input": f"Cry out about the following thing: a {'very ' * u}big dog",
-         "profile": [{"id": "0", "text": f"cat {u}", "cry": "o" * u}]}
-        for u in range(1, 9)
-    ]  # fmt: skip
-
-
-def test_a_task_registered_here_is_loaded_asked_scored_and_tabled(
-    toy: Task, tmp_path: Path
-) -> None:
-    assert registered()["Shout"] is get_task("Shout") is toy
-    (tmp_path / "Shout").mkdir()
-    write_questions(tmp_path / "Shout" / "dev_questions.json", records())
-    write_outputs(tmp_path / "Shout" / "dev_outputs.json", "Shout", {f"{u}": "o" * u
-                                                                     for u in range(1, 9)})
-    assert available_tasks(PROFILES["laptop"], str(tmp_path))[0] == ["Shout"]
-    data = load_task_data(PROFILES["laptop"], "Shout", str(tmp_path))
-    users = list(data.everyone)
-    golds = [str(q.gold) for user in users for q in user.queries]
-    table = {name: evaluate(toy, golds, floor(users, users)) for name, floor in toy.floors.items()}
-    assert table["last_item"] == {"off_by": 0.0, "valid_rate": 1.0}
-    assert table["copy_input"]["off_by"] > 5 and not higher_is_better("off_by")
-    assert per_sample_scores(toy, ["oo"], ["o"])["off"].tolist() == [1]
-    one = users[0]
-    prompt = answer_prompt(toy, one.history, one.queries[0].text, role="P", insight="noise")
-    assert '1. "o' in prompt and "a very" in prompt and "The user prefers noise." in prompt
-    assert insight_prompt("Shout", one.history, "N").startswith("Suppose you are a user with the")
 
 
 def test_a_name_that_no_file_could_have_is_refused_and_a_cell_may_run_twice(toy: Task) -> None:
     with pytest.raises(UserError, match="is no name of a task"):
-        register(replace(TOY, name="Shout loud"))
-    again = replace(TOY, title="Anew")
+        register(replace(SHOUT, name="Shout loud"))
+    again = replace(SHOUT, title="Anew")
     assert register(again) is get_task("Shout") and toy.wording_digest == again.wording_digest
-    assert replace(TOY, instruction="Cry:").wording_digest != TOY.wording_digest
+    assert replace(SHOUT, instruction="Cry:").wording_digest != SHOUT.wording_digest

@@ -32,19 +32,6 @@ def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     assert [r.number for r in rows] == list(range(first, first + len(records)))
 
 
-def test_columns_of_other_names_are_read_and_others_ignored(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    path.write_text("n;who;said;stars;when\n1;ann;good;5;2024\n", encoding="utf-8")
-    rows, columns = read_rows(path, Columns("who", "said", "stars", "when", ";"))
-    assert rows == [Row(2, "ann", "good", "5", "2024")] and columns.time == "when"
-
-
-def test_without_a_column_called_time_no_time_is_read(tmp_path: Path) -> None:
-    records = [{k: v for k, v in r.items() if k != "time"} for r in clean()]
-    rows, columns = read_rows(write_table(tmp_path / "t.jsonl", records), Columns())
-    assert columns.time is None and {row.time for row in rows} == {""}
-
-
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -70,12 +57,6 @@ def test_cells_may_hold_line_breaks_and_rows_keep_the_line_they_begin_on(tmp_pat
     path.write_bytes(("\ufeff" + body).encode())
     rows, _ = read_rows(path, Columns())
     assert [(r.number, r.text) for r in rows] == [(2, "one two three, four"), (5, 'say "hi"')]
-
-
-def test_rows_that_end_early_lack_their_last_cells(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    path.write_text("user,text,label\nann,good\n", encoding="utf-8")
-    assert read_rows(path, Columns())[0] == [Row(2, "ann", "good", "", "")]
 
 
 BROKEN = {
@@ -123,18 +104,6 @@ def test_a_delimiter_is_one_character(delimiter: str, tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", clean())
     with pytest.raises(UserError, match="give one character"):
         read_rows(path, Columns(delimiter=delimiter))
-
-
-def test_one_column_cannot_play_two_parts(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="named twice"):
-        read_rows(write_table(tmp_path / "t.csv", clean()), Columns(label="text"))
-
-
-def test_a_folder_is_no_table(tmp_path: Path) -> None:
-    for name in ("f.csv", "f.parquet"):
-        (tmp_path / name).mkdir()
-        with pytest.raises(UserError, match="cannot be read"):
-            read_rows(tmp_path / name, Columns())
 
 
 def row(number: int, user: str = "ann", text: str = "", label: str = "5", time: str = "") -> Row:

@@ -13,25 +13,14 @@ from chameleon_lib.core.task import (
     get_task,
     history_block,
     history_line,
-    history_lines,
     insight_prompt,
-    is_valid_answer,
     official_input,
     official_prompt,
     query_line,
     registered,
     unseen_prompt,
 )
-from chameleon_lib.data.tasks.lamp_2 import TAGS
-from chameleon_lib.data.tasks.lamp_3 import parse_score
 from chameleon_lib.errors import UserError
-
-
-def test_the_fifteen_tags_come_in_official_order() -> None:
-    assert ", ".join(TAGS) == (
-        "sci-fi, based on a book, comedy, action, twist ending, dystopia, dark comedy, classic, "
-        "psychology, fantasy, romance, thought-provoking, social commentary, violence, true story"
-    )
 
 
 @pytest.mark.parametrize(
@@ -66,33 +55,6 @@ def test_both_spellings_of_a_task_name_are_one_task() -> None:
 def test_an_unknown_task_raises_and_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match="LaMP_9.*LaMP_1, LaMP_2, LaMP_3, LaMP_4, LaMP_5, LaMP_7"):
         get_task("LaMP_9")
-
-
-@pytest.mark.parametrize(
-    ("task", "answer", "valid"),
-    [
-        ("LaMP_2", " comedy\n", True),
-        ("LaMP_2", "Comedy", False),
-        ("LaMP_2", "action.", False),
-        ("LaMP_3", "4.5", True),
-        ("LaMP_3", "6", False),
-        ("LaMP_3", "4 stars", False),
-        ("LaMP_3", "nan", False),
-        ("LaMP_3", "inf", False),
-        ("LaMP_7", "ok", True),
-        ("LaMP_7", "\U0001f600 !", False),
-        ("LaMP_7", "", False),
-    ],
-)
-def test_an_answer_is_valid_only_in_the_form_the_task_asks_for(
-    task: str, answer: str, valid: bool
-) -> None:
-    assert is_valid_answer(task, answer) is valid
-
-
-def test_scores_parse_by_python_float_rules_but_stay_finite() -> None:
-    assert [parse_score(text) for text in ("1_0", " 5\n", "1e1", "٥")] == [10, 5, 10, 5]
-    assert [parse_score(text) for text in ("", "nan", "-inf", "five")] == [None] * 4
 
 
 TASK_NAMES = ("LaMP_2", "LaMP_3", "LaMP_7")
@@ -165,12 +127,6 @@ def test_the_answer_prompt_is_the_literal_template_of_the_paper(task: str, role:
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
-def test_history_lines_are_numbered_from_one(task: str) -> None:
-    assert history_lines(task, ITEMS[task]) == HISTORY[task]
-    assert f"1. {history_line(task, ITEMS[task][0])}" == HISTORY[task].splitlines()[0]
-
-
-@pytest.mark.parametrize("task", TASK_NAMES)
 def test_p_and_n_prompts_share_everything_up_to_the_agent_paragraph(task: str) -> None:
     p = answer_prompt(task, ITEMS[task], "THE QUERY", role="P", insight="odd things")
     n = answer_prompt(task, ITEMS[task], "THE QUERY", role="N", insight="odd things")
@@ -200,18 +156,6 @@ def test_the_second_baseline_drops_the_whole_agent_paragraph(task: str) -> None:
     assert got == expected
 
 
-def test_the_choice_of_baseline_does_not_touch_a_prompt_with_an_insight() -> None:
-    got = answer_prompt(
-        "LaMP_2",
-        ITEMS["LaMP_2"],
-        "THE QUERY",
-        role="P",
-        insight="odd things",
-        baseline="drop_agent_block",
-    )
-    assert got == filled("LaMP_2", "P")
-
-
 def test_the_misprint_stays_unless_it_is_to_be_fixed() -> None:
     def build(fix: bool) -> str:
         return answer_prompt(
@@ -220,12 +164,6 @@ def test_the_misprint_stays_unless_it_is_to_be_fixed() -> None:
 
     assert "Your answer shoulds odd." in build(False)
     assert build(True) == build(False).replace("shoulds", "should")
-
-
-def test_fixing_typos_leaves_the_users_own_words_alone() -> None:
-    items = [HistoryItem("a", "He shoulds.", "comedy")]
-    got = answer_prompt("LaMP_2", items, "shoulds", role="N", insight="shoulds", fix_typos=True)
-    assert got.count("shoulds") == 3
 
 
 def test_placeholders_inside_a_text_are_not_substituted() -> None:
@@ -306,3 +244,15 @@ def test_the_official_prompt_keeps_the_official_blanks(task: str, expected: str)
     query = Query("1", "q", "INPUT", None)
     assert official_prompt(task, ITEMS[task], query) == expected
     assert official_prompt(task, [], query) == "INPUT"
+
+
+def test_an_answer_is_valid_only_in_the_form_the_task_asks_for() -> None:
+    good = {"LaMP_2": [" comedy\n"], "LaMP_3": ["4.5", "1e0"], "LaMP_7": ["ok"]}
+    bad = {
+        "LaMP_2": ["Comedy", "action."],
+        "LaMP_3": ["6", "4 stars", "nan", "inf", ""],
+        "LaMP_7": ["\U0001f600 !", ""],
+    }
+    for task in TASK_NAMES:
+        assert all(get_task(task).is_valid(answer) for answer in good[task])
+        assert not any(get_task(task).is_valid(answer) for answer in bad[task])

@@ -10,17 +10,15 @@ import pytest
 
 from chameleon_lib.cli import main
 from chameleon_lib.core.task import HistoryItem, User
-from chameleon_lib.data.lamp import find_split, load_users, write_lamp
-from chameleon_lib.data.samples import Sample
+from chameleon_lib.data.lamp import Sample, find_split, write_lamp
 from chameleon_lib.data.users import (
     DECLARATION,
+    SALT,
     Choice,
     check_disjoint,
-    components,
-    contents,
     declare,
-    group_samples_into_users,
     grouping_report,
+    load_users,
     overlaps,
     read_choice,
     sample_groups,
@@ -35,6 +33,12 @@ A = [(f"film {i}", "comedy") for i in range(6)]
 B = [(f"other {i}", "action") for i in range(6)]
 
 
+def users_of(
+    samples: list[Sample], task: str = "LaMP_2", choice: Choice | None = None
+) -> list[User]:
+    return users_by_part(samples, task, {"all": 1.0}, SALT, choice or Choice())["all"]
+
+
 def ids(users: list[User]) -> list[list[str]]:
     return [[query.id for query in u.queries] for u in users]
 
@@ -46,50 +50,29 @@ def test_identical_profiles_are_one_user_in_order_of_appearance() -> None:
         sample("LaMP_3", "3", [("a", "5"), ("b", "4")], "q3"),
         sample("LaMP_3", "4", [("b", "4"), ("a", "5")], "q4"),
     ]
-    users = group_samples_into_users(samples, "LaMP_3")
+    users = users_of(samples, "LaMP_3")
     assert ids(users) == [["1", "3"], ["2"], ["4"]]
     assert [u.id for u in users] == ["1", "2", "4"]
     assert users[0].history == samples[0].profile
     assert users[0].task == "LaMP_3"
 
 
-def test_movie_profiles_that_overlap_by_half_are_one_user() -> None:
-    samples = [
-        sample("LaMP_2", "1", A[:5]),
-        sample("LaMP_2", "2", B),
-        sample("LaMP_2", "3", A[1:]),
-    ]
-    assert ids(group_samples_into_users(samples, "LaMP_2")) == [["1", "3"], ["2"]]
-
-
-def test_two_profiles_that_each_leave_out_one_item_still_connect() -> None:
-    three_of_four = [A[:3], A[1:4]]  # Jaccard index 2/4
-    samples = [sample("LaMP_2", str(i), p) for i, p in enumerate(three_of_four)]
-    assert ids(group_samples_into_users(samples, "LaMP_2")) == [["0", "1"]]
-
-
 def test_one_popular_film_does_not_merge_two_movie_users() -> None:
     samples = [sample("LaMP_2", "1", A), sample("LaMP_2", "2", [A[0], *B])]
-    assert len(group_samples_into_users(samples, "LaMP_2")) == 2
-    assert len(group_samples_into_users(samples, "LaMP_2", min_overlap=0.01)) == 1
-
-
-def test_the_same_film_with_another_tag_is_no_overlap() -> None:
-    other_tags = [(text, "action") for text, _ in A]
-    samples = [sample("LaMP_2", "1", A), sample("LaMP_2", "2", other_tags)]
-    assert len(group_samples_into_users(samples, "LaMP_2", min_overlap=0.01)) == 2
+    assert len(users_of(samples)) == 2
+    assert len(users_of(samples, "LaMP_2", Choice(min_overlap=0.01))) == 1
 
 
 def test_overlap_is_transitive_as_connected_components_are() -> None:
     chain = [A[:4], A[1:5], A[2:6]]
     samples = [sample("LaMP_2", str(i), p) for i, p in enumerate(chain)]
     assert len(set(chain[0]) & set(chain[2])) * 2 < len(set(chain[0]) | set(chain[2]))
-    assert ids(group_samples_into_users(samples, "LaMP_2")) == [["0", "1", "2"]]
+    assert ids(users_of(samples)) == [["0", "1", "2"]]
 
 
 def test_a_merged_history_is_the_union_with_ids_of_sample_and_item() -> None:
     samples = [sample("LaMP_2", "1", A[:5]), sample("LaMP_2", "2", A[1:])]
-    [merged] = group_samples_into_users(samples, "LaMP_2")
+    [merged] = users_of(samples)
     assert [(item.text, item.label) for item in merged.history] == A
     assert [item.id for item in merged.history] == ["1:10", "1:11", "1:12", "1:13", "1:14", "2:24"]
 
@@ -100,7 +83,7 @@ def test_a_merged_history_never_holds_a_query_of_its_user() -> None:
         sample("LaMP_2", "1", A[:5], "film 5"),
         sample("LaMP_2", "2", A[1:], "film 0"),
     ]
-    [merged] = group_samples_into_users(samples, "LaMP_2")
+    [merged] = users_of(samples)
     assert [item.text for item in merged.history] == ["film 1", "film 2", "film 3", "film 4"]
 
 
@@ -113,7 +96,7 @@ def test_a_user_whose_whole_history_is_asked_keeps_a_history_and_fewer_questions
         sample("LaMP_2", str(i), [film for film in films if film != asked], asked[0])
         for i, asked in enumerate(films)
     ]
-    [merged] = group_samples_into_users(samples, "LaMP_2")
+    [merged] = users_of(samples)
     assert [query.id for query in merged.queries] == ["0", "1", "2"]
     assert [(item.text, item.label) for item in merged.history] == [films[3]]
     assert "questions ['3'] are not asked" in caplog.text
@@ -121,7 +104,7 @@ def test_a_user_whose_whole_history_is_asked_keeps_a_history_and_fewer_questions
 
 def test_samples_as_users_keep_their_own_profile_and_question() -> None:
     samples = [sample("LaMP_2", "1", A[:5], "film 5"), sample("LaMP_2", "2", A[1:], "film 0")]
-    users = group_samples_into_users(samples, "LaMP_2", grouping="samples")
+    users = users_of(samples, choice=Choice("samples"))
     assert [(u.id, u.history, u.queries) for u in users] == [
         (s.query.id, s.profile, (s.query,)) for s in samples
     ]
@@ -133,24 +116,11 @@ def named(task: str, sample_id: str, user_id: str | None, query: str = "q") -> S
 
 def test_names_in_the_file_count_more_than_profiles() -> None:
     samples = [named("LaMP_2", "1", "u7"), named("LaMP_2", "2", "u9"), named("LaMP_2", "3", "u7")]
-    users = group_samples_into_users(samples, "LaMP_2")
+    users = users_of(samples)
     assert ids(users) == [["1", "3"], ["2"]] and [u.id for u in users] == ["u7", "u9"]
-    by_profile = group_samples_into_users(samples, "LaMP_2", grouping="overlap")
+    nameless = [replace(one, user_id=None) for one in samples]
+    by_profile = users_of(nameless)
     assert ids(by_profile) == [["1", "2", "3"]] and by_profile[0].id == "1"
-
-
-def test_names_on_some_records_only_are_refused() -> None:
-    samples = [named("LaMP_2", "1", "u7"), named("LaMP_2", "2", None)]
-    with pytest.raises(UserError, match="do not name their users"):
-        group_samples_into_users(samples, "LaMP_2")
-    with pytest.raises(UserError, match="do not name their users"):
-        group_samples_into_users(samples[1:], "LaMP_2", grouping="known")
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, 1.5])
-def test_an_overlap_outside_its_range_raises(value: float) -> None:
-    with pytest.raises(UserError, match="min_overlap"):
-        group_samples_into_users([], "LaMP_2", min_overlap=value)
 
 
 def test_a_hash_split_is_complete_disjoint_and_about_the_asked_size() -> None:
@@ -202,14 +172,14 @@ def test_movie_users_are_compared_by_overlap() -> None:
     check_disjoint(group, [movie_user("3", [A[0], *B[:1]])])
     with pytest.raises(UserError, match="'2' of the group is also user '3'"):
         check_disjoint(group, [movie_user("3", A[1:])])
-    check_disjoint(group, [movie_user("3", A[1:])], grouping="identical")
+    check_disjoint(group, [movie_user("3", A[1:])], min_overlap=0.9)
 
 
 @needs_shared_data
 def test_distinct_real_movie_users_stay_apart_by_default_and_merge_on_any_overlap() -> None:
     questions, _ = find_split(SHARED_DATA / "lamp_like", "LaMP_2", "train")
     assert len(load_users(questions, None, "LaMP_2")) == 102
-    assert len(load_users(questions, None, "LaMP_2", min_overlap=1e-9)) == 2
+    assert len(load_users(questions, None, "LaMP_2", Choice(min_overlap=1e-9))) == 2
 
 
 def test_overlaps_are_those_of_the_definition() -> None:
@@ -226,19 +196,6 @@ def test_overlaps_are_those_of_the_definition() -> None:
         found = list(overlaps(profiles, least))
         assert [(i, j) for i, j, _ in found] == [(i, j) for i, j, _ in expected]
         assert [x for _, _, x in found] == pytest.approx([x for _, _, x in expected])
-
-
-def test_no_profiles_and_empty_profiles_overlap_with_nothing() -> None:
-    assert list(overlaps([])) == [] and list(overlaps([frozenset(), frozenset()])) == []
-
-
-def test_contents_leave_ids_out_and_components_are_ordered_by_first_member() -> None:
-    first, second = (
-        sample("LaMP_2", "1", [("a", "comedy")]),
-        sample("LaMP_2", "2", [("a", "comedy")]),
-    )
-    assert contents(first.profile) == contents(second.profile) == (("a", "comedy"),)
-    assert components(6, [(4, 1), (5, 3), (1, 5)]) == [[0], [1, 3, 4, 5], [2]]
 
 
 FILMS = [(f"film {i}", "comedy") for i in range(10)]
@@ -268,19 +225,11 @@ def test_profiles_that_differ_more_are_missed_before_they_are_confused(
     assert report.could_split <= unsure * len(samples) and report.could_merge > 0
 
 
-def test_the_rule_stands_between_two_that_fail() -> None:
-    samples = samples_of(viewers(323, 0), 0)
-    lax = agreement(samples, sample_groups(samples, "LaMP_2", min_overlap=0.1))
-    strict = agreement(samples, sample_groups(samples, "LaMP_2", min_overlap=0.9))
-    assert lax[0] < 0.9 and lax[1] == 1.0
-    assert strict[0] == 1.0 and strict[1] < 0.95
-
-
 @needs_shared_data
 def test_real_film_lovers_are_found_again() -> None:
     """Up to three leave-one-out samples of each of 102 known users: real films, real tags."""
     questions, outputs = find_split(SHARED_DATA / "lamp_like", "LaMP_2", "train")
-    users = load_users(questions, outputs, "LaMP_2", grouping="identical")
+    users = load_users(questions, outputs, "LaMP_2")
     rng, samples = random.Random(0), []
     for n, one in enumerate(users):
         films = [(item.text, str(item.label)) for item in one.history]
@@ -346,7 +295,7 @@ def test_a_declaration_that_cannot_be_understood_is_named(tmp_path: Path, text: 
 
 def movies(folder: Path) -> Path:
     samples = samples_of(viewers(20, 5), 5)
-    users = group_samples_into_users(samples, "LaMP_2", grouping="samples")
+    users = users_of(samples, choice=Choice("samples"))
     write_lamp(users, folder / "LaMP_2" / "new" / "dev", "dev")
     return folder
 
@@ -364,21 +313,3 @@ def test_the_command_reports_and_declares(
     capsys.readouterr()
     assert main(words) == 0
     assert "overlapping by 0.6 or more" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("words", "start"),
-    [
-        ([], "Missing option '--data'"),
-        (["--data", "nowhere"], "The data folder nowhere does not exist"),
-        (["--data", ".", "--task", "LaMP_9"], "Unknown task 'LaMP_9'"),
-        (["--data", ".", "--min-overlap", "2"], "--min-overlap takes a number above 0"),
-        (["--data", ".", "--declare", "people"], "Invalid value for '--declare': 'people'"),
-    ],
-)
-def test_misuse_of_the_command_is_one_sentence(
-    words: list[str], start: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["data", "users", *words]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(start) and len(error.splitlines()) == 1

@@ -14,7 +14,7 @@ from chameleon_lib.demo.factory.candidates import CANDIDATES, compare
 from chameleon_lib.kit.profiles import get_profile
 from chameleon_lib.rivals.settings import AloeSettings, DpoSettings
 from chameleon_lib.studies.data import load_task_data
-from chameleon_lib.studies.loading import settings_for
+from chameleon_lib.studies.study import settings_for
 from tests.studies.small import small_profile, study_in, use_small_models
 
 FAMILIES: tuple[Family, ...] = ("decoder", "encoder-decoder")

@@ -10,8 +10,8 @@ import pytest
 
 from chameleon_lib.demo.factory import acceptance, cards
 from chameleon_lib.demo.factory.cards import card_text, read_rows, write_cards
+from chameleon_lib.demo.factory.examples import TrainSettings
 from chameleon_lib.demo.factory.models import build_model, build_tokenizer
-from chameleon_lib.demo.factory.train import TrainSettings
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.stats import Estimate
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from chameleon_lib.demo.factory.examples import (
     TEXT_WEIGHT,
     Batch,
     Case,
+    TrainSettings,
     decoder_batch,
     draw_case,
     encdec_batch,
@@ -157,13 +158,7 @@ def test_training_draws_sentences_of_the_train_split_alone(
             assert not [t for t in whole_sentences(task, world.users[split]) if t in together]
 
 
-@dataclass(frozen=True)
-class Plan:
-    steps: int = 100
-    curriculum: float = 0.15
-    task_shares: dict[str, float] | None = None
-
-
+RUN = TrainSettings(family="encdec", steps=100)
 # Step 3 packs six prompts behind a history, step 11 packs prompts that share nothing.
 PACKED, LOOSE = 3, 11
 NO_CUE = ("insight_p", "insight_n", "infilling", "official")
@@ -175,7 +170,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def batch_of(tokenizer: PreTrainedTokenizerFast, step: int, seed: int = 0) -> Batch:
-    return decoder_batch(tokenizer, random_of(f"batch/{seed}"), 3, 0.5, step, Plan())
+    return decoder_batch(tokenizer, random_of(f"batch/{seed}"), step, replace(RUN, batch=3))
 
 
 def places(batch: Batch, answer: int) -> tuple[int, Tensor]:
@@ -266,7 +261,7 @@ def test_padding_looks_at_itself_and_nobody_looks_at_it(
 def test_an_encoder_decoder_row_is_prompt_answer_and_eos(
     tokenizer: PreTrainedTokenizerFast, step: int
 ) -> None:
-    batch = encdec_batch(tokenizer, random_of("encdec"), 40, 0.5, step, Plan())
+    batch = encdec_batch(tokenizer, random_of("encdec"), step, replace(RUN, batch=40))
     assert len(batch.kinds) == 40 and len(set(batch.kinds)) > 4
     assert torch.equal(batch.weights == 1.0, batch.answer_of >= 0)
     assert torch.equal(batch.weights.sum(1).long(), (batch.targets != 0).sum(1))
@@ -297,9 +292,9 @@ def test_the_tasks_have_their_shares_after_the_curriculum(
         return draw(*args)
 
     monkeypatch.setattr(examples, "draw_case", watching)
-    plan = Plan(task_shares={"LaMP_2": 0.75, "LaMP_3": 0.25})
-    encdec_batch(tokenizer, random_of("first"), 30, 0.5, 14, plan)
+    run = replace(RUN, task_shares={"LaMP_2": 0.75, "LaMP_3": 0.25})
+    encdec_batch(tokenizer, random_of("first"), 14, replace(run, batch=30))
     assert set(asked) == {None}  # the curriculum draws every task as often
     asked.clear()
-    encdec_batch(tokenizer, random_of("second"), 60, 0.5, 15, plan)
+    encdec_batch(tokenizer, random_of("second"), 15, replace(run, batch=60))
     assert set(asked) == {"LaMP_2", "LaMP_3"} and 36 <= asked.count("LaMP_2") <= 54

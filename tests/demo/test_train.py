@@ -14,11 +14,10 @@ from transformers import AutoTokenizer
 from chameleon_lib.backbones.families import site_modules
 from chameleon_lib.backbones.load import load_backbone
 from chameleon_lib.demo.factory import train as training
-from chameleon_lib.demo.factory.examples import GAINS, Batch, encdec_batch
+from chameleon_lib.demo.factory.examples import GAINS, Batch, TrainSettings, encdec_batch
 from chameleon_lib.demo.factory.models import build_model, build_tokenizer
 from chameleon_lib.demo.factory.train import (
     EditLessons,
-    TrainSettings,
     answers_right,
     gains_of,
     learning_rate,
@@ -49,7 +48,7 @@ def mlp_outputs(model, inputs):  # type: ignore[no-untyped-def]
 
 
 def test_a_gain_doubles_or_removes_the_part_along_the_direction_in_its_own_row(model) -> None:  # type: ignore[no-untyped-def]
-    inputs = encdec_batch(build_tokenizer(), random_of("lesson"), 3, 0.5, 10, LESSONS).inputs
+    inputs = encdec_batch(build_tokenizer(), random_of("lesson"), 10, LESSONS).inputs
     plain, before = mlp_outputs(model, inputs)
     lessons = EditLessons(model, seed=0)
     with torch.no_grad(), gains_of(lessons, torch.tensor([1.0, 0.0, -1.0])):
@@ -64,7 +63,7 @@ def test_a_gain_doubles_or_removes_the_part_along_the_direction_in_its_own_row(m
 
 
 def test_outside_a_lesson_and_after_it_the_model_is_as_it_was(model) -> None:  # type: ignore[no-untyped-def]
-    inputs = encdec_batch(build_tokenizer(), random_of("lesson"), 3, 0.5, 10, LESSONS).inputs
+    inputs = encdec_batch(build_tokenizer(), random_of("lesson"), 10, LESSONS).inputs
     _, before = mlp_outputs(model, inputs)
     lessons = EditLessons(model, seed=0)
     with pytest.raises(RuntimeError, match="stop"), gains_of(lessons, torch.ones(3)):
@@ -77,8 +76,8 @@ def test_outside_a_lesson_and_after_it_the_model_is_as_it_was(model) -> None:  #
 
 def test_lessons_tell_by_an_edit_what_the_first_stage_tells_by_a_token() -> None:
     tokenizer = build_tokenizer()
-    early = encdec_batch(tokenizer, random_of("mix"), 200, 0.5, 9, LESSONS)
-    late = encdec_batch(tokenizer, random_of("mix"), 200, 0.5, 10, LESSONS)
+    early = encdec_batch(tokenizer, random_of("mix"), 9, replace(LESSONS, batch=200))
+    late = encdec_batch(tokenizer, random_of("mix"), 10, replace(LESSONS, batch=200))
     assert early.gains is None and late.gains is not None
     starts = late.inputs["decoder_input_ids"][:, 0]
     assert set(starts.tolist()) == {0} and set(GAINS) <= set(late.kinds)

@@ -87,7 +87,7 @@ class Checkout:
             package / "kit",
             ignore=shutil.ignore_patterns("__pycache__", "templates"),
         )
-        for name in ("__init__.py", "__main__.py", "cli.py", "command_line.py", "errors.py"):
+        for name in ("__init__.py", "__main__.py", "cli.py", "errors.py"):
             shutil.copy(root() / "chameleon_lib" / name, package / name)
         shutil.copy(root() / "environment.yml", base / "environment.yml")
         (package / "kit" / "report.py").write_text(REPORT, encoding="utf-8")

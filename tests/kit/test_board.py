@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from chameleon_lib.kit import board as board_module
-from chameleon_lib.kit import paths
 from chameleon_lib.kit.board import Board, Pace, progress_file
 from chameleon_lib.kit.progress import VARIABLE, notes_file, tell
 
@@ -27,9 +26,9 @@ def test_notes_are_said_while_a_notebook_runs_and_each_once(
     clock = [board_module.time.monotonic()]
     monkeypatch.setattr(board_module.time, "monotonic", lambda: clock[0])
     notebook = SimpleNamespace(number="01", name="01_per_user", light=False)
-    step: Any = SimpleNamespace(notebook=notebook, state=SimpleNamespace(why="never run here"))
+    step: Any = SimpleNamespace(notebook=notebook, why="never run here")
     session: Any = SimpleNamespace(started=clock[0], cell=3, total=9)
-    board = Board("laptop", {"01": "01_per_user"}, Pace())
+    board = Board("laptop", {"01": "01_per_user"}, Pace("laptop", {}))
     board.start(step)
     notes = notes_file(progress_file("01"))
     notes.parent.mkdir(parents=True)
@@ -56,19 +55,6 @@ def test_notes_are_said_while_a_notebook_runs_and_each_once(
     assert left == ["[01] note: training DPO, draw 0"] and not notes.exists()
 
 
-def test_the_last_run_here_comes_first_and_what_is_done_corrects_the_forecast() -> None:
-    pace = Pace("demo", {"00": 30.0, "01": 300.0, "02": 100.0})
-    assert pace.last("00") is None and pace.total(["01", "02"]) == 400.0
-    pace.finished("00", 60.0)  # this machine takes twice the time
-    assert pace.last("00") == 60.0 and pace.left("00", 20.0) == 40.0
-    assert pace.left("01") == 600.0 and pace.left("01", 601.0) is None
-    assert pace.total(["02", "another"]) is None and pace.total([]) == 0.0
-    assert Pace("demo").last("00") == 60.0 and Pace("laptop").left("00") is None
-    for broken in ("{", "[]", '{"seconds": 3}', '{"seconds": {"00": "x"}}'):
-        (paths.measured_dir("demo") / "timings.json").write_text(broken)
-        assert Pace("demo").last("00") is None
-
-
 def test_a_line_says_what_is_left_of_the_notebook_and_of_the_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +64,7 @@ def test_a_line_says_what_is_left_of_the_notebook_and_of_the_run(
     now = board_module.time.monotonic() + 100
     monkeypatch.setattr(board_module.time, "monotonic", lambda: now)
     notebook = SimpleNamespace(number="00", name="00_quickstart", light=False)
-    step: Any = SimpleNamespace(notebook=notebook, state=SimpleNamespace(why="never run here"))
+    step: Any = SimpleNamespace(notebook=notebook, why="never run here")
     session: Any = SimpleNamespace(started=now - 10, cell=3, total=9)
     board.start(step)
     board.show([(step, session)], ["01"])

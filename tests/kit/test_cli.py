@@ -10,8 +10,8 @@ from chameleon_lib import cli
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import driver, plan
 from chameleon_lib.kit.notebooks import discover
-from chameleon_lib.kit.paths import outputs_dir, root
-from chameleon_lib.kit.profiles import PROFILES, PUBLIC, for_data, get_profile
+from chameleon_lib.kit.paths import outputs_dir
+from chameleon_lib.kit.profiles import PROFILES, for_data, get_profile
 from chameleon_lib.kit.sources import own_sources
 from tests.kit.checkout import TABLE, Checkout, notebook
 
@@ -126,17 +126,6 @@ def test_four_bits_are_a_profile_of_their_own_and_not_the_demos(
     assert "Profile paper-4bit " in shown
 
 
-def test_the_demo_on_a_data_folder_is_a_profile_of_its_own_that_nobody_asks_for_by_name() -> None:
-    assert for_data("demo", True) == "demo-data" and for_data("demo", False) == "demo"
-    assert [for_data(name, True) for name in ("laptop", "paper")] == ["laptop", "paper"]
-    assert {*PUBLIC, "demo-data", "laptop-4bit", "paper-4bit"} == set(PROFILES)
-    demo, files = PROFILES["demo"], PROFILES["demo-data"]
-    assert (files.data, demo.data) == ("lamp", "demo") and files.banner != demo.banner
-    assert (files.backbones, files.threads) == (demo.studied, demo.threads)
-    assert outputs_dir("demo") != outputs_dir("demo-data")
-    assert cli.main(["plan", "--profile", "demo-data"]) == 2
-
-
 def test_a_data_folder_reaches_the_run_as_a_profile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +157,3 @@ def test_two_notebooks_of_one_number_are_refused(tmp_path: Path) -> None:
     notebook(tmp_path, "01_b", [])
     with pytest.raises(UserError, match="Two notebooks carry the number 01"):
         discover(tmp_path)
-
-
-def test_root_is_the_checkout() -> None:
-    assert (root() / "environment.yml").is_file() and (root() / "run_all.sh").is_file()

@@ -89,24 +89,6 @@ def test_a_run_is_repeated_byte_for_byte_then_skipped_then_follows_what_changed(
     assert "output missing: tables/size.csv" in checkout.call("plan", "--only", "01").stdout
 
 
-def test_new_prose_runs_nothing_and_leaves_what_a_full_run_would_leave(
-    checkout: Checkout,
-) -> None:
-    notebook(checkout.notebooks, "01_table", [TABLE], prose="Old.", skipped="old = 1")
-    assert checkout.call("run").returncode == 0
-    notebook(checkout.notebooks, "01_table", [TABLE], prose="Quite new.", skipped="new = 2")
-    assert "prose" in checkout.call("plan").stdout
-    result = checkout.call("run")
-    assert ran(result) == [] and "new text" in result.stderr
-    files = checkout.files()
-    assert b"Quite new." in files["notebooks/01_table.ipynb"]
-    assert b"new = 2" in files["notebooks/01_table.ipynb"]
-    assert b"Quite new." in files["index.html"]
-    assert ran(checkout.call("run", "--force")) == ["01"]
-    assert checkout.files() == files
-    assert "new text" not in checkout.call("run").stderr
-
-
 def test_the_next_notebook_starts_beside_one_whose_workers_are_done(checkout: Checkout) -> None:
     wait = """import time
 from chameleon_lib.kit.paths import tables_dir
@@ -263,7 +245,7 @@ from chameleon_lib import cli
 from chameleon_lib.kit import driver, paths
 
 def check(*_):  # another run begins and ends while this one looks at its data
-    entry = {"inputs": {}, "outputs": {}, "source": "other"}
+    entry = {"inputs": {}, "outputs": {"tables/a.csv": "other"}}
     stored = json.dumps({"laptop": {"01_table": entry}})
     paths.replace_text(paths.cache_dir() / "ledger.json", stored)
 
@@ -273,7 +255,7 @@ sys.exit(cli.main(["run"]))"""
     assert result.returncode == 0, result.stderr
     ledger = json.loads((checkout.base / ".chameleon" / "ledger.json").read_text(encoding="utf-8"))
     assert set(ledger) == {"demo", "laptop"}
-    assert ledger["laptop"]["01_table"]["source"] == "other"
+    assert ledger["laptop"]["01_table"]["outputs"] == {"tables/a.csv": "other"}
 
 
 def test_a_second_run_on_the_same_cache_is_refused(checkout: Checkout) -> None:

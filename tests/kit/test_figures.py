@@ -128,20 +128,6 @@ def test_dots_stand_where_the_frame_says_and_the_arrow_names_the_better_side() -
     assert any("demo profile" in text for text in titles(dots()))
 
 
-def test_lines_of_different_groups_differ_by_more_than_colour() -> None:
-    shown = [line for line in lines().axes[0].lines if line.get_marker() in ("o", "s")]
-    assert len({(line.get_marker(), line.get_linestyle()) for line in shown}) == 2
-    assert "↓ better" in lines().axes[0].get_ylabel()
-
-
-def test_the_plots_of_layers_and_of_a_history_mark_what_was_chosen() -> None:
-    named = {str(line.get_label()): line for line in layers().axes[0].lines}
-    assert list(np.asarray(named["pairs"].get_ydata())) == [0.15, 0.1]
-    assert list(np.asarray(named["edited layers"].get_xdata())) == [1]
-    labels = [str(line.get_label()) for line in scatter().axes[0].lines]
-    assert "selected (2)" in labels and "left out (1)" in labels
-
-
 def test_a_frame_without_the_needed_columns_is_named() -> None:
     with pytest.raises(UserError, match="ci_low"):
         dot_ci(frame().drop(columns="ci_low"), title="t", profile="demo", xlabel="x")

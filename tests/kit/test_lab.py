@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.lab import open_lab
+from chameleon_lib.kit.kernels import open_lab
 from chameleon_lib.kit.progress import VARIABLE
 
 

@@ -40,14 +40,14 @@ def test_a_recorded_notebook_is_current_also_for_a_later_process(
 ) -> None:
     _, book = recorded(tmp_path, outputs)
     later = Ledger(tmp_path / "ledger.json")
-    assert later.state("demo", book, {"code": {"cells": "c1"}}).why == ""
-    assert later.state("laptop", book, {"code": {"cells": "c1"}}).why == "never run here"
+    assert later.why("demo", book, {"code": {"cells": "c1"}}) == ""
+    assert later.why("laptop", book, {"code": {"cells": "c1"}}) == "never run here"
 
 
 def test_a_changed_cause_is_named(tmp_path: Path, outputs: Path) -> None:
     ledger, book = recorded(tmp_path, outputs)
     inputs = {"code": {"cells": "c1"}, "library": {"chameleon_lib/core/ccs.py": "new"}}
-    assert ledger.state("demo", book, inputs).why == "library changed: chameleon_lib/core/ccs.py"
+    assert ledger.why("demo", book, inputs) == "library changed: chameleon_lib/core/ccs.py"
 
 
 def test_an_output_that_is_gone_or_edited_makes_the_notebook_stale(
@@ -56,9 +56,9 @@ def test_an_output_that_is_gone_or_edited_makes_the_notebook_stale(
     ledger, book = recorded(tmp_path, outputs)
     inputs = {"code": {"cells": "c1"}}
     (outputs / "tables" / "t.csv").write_text("a\n2\n", encoding="utf-8")
-    assert ledger.state("demo", book, inputs).why == "output changed: tables/t.csv"
+    assert ledger.why("demo", book, inputs) == "output changed: tables/t.csv"
     (outputs / "tables" / "t.csv").unlink()
-    assert ledger.state("demo", book, inputs).why == "output missing: tables/t.csv"
+    assert ledger.why("demo", book, inputs) == "output missing: tables/t.csv"
 
 
 def test_facts_that_all_notebooks_add_to_are_missed_and_damage_is_seen_by_each(
@@ -70,26 +70,16 @@ def test_facts_that_all_notebooks_add_to_are_missed_and_damage_is_seen_by_each(
         (outputs / "notebooks" / f"{book.name}.ipynb").write_text("{}", encoding="utf-8")
         facts.write_text(json.dumps({"data": {book.name: "abc"}}), encoding="utf-8")
         ledger.record("demo", book, {}, ["run_facts.json"])
-    assert [ledger.state("demo", book, {}).why for book in books] == ["", ""]
+    assert [ledger.why("demo", book, {}) for book in books] == ["", ""]
     facts.write_text("{", encoding="utf-8")
-    assert {ledger.state("demo", book, {}).why for book in books} == {
+    assert {ledger.why("demo", book, {}) for book in books} == {
         "output changed: run_facts.json"
     }
     facts.unlink()
-    assert {ledger.state("demo", book, {}).why for book in books} == {
+    assert {ledger.why("demo", book, {}) for book in books} == {
         "output missing: run_facts.json"
     }
     assert ledger.upstream("demo", books) == {}
-
-
-def test_new_prose_leaves_a_notebook_current_but_marks_its_copy(
-    tmp_path: Path, outputs: Path
-) -> None:
-    ledger, book = recorded(tmp_path, outputs)
-    inputs = {"code": {"cells": "c1"}}
-    assert not ledger.state("demo", book, inputs).stale_prose
-    state = ledger.state("demo", source(tmp_path, prose="Section 4.2, better told."), inputs)
-    assert (state.why, state.stale_prose) == ("", True)
 
 
 def test_a_file_that_two_notebooks_write_belongs_to_the_last_writer(
@@ -100,7 +90,7 @@ def test_a_file_that_two_notebooks_write_belongs_to_the_last_writer(
     second = source(tmp_path, "02_other")
     (outputs / "notebooks" / "02_other.ipynb").write_text("{}", encoding="utf-8")
     ledger.record("demo", second, {}, ["tables/t.csv"])
-    assert ledger.state("demo", first, {"code": {"cells": "c1"}}).why == ""
+    assert ledger.why("demo", first, {"code": {"cells": "c1"}}) == ""
     assert list(ledger.upstream("demo", [second])) == ["tables/t.csv"]
     assert ledger.upstream("demo", [first]) == {}
 
@@ -118,7 +108,7 @@ def test_difference_names_at_most_two_files_per_kind() -> None:
     assert difference(new, new) == ""
 
 
-def test_inputs_follow_code_parameters_data_and_environment_but_no_prose(tmp_path: Path) -> None:
+def test_inputs_follow_code_parameters_data_environment_and_prose(tmp_path: Path) -> None:
     environment = tmp_path / "environment.yml"
     environment.write_text("a", encoding="utf-8")
     data = tmp_path / "data"
@@ -130,7 +120,8 @@ def test_inputs_follow_code_parameters_data_and_environment_but_no_prose(tmp_pat
         return notebook_inputs(book, values, sources=SourceTree(), environment=environment)
 
     before = inputs(source(tmp_path))
-    assert inputs(source(tmp_path, prose="Other words.")) == before
+    reworded = inputs(source(tmp_path, prose="Other words."))
+    assert difference(before, reworded) == "text changed: other cells"
     assert difference(before, inputs(source(tmp_path), seeds=2)) == "parameters changed: seeds"
     (data / "train.json").write_text("[1]", encoding="utf-8")
     assert difference(before, inputs(source(tmp_path))) == "data changed: train.json"
@@ -159,4 +150,3 @@ def test_the_outputs_of_a_notebook_are_those_its_kernel_replaced(
     assert written_outputs("demo", log) == ["figures/a.png", "tables/b.csv"]
     replace_text(outputs / "run_facts.json", "{}")
     assert written_outputs("demo", log)[1] == "run_facts.json"
-

@@ -40,13 +40,6 @@ def test_a_table_is_saved_with_its_maker_and_shown_with_its_profile() -> None:
     assert MADE_BY.items() <= found.items() and found["caption"] == "Effects"
 
 
-def test_another_frame_can_be_shown_in_place_of_the_saved_one() -> None:
-    short = FRAME[["control"]]
-    shown = publish(FRAME, "t", "Effects", made_by=mcnemar, shown=short).data
-    assert shown == publish.show(short, "Effects").data and "0.200" not in shown
-    assert "0.2,0.1,0.3" in (paths.tables_dir("demo") / "t.csv").read_text(encoding="utf-8")
-
-
 def test_a_figure_and_verdicts_name_their_makers_too() -> None:
     drawn = dot_ci(FRAME, title="Effect", profile="demo", xlabel="nats", row="control")
     publish.figure(drawn, "01", alt="One dot to the right of zero.", caption="It helps.",

@@ -18,7 +18,7 @@ from chameleon_lib.kit.facts import load_run_facts, save_run_facts
 from chameleon_lib.kit.figures import dot_ci, save_figure
 from chameleon_lib.kit.pages import MathStore, code_of, render_notebook
 from chameleon_lib.kit.publish import Publisher
-from chameleon_lib.kit.report import MARKS, beyond, build, figure_groups, found, glance, headline
+from chameleon_lib.kit.report import MARKS, build, figure_groups, glance
 from chameleon_lib.kit.stats import STATUSES, Estimate, mcnemar, verdict
 from chameleon_lib.kit.tables import estimate_columns, show_table
 from chameleon_lib.kit.verdicts import Verdict
@@ -87,7 +87,7 @@ def test_a_rendered_notebook_is_self_contained_and_described() -> None:
     assert "$code$" in html and "\\hat" not in re.sub(r'alttext="[^"]*"', "", html)
     assert [i["alt"] for i in BeautifulSoup(html, "html.parser").find_all("img")] == [ALT]
     assert f"<figcaption>{CAPTION}</figcaption>" in html
-    assert "says nothing about Mistral-7B" in html
+    assert "Not the paper's numbers." in html or "Not the paper&#39;s numbers." in html
 
 
 def test_an_unknown_formula_is_named_with_its_notebook() -> None:
@@ -112,11 +112,6 @@ def test_only_mathematics_is_taken_for_mathematics(markdown: str, formulas: int)
     kept = store.protect(markdown)
     assert len(store.formulas) == formulas
     assert store.restore(f"<p>{kept}</p>").count("<math ") == formulas
-
-
-def test_a_formula_in_a_heading_leaves_its_id_valid() -> None:
-    html = render_notebook(write_notebook("demo"), "demo").read_text(encoding="utf-8")
-    assert re.search(r'<h1[^>]*id="[^"<]*math[^"<]*"', html)
 
 
 def test_the_index_holds_verdicts_figures_controls_and_facts_in_that_order() -> None:
@@ -235,17 +230,6 @@ TWO = replace(ONE, task="LaMP-2", status="opposite",
 DPO = replace(ONE, words="it beats DPO", measure="slope, nats", plain=False)
 MINE = replace(ONE, words="ours helps", own=True, status="holds")
 MISSING = replace(DPO, ours=None, status="not run at this scale", n=0, seeds=0)
-
-
-def test_what_the_page_says_first_is_counted_from_the_verdicts() -> None:
-    every = [MINE, ONE, DPO, TWO, MISSING]
-    assert [number for number, _ in headline(list(enumerate(every)))] == [1, 3]
-    what, sure = found(every)
-    assert "4 verdicts" in what and "2 reproduced" in what and "1 opposite" in what
-    assert "150 to 200 users and 3 seeds" in sure
-    lost = replace(MINE, status="does not hold")
-    assert beyond([*every, lost]) == ["ours helps: 1 of 2 settings hold."]
-    assert headline([(0, MINE)]) == found([MINE]) == beyond([MINE]) == []
 
 
 def test_a_claim_is_one_row_over_all_its_settings() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_lib.kit.environment import environment_hash, requirements
 from chameleon_lib.kit.paths import root
 from chameleon_lib.kit.profiles import PROFILES, PUBLIC
 
@@ -182,15 +181,6 @@ def test_a_bare_machine_gets_a_venv_with_torch_first_and_a_second_run_installs_n
     assert len(bare.calls("pip install")) == 3 and bare.calls("-m venv") == []
 
 
-def test_a_gpu_machine_takes_torch_from_the_usual_index_with_the_rest(tmp_path: Path) -> None:
-    bare = Bare(tmp_path, python=True)
-    gpu = Path(bare.path) / "nvidia-smi"
-    gpu.symlink_to(bare.python)
-    assert bare.call().returncode == 0
-    (install,) = bare.calls("pip install")
-    assert " -r " in install
-
-
 def test_no_install_refuses_when_nothing_is_ready_and_lists_need_nothing(tmp_path: Path) -> None:
     bare = Bare(tmp_path, python=True)
     result = bare.call("--no-install")
@@ -302,7 +292,3 @@ def test_threads_of_the_script_are_those_of_the_profile_table(tmp_path: Path, na
     bare = Bare(tmp_path, python=True)
     bare.call("--profile", name, CHAMELEON_PYTHON=str(bare.python))
     assert bare.calls("threads=")[0].startswith(f"threads={PROFILES[name].threads} ")
-
-
-def test_the_stamp_is_the_hash_of_the_file_that_lists_the_packages() -> None:
-    assert len(environment_hash()) == 64 and requirements()[0].startswith("torch==")

@@ -18,7 +18,6 @@ from chameleon_lib.kit.tables import (
     part_columns,
     save_table,
     show_table,
-    span,
 )
 from tests.kit.html_pages import page_problems
 
@@ -127,8 +126,3 @@ def test_an_empty_cell_needs_a_count_of_nobody() -> None:
     found.loc[1, "accuracy_low"] = np.nan
     with pytest.raises(UserError, match="row 1.*accuracy_low"):
         save_table(found, "t", "demo", "c")
-
-
-def test_counts_that_differ_are_told_from_the_least_to_the_most() -> None:
-    assert span(pd.Series([120, 100, 120])) == "100 to 120"
-    assert span([120, 120]) == "120"

@@ -1,4 +1,4 @@
-"""Trainings in pieces, with layers computed twice, or stopped by the clock."""
+"""Trainings in pieces, and with layers computed twice."""
 
 from __future__ import annotations
 
@@ -142,34 +142,6 @@ def test_an_adapter_is_trained_beside_the_weights_that_are_there(family: str) ->
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert not any(weight.requires_grad for weight in backbone.model.parameters())
     assert not backbone.model.training
-
-
-def after(steps: int) -> Callable[[], bool]:
-    """Time is up when it is asked for the ``steps``-th time."""
-    asked = iter(range(1, 1000))
-    return lambda: next(asked) >= steps
-
-
-def train(method: str, family: str, stop: Callable[[], bool] | None) -> Tuned:
-    backbone = make_backbone(family)
-    if method == "aloe":
-        return train_aloe(backbone, examples(), aloe(epochs=3), seed=0, stop=stop)
-    return train_dpo(backbone, contrasts(8), dpo(epochs=3), seed=0, stop=stop)
-
-
-@pytest.mark.parametrize("method", ["aloe", "dpo"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_training_stops_in_time_on_the_way_of_the_full_one(method: str, family: str) -> None:
-    full = train(method, family, None)
-    assert full.log.steps == 6 and not any("stopped" in note for note in full.log.notes)
-    cut = train(method, family, after(3))
-    # The schedule is that of the full run, so the steps made are the very same.
-    assert cut.log.steps == 3 and cut.log.loss == full.log.loss[:3]
-    assert "stopped by the clock after 3 of 6 steps" in cut.log.notes
-    assert cut.log.backward_tokens < full.log.backward_tokens
-    never = train(method, family, lambda: False)
-    assert never.log == full.log
-    assert all(torch.equal(never.tensors[name], full.tensors[name]) for name in full.tensors)
 
 
 def test_what_a_method_draws_can_be_asked_beforehand() -> None:

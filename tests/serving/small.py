@@ -8,7 +8,8 @@ from functools import cache
 import torch
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.core.chameleon import Chameleon, EditProfile
+from chameleon_lib.core.chameleon import Chameleon
+from chameleon_lib.core.fitting import EditProfile
 from tests.core.method import SETTINGS, train_users
 from tests.demo.small import HashEmbedder, small_backbone
 

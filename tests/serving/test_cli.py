@@ -18,12 +18,9 @@ def folder(tmp_path: Path) -> Path:
     store.save(ALICE, profile())
     store.save("movies", profile(1, USERS))
     units = ArtifactStore(tmp_path / "cache" / "units")
-    units.get_or_compute("old", 1, lambda: 1)
-    units.get_or_compute("insights", ALICE, lambda: "Likes the long way home.", about=[ALICE])
-    (tmp_path / "outputs").mkdir()
-    (tmp_path / "outputs" / "table.csv").write_text("insight\nLikes the long way home.\n")
-    (tmp_path / "outputs" / "history.csv").write_text("text\nThe stairs were steep and old.\n")
-    (tmp_path / "texts.txt").write_text("\nThe stairs were steep and old.\n")
+    units.get_or_compute("insights", ALICE, lambda: "Likes the long way home.")
+    (tmp_path / "outputs" / "tables").mkdir(parents=True)
+    (tmp_path / "outputs" / "tables" / "t.csv").write_text("insight\nLikes the long way home.\n")
     return tmp_path
 
 
@@ -46,15 +43,11 @@ def test_list_and_show_say_what_is_there_without_naming_a_user(
 def test_forget_says_what_is_gone_and_what_is_left_to_do(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--cache", str(folder / "cache"), "--outputs", str(folder / "outputs"),
-               "--texts", str(folder / "texts.txt")]  # fmt: skip
+    options = ["--cache", str(folder / "cache"), "--outputs", str(folder / "outputs")]
     said = run(folder, capsys, "forget", ALICE, *options)
-    assert "Removed 1 profiles; copies" in said and "Removed 1 cached records (insights 1)." in said
-    assert "Removed 2 files that showed the user" in said
-    assert "Removed 1 cached records without a note of whose they are." in said
-    assert "Fit these groups again without the user: movies." in said
-    assert "table.csv" in said and "history.csv" in said and "data files" in said
-    assert not list((folder / "outputs").iterdir())
+    assert "Removed 1 profiles; copies" in said and "Emptied 2 folders; a run fills" in said
+    assert "Fit these groups again without the user: movies." in said and "data files" in said
+    assert not [*(folder / "outputs").iterdir(), *(folder / "cache").iterdir()]
     said = run(folder, capsys, "forget", ALICE, *options)
     assert "Nothing of this user was found." in said
     assert "wait for a new fit since earlier: movies." in said
@@ -77,10 +70,6 @@ def test_forget_fails_where_it_cannot_be_complete(
         (["burn", "--store", "{}"], "No such command 'burn'"),
         (["list", "--store", "{}/nowhere"], "There is no profile store {}/nowhere"),
         (["show", "nobody", "--store", "{}/profiles"], "There is no profile of 'nobody' in"),
-        (
-            ["forget", ALICE, "--store", "{}/profiles", "--texts", "{}/none.txt"],
-            "{}/none.txt cannot be read",
-        ),
         (["forget", ALICE, "--store", "{}/profiles", "--cache", "{}/none"], "There is no folder"),
     ],
 )

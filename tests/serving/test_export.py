@@ -11,8 +11,8 @@ import torch
 from safetensors.numpy import load_file
 
 from chameleon_lib.backbones import load_backbone
-from chameleon_lib.core.chameleon import EditProfile
 from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.fitting import EditProfile
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 from chameleon_lib.serving import adapter, export

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from chameleon_lib.core.chameleon import EditProfile
-from chameleon_lib.core.fitting import contrasts_from_pairs
+from chameleon_lib.core.fitting import EditProfile, contrasts_from_pairs
 from chameleon_lib.core.history import item_texts
 from chameleon_lib.core.pairs import PreparedUser
 from chameleon_lib.data.importing import ImportOptions
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.serving.forget import Forgotten, Traces
+from chameleon_lib.serving.forget import Forgotten
 from chameleon_lib.serving.store import ProfileStore
-from chameleon_lib.studies.answering import Exam
+from chameleon_lib.studies.arms import Exam
 from chameleon_lib.studies.data import load_task_data, without_gold
 from chameleon_lib.studies.own_users import imported
 from chameleon_lib.studies.s03_ladder import single_users
@@ -53,11 +54,9 @@ class Left:
     def store(self) -> ProfileStore:
         return ProfileStore(self.root / "profiles")
 
-    def forget(self, user: str = "", **changes: object) -> Forgotten:
-        history = next(u for u in self.users if u.user.id == (user or self.user)).user
+    def forget(self, user: str = "", **changes: Any) -> Forgotten:
         folders = {"cache": self.root / "cache", "outputs": self.root / "outputs"}
-        options = {**folders, "texts": texts_of(history.history, history.queries), **changes}
-        return self.store.forget(user or self.user, **options)  # type: ignore[arg-type]
+        return self.store.forget(user or self.user, **{**folders, **changes})
 
     def found(self, user: str) -> list[Path]:
         """Files that hold bytes of a user: the independent search."""
@@ -136,15 +135,12 @@ def save_profiles(store: ProfileStore, users: list[PreparedUser], edits: dict) -
 
 
 def write_outputs(folder: Path, users: list[PreparedUser]) -> None:
-    """Tables and notebooks as runs write them: whole, cut, escaped."""
+    """Tables as runs write them."""
     for user in users:
-        text = user.user.history[0].text
-        name = f"user-{user.user.id}"
-        folder.mkdir(exist_ok=True)
-        pd.DataFrame({"text": [f'{text} "quoted"']}).to_csv(folder / f"{name}.csv")
-        (folder / f"{name}.html").write_text(f"<td>{html.escape(text)}</td>")
-        (folder / f"{name}.ipynb").write_text(json.dumps({"data": [f"<b>{text}</b>"]}))
-    (folder / "summary.csv").write_text("method,accuracy\nchameleon,0.5\n")
+        (folder / "tables").mkdir(parents=True, exist_ok=True)
+        pd.DataFrame({"text": [f'{user.user.history[0].text} "quoted"']}).to_csv(
+            folder / "tables" / f"user-{user.user.id}.csv"
+        )
 
 
 @pytest.fixture
@@ -161,34 +157,27 @@ def test_the_search_of_the_test_finds_every_kind_of_trace(made: Left) -> None:
                  for path in found if "units" in path.parts}  # fmt: skip
         assert kinds >= {"embed", "insights", "activations", "single_users"}
         assert any(path.suffix == ".safetensors" for path in found)
-        assert len([path for path in found if path.parent.name == "outputs"]) == 3
+        assert len([path for path in found if "outputs" in path.parts]) == 1
 
 
 def test_nothing_of_a_forgotten_user_is_left_and_the_groups_are_named(traces: Left) -> None:
+    others = [user.user.id for user in traces.users if user.user.id != traces.user]
+    own = {user: traces.store.info(user).path.read_bytes() for user in others}
     done = traces.forget()
     assert traces.found(traces.user) == []
     assert len(set(done.profiles)) == 2 and done.groups == ["first"] and done.waiting == []
-    assert not done.unclaimed and not done.unreadable
-    personal = {"select": 1, "embed": 1, "insights": 1, "pairs": 1, "activations": 1,
-                "single_users": 1}  # fmt: skip
-    group = {"directions": 1, "fit": 1, "answers": 2}
-    assert done.units == dict(sorted({**personal, **group}.items()))
-    names = {path.name for path in done.files}
-    assert names == {f"user-{traces.user}{end}" for end in (".csv", ".html", ".ipynb")} | {
-        "half.ipynb"
-    }
+    assert not done.unreadable
+    assert done.emptied == [traces.root / "cache", traces.root / "outputs"]
+    assert not any(any(folder.iterdir()) for folder in done.emptied)
+    assert own == {user: traces.store.info(user).path.read_bytes() for user in others}
+    assert {info.group for info in traces.store.list()} == {"", "first", "second"}
 
 
-def test_what_belongs_to_others_stays(traces: Left) -> None:
-    before = {user.user.id: traces.found(user.user.id) for user in traces.users}
-    traces.forget()
-    for user in traces.users:
-        if user.user.id != traces.user:
-            assert traces.found(user.user.id) == before[user.user.id]
-    kept = {info.group for info in traces.store.list()}
-    assert kept == {"", "first", "second"} and (traces.root / "outputs/summary.csv").exists()
-    directions = list((traces.root / "cache/units/directions").rglob("*.unit"))
-    assert len(directions) == 1  # the other group's
+def test_what_is_not_named_is_left_alone(traces: Left) -> None:
+    before = traces.found(traces.user)
+    traces.forget(cache=None, outputs=None)
+    left = traces.found(traces.user)
+    assert left == [path for path in before if path.suffix != ".safetensors"]
 
 
 def test_a_group_says_that_it_waits_for_a_new_fit_until_it_got_one(
@@ -223,23 +212,27 @@ def test_directions_that_killed_writers_left_go_too(traces: Left) -> None:
     assert traces.found(traces.user) == []
 
 
-@pytest.mark.parametrize("at", [0, 2, 6, 13, 15])
+@pytest.mark.parametrize("at", [0, 1, 3, 9, 20, 30])
 def test_a_call_that_was_killed_is_finished_by_the_next(
     at: int, traces: Left, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unlink, left = Path.unlink, [at]
+    left = [at]
 
-    def dying(path: Path, missing_ok: bool = False) -> None:
-        if ".partial-" not in path.name:
-            left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        unlink(path, missing_ok=missing_ok)
+    def dying(function: Callable[..., None]) -> Callable[..., None]:
+        def run(path: Any, *args: Any, **named: Any) -> None:
+            if ".partial-" not in str(path):
+                left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            function(path, *args, **named)
 
-    monkeypatch.setattr(Path, "unlink", dying)
-    with pytest.raises(KeyboardInterrupt):
-        traces.forget()
-    monkeypatch.setattr(Path, "unlink", unlink)
+        return run
+
+    with monkeypatch.context() as patch:
+        for where, name in ((Path, "unlink"), (os, "unlink"), (os, "rmdir")):
+            patch.setattr(where, name, dying(getattr(where, name)))
+        with pytest.raises(KeyboardInterrupt):
+            traces.forget()
     assert traces.found(traces.user)
     done = traces.forget()
     assert traces.found(traces.user) == [] and [*done.groups, *done.waiting] == ["first"]
@@ -252,82 +245,32 @@ def test_a_damaged_profile_is_named_and_left(traces: Left) -> None:
     assert done.unreadable == [path] and path.exists() and len(done.profiles) == 2
 
 
-def test_an_unknown_user_changes_nothing_but_what_is_nobodys(traces: Left) -> None:
-    before = {path for path in traces.root.rglob("*") if path.is_file()}
-    done = traces.store.forget(
-        "nobody", cache=traces.root / "cache", outputs=traces.root / "outputs"
-    )
-    assert done.nothing and {path for path in traces.root.rglob("*") if path.is_file()} == before
-
-
 def test_folders_that_are_not_there_are_refused_before_anything_is_removed(
     traces: Left,
 ) -> None:
     for name in ("cache", "outputs"):
         with pytest.raises(UserError, match=f"no folder .*give the {name}"):
             traces.forget(**{name: traces.root / "nowhere"})
-    with pytest.raises(UserError, match="is no cache of runs; give the folder .chameleon"):
-        traces.forget(cache=traces.root / "outputs")  # whose packed tables would go with it
+    own = traces.root / "own"  # a folder of the reader's, which must not be emptied
+    own.mkdir()
+    (own / "thesis.txt").write_text("years of work")
+    for name in ("cache", "outputs"):
+        with pytest.raises(UserError, match=f"is no {name} of runs; give "):
+            traces.forget(**{name: own})
     with pytest.raises(UserError, match="Name the user"):
         traces.store.forget("")
-    assert len(traces.found(traces.user)) > 8
-
-
-TEXT = 'My café "bike" was fast & cheap <really>, and I rode it every day 🦎 until the rain came.'
-
-
-@pytest.mark.parametrize(
-    "shown",
-    [
-        TEXT,
-        json.dumps({"query": TEXT}),
-        json.dumps({"query": TEXT}, ensure_ascii=False),
-        f"<td>{html.escape(TEXT)}</td>",
-        f"<td>{html.escape(TEXT, quote=False)}</td>",
-        json.dumps([f"<td>{html.escape(TEXT)}</td>"]),
-        'x,"{}"'.format(TEXT.replace('"', '""')),
-        f"{TEXT[:50]}...",
-        f"...{TEXT[-48:]}",
-        f"{'x' * 1000}{TEXT[20:70]}{'y' * 999}",
-    ],
-)
-def test_a_text_is_found_whole_cut_and_escaped(shown: str, tmp_path: Path) -> None:
-    traces = Traces("", [TEXT])
-    for shift in range(30):
-        (tmp_path / "a").write_text(" " * shift + shown, encoding="utf-8")
-        assert traces.shown_in(tmp_path / "a")
-    (tmp_path / "a").write_text("My bike was cheap", encoding="utf-8")
-    assert not traces.shown_in(tmp_path / "a")
-
-
-@pytest.mark.parametrize(
-    ("user", "text", "shown", "there"),
-    [
-        ("", "good morning all", "sci-fi,4,good morning all", True),
-        ("", "good morning you", "sci-fi,4,good morning all", False),
-        ("", "sci-fi", "sci-fi,4,good morning all", False),  # a label, which is nobody's
-        ("zoë@mail.invalid", "", '{"user_id": "zo\\u00eb@mail.invalid"}', True),
-        ("zoë@mail.invalid", "", "user,text\nzoë@mail.invalid,x", True),
-        ("ann", "", "| ann | 3 |", True),
-        ("ann", "", "annual planning", False),
-        ("30000012", "", "<td>30000012</td>", True),
-        ("12", "", "score,12\n", False),  # a number is no id unless it is quoted
-        ("12", "", 'user: str = \\"12\\"', True),
-    ],
-)
-def test_ids_and_short_texts_are_found_where_they_stand_alone(
-    user: str, text: str, shown: str, there: bool, tmp_path: Path
-) -> None:
-    (tmp_path / "a").write_text(shown, encoding="utf-8")
-    assert Traces(user, [text]).shown_in(tmp_path / "a") is there
+    assert len(traces.found(traces.user)) > 5
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "own.csv").write_text("zoë@mail.invalid,1")
-    (tmp_path / "outputs").mkdir()
-    (tmp_path / "outputs" / "link").symlink_to(tmp_path / "own.csv")
-    done = ProfileStore(tmp_path / "p").forget("zoë@mail.invalid", outputs=tmp_path / "outputs")
-    assert done.nothing and (tmp_path / "own.csv").exists()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "data.csv").write_text("zoë@mail.invalid,1")
+    (tmp_path / "outputs" / "tables").mkdir(parents=True)
+    (tmp_path / "outputs" / "link").symlink_to(tmp_path / "own")
+    (tmp_path / "outputs" / "tables" / "link").symlink_to(tmp_path / "own")
+    ProfileStore(tmp_path / "p").forget("zoë@mail.invalid", outputs=tmp_path / "outputs")
+    assert (tmp_path / "own" / "data.csv").exists()
+    assert not list((tmp_path / "outputs").iterdir())
 
 
 PERSON = "zoë@mail.invalid"
@@ -360,8 +303,7 @@ def test_a_person_of_an_imported_table_is_nowhere_in_the_tree_afterwards(
     store = ProfileStore(tmp_path / "profiles")
     store.save(PERSON, profile(users=(PERSON,)))
     store.save("friends", profile(1, (PERSON, "ben@mail.invalid")))
-    done = store.forget(PERSON, cache=tmp_path / "cache", outputs=tmp_path / "outputs",
-                        texts=(SAYING,))  # fmt: skip
+    done = store.forget(PERSON, cache=tmp_path / "cache", outputs=tmp_path / "outputs" / "own")
     assert done.groups == ["friends"] and len(done.profiles) == 1
     assert not [path for path in folder.rglob("*") if path.is_file()]
     needles = [
@@ -371,5 +313,3 @@ def test_a_person_of_an_imported_table_is_nowhere_in_the_tree_afterwards(
     ]
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [p for p in left if any(needle in p.read_bytes() for needle in needles)]
-    assert not list(tmp_path.rglob("*.parquet"))
-    assert (tmp_path / "outputs/own/tables/t.csv").exists()

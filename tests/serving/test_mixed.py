@@ -133,30 +133,6 @@ def test_beams_of_a_mixed_batch_equal_those_of_each_user(family: str, tmp_path: 
         assert batch.generate(PROMPTS, USERS, max_new_tokens=N, num_beams=3) == alone
 
 
-@pytest.mark.parametrize("family", ["mistral", "t5"])
-def test_64_users_in_one_batch_answer_as_64_single_runs(family: str) -> None:
-    backbone = backbone_of(family)
-    edits = [edit_of(seed) for seed in range(64)]
-    prompts = [PROMPTS[seed % len(PROMPTS)] for seed in range(64)]
-    together = backbone.generate(prompts, max_new_tokens=4, edit=Edit.stack(edits))
-    alone = [
-        backbone.generate([prompt], max_new_tokens=4, edit=edit)[0]
-        for prompt, edit in zip(prompts, edits, strict=True)
-    ]
-    assert together == alone and len(set(together)) > 32
-
-
-def test_without_a_cache_the_answers_are_the_same() -> None:
-    # Teacher forcing runs all answer tokens in one call, decoding one by one with the cache.
-    backbone, edit = backbone_of("mistral"), _stack(USERS)
-    answers = backbone.generate(PROMPTS, max_new_tokens=N, edit=edit)
-    prepared = backbone.prepare(PROMPTS)
-    together = backbone.score(prepared, answers, edit=edit)
-    for at, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True)):
-        alone = backbone.score(backbone.prepare([prompt]), [answer], edit=edit.rows([at]))
-        assert float((together[at] - alone[0]).abs()) <= 1e-4
-
-
 def test_misuse_is_refused_in_one_sentence(tmp_path: Path) -> None:
     backbone = backbone_of("mistral")
     export_edit(edit_of(), backbone, tmp_path / "ann")

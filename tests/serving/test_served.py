@@ -9,7 +9,7 @@ import pytest
 
 from chameleon_lib import cli
 from chameleon_lib.errors import UserError
-from chameleon_lib.serving.served import (
+from chameleon_lib.serving.files import (
     KNOWN,
     known_folders,
     model_name,
@@ -120,8 +120,8 @@ def test_folders_are_remembered_once_and_names_are_told_apart(tmp_path: Path) ->
     remember_folder(tmp_path / "store", tmp_path / "b")
     assert known_folders(tmp_path / "store") == [tmp_path / "b", out]
     _put(out / "g-movies-v0001-v0001", b"another")  # a group named 'movies-v0001'
-    assert all("v0001-v0001" not in path.name for path in versions(out, "g-movies"))
-    assert remove_model(out, "g-nobody") == [] and remove_model(tmp_path / "none", "x") == []
+    assert all("v0001-v0001" not in path.name for path in versions([out], "g-movies"))
+    assert remove_model("g-nobody", [out, tmp_path / "none"]) == []
 
 
 @pytest.mark.parametrize("content", ["{", '{"folders": 3}', "[]"])

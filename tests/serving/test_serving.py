@@ -11,14 +11,14 @@ from safetensors.numpy import load_file
 
 from chameleon_lib import cli
 from chameleon_lib.backbones import HFBackbone, load_backbone
-from chameleon_lib.core.chameleon import EditProfile
 from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.fitting import EditProfile
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 from chameleon_lib.serving import folder as folder_module
+from chameleon_lib.serving.files import model_name
 from chameleon_lib.serving.folder import ServingFolder
 from chameleon_lib.serving.mixed import mixed_users
-from chameleon_lib.serving.served import model_name
 from chameleon_lib.serving.store import ProfileStore
 from tests.backbones.tiny import make_model, make_tokenizer
 from tests.serving.exported import backbone_of, edit_of

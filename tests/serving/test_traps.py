@@ -177,16 +177,6 @@ def test_a_quantised_base_needs_its_dequantised_weight(tmp_path: Path) -> None:
         export_edit(edit, backbone, tmp_path / "c", form="merged")
 
 
-def test_the_adapter_is_plain_lora_for_the_base_as_the_server_calls_it(tmp_path: Path) -> None:
-    folder = tmp_path / "a"
-    export_edit(edit_of(), backbone_of("llama"), folder, base_model="my/llama", prompts=PROMPTS)
-    config = json.loads((folder / CONFIG).read_text())
-    assert config["base_model_name_or_path"] == "my/llama" and config["peft_type"] == "LORA"
-    assert config["lora_alpha"] == config["r"] == 2 and isinstance(config["target_modules"], list)
-    off = ("use_rslora", "use_dora", "lora_bias", "lora_dropout", "fan_in_fan_out")
-    assert not any(config[name] for name in off)
-
-
 # The short name "wo" also wraps the encoder.
 @pytest.mark.parametrize("family", T5)
 def test_t5_names_its_decoder_in_full_and_leaves_the_encoder_alone(

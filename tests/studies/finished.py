@@ -17,7 +17,7 @@ from chameleon_lib.rivals import aloe as aloe_module
 from chameleon_lib.rivals import dpo as dpo_module
 from chameleon_lib.rivals.rows import GoldExample
 from chameleon_lib.studies import s01_per_user as cells_module
-from chameleon_lib.studies.results import Run
+from chameleon_lib.studies.run import Run
 from chameleon_lib.studies.s01_per_user import run
 from tests.studies.small import SETTINGS, small_profile, use_small_models
 

@@ -12,11 +12,10 @@ import numpy as np
 from chameleon_lib.core.task import get_task
 from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.kit.profiles import PROFILES
-from chameleon_lib.studies.answering import Answers
+from chameleon_lib.studies.arms import confusion_codes
 from chameleon_lib.studies.data import TaskData, load_task_data
-from chameleon_lib.studies.frame import confusion_codes
 from chameleon_lib.studies.methods import METHODS
-from chameleon_lib.studies.results import Cell, Run, agreeing
+from chameleon_lib.studies.run import Answers, Cell, Run, agreeing
 from tests.studies.small import SETTINGS
 
 BASE = 0.4  # share of right answers of a method without an effect

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from chameleon_lib.studies.frame import NO_DRAW
-from chameleon_lib.studies.results import Arm, Cell, Run
+from chameleon_lib.studies.run import Arm, Cell, Run
 from chameleon_lib.studies.s05_selections import Choices, Selection
 from tests.studies.planted import BASE, planted_run
 from tests.studies.small import SETTINGS

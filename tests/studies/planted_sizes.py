@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from chameleon_lib.studies.results import Cell, Run
+from chameleon_lib.studies.run import Cell, Run
 from chameleon_lib.studies.s03_ladder import OTHER, OWN
 from tests.studies.planted import planted_run
 

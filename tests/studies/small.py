@@ -17,7 +17,7 @@ from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.kit.profiles import PROFILES, RunProfile
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies import study as study_module
-from chameleon_lib.studies.answering import Reference
+from chameleon_lib.studies.arms import Reference
 from chameleon_lib.studies.methods import METHODS
 from chameleon_lib.studies.study import Study
 from tests.demo.small import HashEmbedder, small_backbone

@@ -12,7 +12,7 @@ from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import PROMPTS, PreparedUser
 from chameleon_lib.core.task import User, answer_prompt, official_prompt, unseen_prompt
-from chameleon_lib.studies.answering import Exam, Reference, prompt_texts
+from chameleon_lib.studies.arms import Exam, Reference, prompt_texts
 from chameleon_lib.studies.data import load_task_data, without_gold
 from chameleon_lib.studies.study import Study
 from tests.backbones.tiny import make_edit

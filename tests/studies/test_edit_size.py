@@ -12,9 +12,9 @@ from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.edit import Edit, EditHook
 from chameleon_lib.core.pairs import PreparedUser
 from chameleon_lib.errors import UserError
-from chameleon_lib.studies import edit_size as module
+from chameleon_lib.studies import arms as module
+from chameleon_lib.studies.arms import PARTS, edit_size
 from chameleon_lib.studies.data import load_task_data, without_gold
-from chameleon_lib.studies.edit_size import PARTS, edit_size
 from chameleon_lib.studies.study import Study
 from tests.studies.small import small_profile, study_in, use_small_models
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.studies import grid
+from chameleon_lib.studies import run as grid
 from chameleon_lib.studies.data import TaskData, load_task_data
 from chameleon_lib.studies.s01_per_user import run
 from tests.studies.finished import Finished, units

@@ -14,8 +14,8 @@ from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.profiles import PROFILES
-from chameleon_lib.studies import loading
-from chameleon_lib.studies.loading import SIZES, open_backbone, settings_for
+from chameleon_lib.studies import study as loading
+from chameleon_lib.studies.study import SIZES, open_backbone, settings_for
 
 LAPTOP = PROFILES["laptop"]
 
@@ -23,7 +23,7 @@ LAPTOP = PROFILES["laptop"]
 def test_the_demo_profile_limits_answers_and_the_others_keep_the_papers_settings() -> None:
     assert settings_for(PROFILES["demo"]).decode_max_new_tokens == 48
     assert settings_for(PROFILES["demo-data"]).decode_max_new_tokens == 96
-    assert settings_for(PROFILES["laptop"]) == EditSettings.paper()
+    assert settings_for(PROFILES["laptop"]) == EditSettings()
     assert settings_for(PROFILES["paper"], edit_alpha_p=2.0).edit_alpha_p == 2.0
     small = replace(PROFILES["demo"], group_size=7)
     assert settings_for(small).group_size == 7
@@ -36,7 +36,7 @@ def test_a_profile_decides_groups_and_precision_and_nothing_else_of_the_method()
     assert (found.group_draws, found.group_seeds) == (5, (0, 1, 2, 3, 4))
     assert found.model_dtype == "bfloat16"
     back = found.with_(group_draws=3, group_seeds=(0, 1, 2), model_dtype="auto")
-    assert back == EditSettings.paper()
+    assert back == EditSettings()
 
 
 def test_a_size_belongs_to_a_profile_and_a_change_of_the_caller_wins() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.studies import grid, loading
+from chameleon_lib.studies import run as grid
+from chameleon_lib.studies import study as loading
 from chameleon_lib.studies import study as study_module
 from chameleon_lib.studies.data import load_task_data
-from chameleon_lib.studies.grid import Plan, run_grid
-from chameleon_lib.studies.results import Cell
+from chameleon_lib.studies.run import Cell, Plan, run_grid
 from tests.demo.small import HashEmbedder
 from tests.studies.finished import PROFILE, TASKS
 from tests.studies.small import BACKBONES, SETTINGS, open_small, small_profile

@@ -9,14 +9,9 @@ import pytest
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.publish import Publisher
-from chameleon_lib.studies import (
-    explore,
-    own_users,
-    playground,
-    quickstart,
-)
-from chameleon_lib.studies.explore import Sample
+from chameleon_lib.studies import explore, playground, quickstart
 from chameleon_lib.studies.playground import FITTED, NO_EDIT, PAPER, Play
+from chameleon_lib.studies.quickstart import Tour
 from tests.studies.small import small_kit, small_profile
 
 PROFILE = small_profile(tasks=("LaMP_3",))
@@ -27,7 +22,7 @@ QUERY = "It works well enough."
 
 @pytest.fixture(scope="module")
 def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with small_kit(tmp_path_factory.mktemp("cache"), own_users, quickstart) as folder:
+    with small_kit(tmp_path_factory.mktemp("cache"), quickstart) as folder:
         yield folder
 
 
@@ -38,21 +33,21 @@ def play(request: pytest.FixtureRequest, patched: Path) -> Play:
         PROFILE, f"demo:{request.param}:0", "LaMP_3", HISTORY, QUERY, strength=2.0
     )
     # Random weights answer with anything: the margins here compare two scores.
-    reference = replace(found.asked.reference, personal=["5"], generic=["2"])
-    return replace(found, asked=replace(found.asked, reference=reference))
+    reference = replace(found.tour.reference, personal=["5"], generic=["2"])
+    return replace(found, tour=replace(found.tour, reference=reference))
 
 
 @pytest.fixture(scope="module")
-def few(patched: Path) -> Sample:
+def few(patched: Path) -> Tour:
     assert patched.is_dir()
     return explore.sample(PROFILE, backbone="demo:decoder:0", task="LaMP_3", users=5)
 
 
 def test_the_written_history_is_the_users_and_reaches_no_fit(play: Play) -> None:
-    tour = play.asked.tour
+    tour = play.tour
     assert [(i.text, i.label) for i in tour.user.user.history] == [tuple(i) for i in HISTORY]
     assert tour.user.user.queries[0].text == QUERY and tour.user.user.queries[0].gold is None
-    assert all(pair.user_id != "you" for pair in tour.pairs)
+    assert all(pair.user_id != "you" for pair in tour.case.pairs)
     assert play.candidates == ["1", "2", "3", "4", "5"]
 
 
@@ -74,14 +69,14 @@ def test_the_lens_ends_at_the_margin_of_the_first_different_token(play: Play) ->
     assert frame["edit"].tolist() == [NO_EDIT] * n + [PAPER] * n + [FITTED] * n
     assert not frame[frame["edit"] == NO_EDIT]["edited"].any()
     paper = frame[frame["edit"] == PAPER]
-    assert paper[paper["edited"]]["layer"].tolist() == list(play.asked.tour.layers)
+    assert paper[paper["edited"]]["layer"].tolist() == list(play.tour.case.layers)
     none = playground.layers(replace(play, strength=0.0))
     base = frame[frame["edit"] == NO_EDIT]["preference (nats)"].tolist()
     for name in (PAPER, FITTED):
         assert none[none["edit"] == name]["preference (nats)"].tolist() == base
-    same = replace(play.asked.reference, generic=["5"])
+    same = replace(play.tour.reference, generic=["5"])
     with pytest.raises(UserError, match="Two different answers"):
-        playground.layers(replace(play, asked=replace(play.asked, reference=same)))
+        playground.layers(replace(play, tour=replace(play.tour, reference=same)))
 
 
 def test_the_pictures_name_the_answers_and_the_profile(
@@ -89,9 +84,10 @@ def test_the_pictures_name_the_answers_and_the_profile(
 ) -> None:
     monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path))
     shown = playground.strength_figure(playground.strengths(play, [0, 1]), play, PUBLISH)
-    assert "strength 0" in shown.metadata["alt"] and "log p(5) − log p(2)" in repr(shown.metadata)
+    assert "paper's edit from" in shown.metadata["alt"]
+    assert "log p(5) − log p(2)" in shown.metadata["caption"]
     lens = playground.lens_figure(playground.layers(play), play, PUBLISH)
-    assert "After the last layer, no edit" in lens.metadata["alt"]
+    assert "no edit from" in lens.metadata["alt"]
     kept = sorted(path.name for path in (tmp_path / "demo" / "figures").glob("*.csv"))
     assert kept == ["09_lens.csv", "09_strength.csv"]
     with pytest.raises(UserError, match="at least one strength"):
@@ -115,19 +111,14 @@ def test_a_history_that_makes_no_sense_is_refused_in_one_sentence(
         playground.play(PROFILE, "demo:decoder:0", "LaMP_3", history, query)
 
 
-def test_a_tweet_needs_no_label() -> None:
-    user = playground.written_user("LaMP_7", [["so good lol"]], "what a day")
-    assert user.history[0].label is None and user.queries[0].text == "what a day"
-
-
-def test_strength_0_changes_no_answer_and_every_question_answers(few: Sample) -> None:
+def test_strength_0_changes_no_answer_and_every_question_answers(few: Tour) -> None:
     frame = explore.strengths(few, [0, 3]).set_index("arm")
     assert len(few.users) == 5 and frame.index[0] == NO_EDIT
     for name in (PAPER, FITTED):
         assert frame.loc[f"{name} × 0"].equals(frame.loc[NO_EDIT])
     assert len(explore.parts(few)) == 5 and len(explore.prompts(few)) == 6
     assert len(explore.random_directions(few, 2)) == 4
-    sizes = explore.group_sizes(few, [len({pair.user_id for pair in few.tour.pairs})])
+    sizes = explore.group_sizes(few, [len({pair.user_id for pair in few.case.pairs})])
     assert sizes.iloc[1, 1:].tolist() == explore.parts(few).iloc[1, 1:].tolist()
     steps = explore.fit_steps(few, [1, few.study.settings.fit_steps])
     whole = explore.strengths(few, [1]).set_index("arm").loc[f"{FITTED} × 1"]
@@ -136,7 +127,7 @@ def test_strength_0_changes_no_answer_and_every_question_answers(few: Sample) ->
     assert "5 users" in shown.metadata["caption"] and "demo profile" in shown.metadata["caption"]
 
 
-def test_a_changed_history_changes_the_prompt_of_one_user_only(few: Sample) -> None:
+def test_a_changed_history_changes_the_prompt_of_one_user_only(few: Tour) -> None:
     one = few.users[1].user
     turned = explore.edit_history(few, 1, drop=(1,), relabel={2: "1"})
     assert turned["history"].tolist() == ["as it is", "changed"]
@@ -147,7 +138,7 @@ def test_a_changed_history_changes_the_prompt_of_one_user_only(few: Sample) -> N
     assert set(both["query"]) == {one.queries[0].text}
 
 
-def test_questions_about_what_is_not_there_are_refused(few: Sample) -> None:
+def test_questions_about_what_is_not_there_are_refused(few: Tour) -> None:
     items = len(few.users[0].user.history)
     for question, sentence in (
         (lambda: explore.edit_history(few, 0, drop=(items + 1,)), f"no item {items + 1}"),
@@ -163,8 +154,8 @@ def test_questions_about_what_is_not_there_are_refused(few: Sample) -> None:
 def test_one_answer_under_both_insights_gets_the_most_likely_other_one_as_its_rival(
     play: Play,
 ) -> None:
-    same = replace(play.asked.reference, personal=["5"], generic=["5"])
-    apart = playground._told_apart(replace(play, asked=replace(play.asked, reference=same)))
+    same = replace(play.tour.reference, personal=["5"], generic=["5"])
+    apart = playground._told_apart(replace(play, tour=replace(play.tour, reference=same)))
     own, other = apart.answers
     assert own == "5" and other in {"1", "2", "3", "4"}
     assert "most likely other answer" in apart.sentence() and f"{own!r} or {other!r}?" in (

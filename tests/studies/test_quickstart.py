@@ -45,9 +45,10 @@ def test_the_user_of_the_tour_is_a_test_user_whose_gold_is_not_read(tour: Tour) 
     original = tour.data.test[1]
     assert tour.user.user.id == original.id and tour.user.user.history == original.history
     assert all(query.gold is None for query in tour.user.user.queries)
-    assert {pair.user_id for pair in tour.pairs} <= {user.id for user in tour.data.train}
-    assert len(tour.kept) + len(tour.identical) == len(tour.pairs) == SETTINGS.group_size
-    assert tour.edit.layers == tour.layers and tour.fitted.layers == (0, 1, 2)
+    assert {pair.user_id for pair in tour.case.pairs} <= {user.id for user in tour.data.train}
+    case = tour.case
+    assert len(case.kept) + len(case.identical) == len(case.pairs) == SETTINGS.group_size
+    assert tour.edit.layers == tour.case.layers and tour.fitted.layers == (0, 1, 2)
 
 
 def test_the_frames_show_what_the_steps_did(tour: Tour) -> None:
@@ -58,13 +59,13 @@ def test_the_frames_show_what_the_steps_did(tour: Tour) -> None:
     said = quickstart.insights(tour)["insight"].tolist()
     assert said == [tour.user.insight_p, tour.user.insight_n]
     pairs = quickstart.pair_examples(tour, 4)
-    different = [pair.answer_p != pair.answer_n for pair in tour.pairs[:4]]
+    different = [pair.answer_p != pair.answer_n for pair in tour.case.pairs[:4]]
     assert len(pairs) == 4 and pairs["kept"].any()
     assert all(d or not k for d, k in zip(different, pairs["kept"], strict=True))
     losses = quickstart.layer_losses(tour)
     assert losses["layer"].tolist() == [0, 1, 2] and {"loss", "shuffled_loss"} <= set(losses)
-    assert losses[losses["edited"]]["layer"].tolist() == list(tour.layers)
-    assert quickstart.example_pair_text(tour).endswith(tour.kept[0].answer_p)
+    assert losses[losses["edited"]]["layer"].tolist() == list(tour.case.layers)
+    assert quickstart.example_pair_text(tour).endswith(tour.case.kept[0].answer_p)
 
 
 def test_six_arms_answer_the_users_query(tour: Tour) -> None:
@@ -77,10 +78,3 @@ def test_six_arms_answer_the_users_query(tour: Tour) -> None:
     assert set(frame["user's answer"]) == {planted.personal[0]}
     assert set(frame["generic answer"]) == {planted.generic[0]}
     assert frame["margin (nats)"].isna().all() == (planted.personal[0] == planted.generic[0])
-
-
-def test_a_second_tour_finds_everything_in_the_store(tour: Tour, patched: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in patched.rglob("*.unit")}
-    again = take_tour(PROFILE, "demo:decoder:0", "LaMP_3", 1)
-    assert {path: path.stat().st_mtime_ns for path in patched.rglob("*.unit")} == before
-    assert again.pairs == tour.pairs and again.layers == tour.layers

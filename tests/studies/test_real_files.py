@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from chameleon_lib.data.floors import floors_for
-from chameleon_lib.data.lamp import load_users
 from chameleon_lib.data.metrics import per_sample_scores
+from chameleon_lib.data.users import load_users
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import get_profile
 from chameleon_lib.studies import s03_group_size as group_size

@@ -27,21 +27,13 @@ from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import check_table
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.rivals.registry import prompted
-from chameleon_lib.studies import grid
+from chameleon_lib.studies import run as grid
 from chameleon_lib.studies import s01_per_user as table1
+from chameleon_lib.studies.arms import reference_answers
 from chameleon_lib.studies.data import TaskData, load_task_data, without_gold
 from chameleon_lib.studies.frame import matrix, pick
-from chameleon_lib.studies.grid import Desk
 from chameleon_lib.studies.methods import METHODS, controls_of, paper_numbers, title_of
-from chameleon_lib.studies.results import (
-    Arm,
-    Cell,
-    Run,
-    agreeing,
-    agreeing_queries,
-    query_users,
-)
-from chameleon_lib.studies.scoring import reference_answers
+from chameleon_lib.studies.run import Arm, Cell, Desk, Run, agreeing, agreeing_queries, query_users
 from chameleon_lib.studies.study import Study
 from tests.studies.finished import PROFILE, TASKS, Finished, units
 from tests.studies.planted import planted_run, query_golds, swapped, without_margins
@@ -542,13 +534,3 @@ def test_trainings_are_listed_with_their_gold_answers_and_whether_they_learned()
     assert (aloe["metric"], aloe["change on seen users"]) == ("mae", -1.0)
     assert frame["learned"].tolist() == ["yes", "no"]  # DPO gained, but its loss rose
     check_table(frame.reset_index(), "trainings", "demo", kind="diagnostic")
-
-
-def test_the_sentences_are_made_from_the_tables(run: Run) -> None:
-    said = table1.size_sentence(table1.edit_sizes(run))
-    assert "CHAMELEON (paper) 82 %" in said and "control: random directions 15 %" in said
-    assert "less than the paper's edit in 6 of 6 places." in said
-    for n_users, word in ((120, ", helps"), (60, "")):  # no word for few users
-        few = planted_run({"chameleon": 0.9}, n_users=n_users)
-        said = table1.summary({"LaMP_3": table1.effects(few.frame, "LaMP_3")})
-        assert f"]{word};" in said and "mae, paper's edit -" in said

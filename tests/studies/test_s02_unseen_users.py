@@ -26,12 +26,12 @@ from chameleon_lib.kit.stats import (
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import check_table
 from chameleon_lib.kit.verdicts import Verdict
-from chameleon_lib.studies import grid
+from chameleon_lib.studies import run as grid
 from chameleon_lib.studies import s02_unseen_users as table2
-from chameleon_lib.studies.answering import Exam
+from chameleon_lib.studies.arms import Exam
 from chameleon_lib.studies.data import TaskData, load_task_data
 from chameleon_lib.studies.methods import paper_value, title_of
-from chameleon_lib.studies.results import Run
+from chameleon_lib.studies.run import Run
 from chameleon_lib.studies.s02_unseen_users import (
     COMMON_TASTE,
     FITTED_BARE,
@@ -524,12 +524,3 @@ def test_the_figure_names_profile_conditions_and_users(
     drawn = pd.read_csv(tmp_path / "demo" / "figures" / "02_unseen_LaMP_2.csv")
     assert set(drawn["condition"]) == {NO_HISTORY, WITH_HISTORY, COMMON_TASTE, FITTED_BARE}
     assert list((tmp_path / "demo" / "figures").glob("02_unseen_LaMP_2.*"))
-
-
-
-
-def test_the_summary_has_a_block_for_every_condition(effects: dict[str, pd.DataFrame]) -> None:
-    none, history, _, bare = table2.summary(effects).split("\n\n")
-    assert none.startswith(f"{NO_HISTORY}:") and "helps" not in none
-    assert "fitted edit +0.500" in history and "LaMP-3" in history and "helps" in history
-    assert "helps" in bare and "LaMP-3" not in bare

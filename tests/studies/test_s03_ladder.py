@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from chameleon_lib.core import directions as core_directions
-from chameleon_lib.core.directions import Directions, Reading, direction, fit_directions
+from chameleon_lib.core.directions import Directions, Reading, direction, find_directions
 from chameleon_lib.core.directions import Found as Directed
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import PreferencePair, PreparedUser, keep_different
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.studies.answering import Exam
-from chameleon_lib.studies.arms import draw_group
+from chameleon_lib.studies.arms import Exam, draw_group
 from chameleon_lib.studies.data import load_task_data, without_gold
 from chameleon_lib.studies.s03_ladder import (
     Found,
@@ -29,7 +28,6 @@ from chameleon_lib.studies.s03_ladder import (
     chance,
     cosine,
     lent_edits,
-    own_edits,
     per_prompt,
     random_order,
     single_users,
@@ -124,11 +122,10 @@ def test_a_user_has_the_same_directions_alone_as_in_the_batch(group: Group) -> N
     for user_id, single in found.items():
         kept, _ = keep_different([p for p in group.pairs if p.user_id == user_id], SETTINGS)
         h_p, h_n = group.study.activations(kept)
-        alone = fit_directions(h_p, h_n, SETTINGS, 0, diagnostics=False)
-        torch.testing.assert_close(single.directions.theta_p, alone.theta_p)
-        torch.testing.assert_close(single.directions.theta_n, alone.theta_n, atol=1e-4, rtol=1e-3)
-        assert single.edit.layers == alone.choose_layers(SETTINGS)
-        assert single.pairs == len(kept) == (2 if user_id == group.users[0].user.id else 1)
+        alone = find_directions("paper", h_p, h_n, SETTINGS, 0)
+        torch.testing.assert_close(single.theta_p, alone.theta_p)
+        torch.testing.assert_close(single.theta_n, alone.theta_n, atol=1e-4, rtol=1e-3)
+        assert single.choose_layers(SETTINGS) == alone.choose_layers(SETTINGS)
     assert single_users(group.study, [group.pairs[-1]], 0) == {}
 
 
@@ -139,19 +136,25 @@ def test_one_pair_makes_theta_p_its_own_embedding_and_leaves_theta_n_to_the_star
     h_p, _ = group.study.activations([pair])
     single = single_users(group.study, [pair], 0)[pair.user_id]
     expected = torch.nn.functional.normalize(h_p[:, 0].double(), dim=-1)
-    torch.testing.assert_close(single.directions.theta_p.double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(single.theta_p.double(), expected, atol=1e-5, rtol=1e-5)
     one, other = (single_users(group.study, group.pairs, seed) for seed in (0, 1))
     for user_id, first in one.items():
-        again = other[user_id].directions
-        assert torch.equal(first.directions.theta_p, again.theta_p)
-        assert not torch.allclose(first.directions.theta_n, again.theta_n, atol=1e-3)
+        again = other[user_id]
+        assert torch.equal(first.theta_p, again.theta_p)
+        assert not torch.allclose(first.theta_n, again.theta_n, atol=1e-3)
+
+
+def own_edits(group: Group) -> list[Edit | None]:
+    """Every user's own edit; None for who has none."""
+    found = single_users(group.study, group.pairs, 0)
+    edits = {who: directions.to_edit(SETTINGS) for who, directions in found.items()}
+    return [edits.get(user.user.id) for user in group.users]
 
 
 def test_every_prompt_gets_its_users_edit_and_who_has_none_is_answered_unedited(
     group: Group,
 ) -> None:
-    singles = single_users(group.study, group.pairs, 0)
-    edits = own_edits(group.users, singles)
+    edits = own_edits(group)
     assert [edit is None for edit in edits] == [False] * (len(edits) - 1) + [True]
     # Strong enough that the small random models say something else.
     strong = [None if e is None else replace(e, alpha_p=40.0, alpha_n=5.0) for e in edits]
@@ -169,10 +172,10 @@ def test_every_prompt_gets_its_users_edit_and_who_has_none_is_answered_unedited(
 
 
 def test_lent_edits_are_shared_out_evenly_and_depend_on_the_draw(group: Group) -> None:
-    donors = list(single_users(group.study, group.pairs, 0).values())
+    donors = [edit for edit in own_edits(group) if edit is not None]
     many = group.users * 5
     lent = lent_edits(many, donors, 0)
-    counts = [sum(edit is donor.edit for edit in lent) for donor in donors]
+    counts = [sum(edit is donor for edit in lent) for donor in donors]
     assert len(lent) == sum(counts) == len(many) and max(counts) - min(counts) <= 1
     again = lent_edits(many, donors, 0)
     assert all(one is other for one, other in zip(lent, again, strict=True))
@@ -183,7 +186,7 @@ def test_lent_edits_are_shared_out_evenly_and_depend_on_the_draw(group: Group) -
 def test_random_directions_take_each_users_layers_and_leave_the_unedited_alone(
     group: Group,
 ) -> None:
-    edits = own_edits(group.users, single_users(group.study, group.pairs, 0))
+    edits = own_edits(group)
     h = group.study.activations(keep_different(group.pairs, SETTINGS)[0])
     noise = group.study.directions("random", *h, 7)
     other = at_the_same_layers(edits, noise, SETTINGS)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from chameleon_lib.core import chameleon
-from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import (
     DIRECTION_ONLY,
@@ -20,7 +19,6 @@ from chameleon_lib.kit.stats import (
     NOT_REPRODUCED,
     OPPOSITE,
     REPRODUCED,
-    TOO_FEW_USERS,
 )
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import check_table
@@ -29,9 +27,8 @@ from chameleon_lib.rivals import aloe, dpo
 from chameleon_lib.rivals.registry import trained_rival
 from chameleon_lib.studies import s01_per_user as per_user
 from chameleon_lib.studies import s04_time_budget as study
-from chameleon_lib.studies.loading import settings_for
 from chameleon_lib.studies.methods import method_of, title_of
-from chameleon_lib.studies.results import Cell, Run, query_users
+from chameleon_lib.studies.run import Cell, Run, query_users
 from chameleon_lib.studies.s04_time_budget import POINTS, TOLERANCE, Point, verdicts
 from chameleon_lib.studies.sweeps import places_of
 from tests.studies.finished import units
@@ -190,17 +187,6 @@ def _stages(folder: Path) -> Counter[str]:
     return Counter(path.parent.parent.name for path in units(folder))
 
 
-def test_profiles_of_real_data_run_all_labels_on_all_of_their_train_users() -> None:
-    demo, paper = PROFILES["demo"], PROFILES["paper"]
-    assert study.points_of(paper) == POINTS and len(study.points_of(demo)) == 3
-    assert study.base_of(demo, settings_for(demo)) == 100
-    assert study.base_of(paper, settings_for(paper)) == 1000
-    assert [(p.minutes, p.pairs, p.gold) for p in POINTS] == [
-        (10, 0.4, 0.07), (20, 0.6, 0.23), (30, 0.8, 0.39), (40, 1.0, 0.55),
-    ]  # fmt: skip
-    assert "1 of the paper's labels left out" in study.what_is_run(demo, settings_for(demo))
-
-
 # --- planted answers and costs -------------------------------------------------------------------
 
 DECODER, ENCDEC = "demo:decoder", "demo:encdec"
@@ -333,11 +319,6 @@ def test_beating_a_collapsed_rival_without_a_gain_of_ones_own_is_a_direction_onl
     run = budget_run({}, {"dpo": 0.0})
     found = verdict_of(run, "chameleon", "dpo")
     assert found.status == DIRECTION_ONLY and "its smallest share, which costs more" in found.note
-
-
-def test_few_users_allow_no_verdict() -> None:
-    found = verdicts(budget_run({"chameleon": 0.9}, n_users=60), "04_time_budget")
-    assert {verdict.status for verdict in found} == {TOO_FEW_USERS} and len(found) == 10
 
 
 def test_equal_quality_holds_only_where_the_fitted_edit_is_as_good_and_cheap() -> None:

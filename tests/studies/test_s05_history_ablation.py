@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from chameleon_lib.core.task import get_task
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import (
@@ -19,13 +18,12 @@ from chameleon_lib.kit.stats import (
     NOT_RUN,
     OPPOSITE,
     REPRODUCED,
-    TOO_FEW_USERS,
 )
 from chameleon_lib.kit.tables import check_table
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.studies import s05_history_ablation as study
 from chameleon_lib.studies.methods import title_of
-from chameleon_lib.studies.results import Run
+from chameleon_lib.studies.run import Run
 from chameleon_lib.studies.s05_selections import Selection
 from tests.studies.planted import without_margins
 from tests.studies.planted_history import (
@@ -34,7 +32,6 @@ from tests.studies.planted_history import (
     MANY,
     NEAREST,
     PAPER,
-    PROMPTS_ONLY,
     RANDOM,
     RAW,
     RECENT,
@@ -89,25 +86,6 @@ def test_levels_have_a_row_per_family_condition_and_method(run: Run) -> None:
     assert row["accuracy"] > 0.85 and row["seeds"] == 2 and row["prompt"] == "as trained"
 
 
-def test_the_papers_plot_stands_beside_its_own_rule_method_and_family(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(study.PLOT, ("LaMP_2", "accuracy"), {K: 0.396})
-    frame = study.levels(run, "LaMP_2")
-    [row] = frame[frame["paper accuracy"].notna()].to_dict("records")
-    assert (row["family"], row["rule"], row["items"]) == (title_of("demo:decoder"), "pca", K)
-    assert row["method"] == CHAMELEON and row["paper accuracy"] == 0.396
-    assert study.PLOT["LaMP_3", "mae"][25] == 0.306
-
-
-def test_effects_compare_with_instruct_under_the_same_items(run: Run) -> None:
-    frame = study.effects(run, "LaMP_2")
-    assert INSTRUCT not in set(frame["method"])
-    found = frame.set_index(["family", "rule", "items", "method"])["accuracy change"]
-    expected = score(run, PAPER, "chameleon") - score(run, PAPER, "instruct")
-    assert found[title_of("demo:decoder"), "pca", K, CHAMELEON] == pytest.approx(expected)
-
-
 def test_rules_are_compared_where_both_have_the_method(run: Run) -> None:
     frame = study.against_controls(run, "LaMP_2")
     raw = frame[frame["compared"] == "pca minus pca raw"]
@@ -154,21 +132,6 @@ def test_choices_are_compared_with_the_papers_and_with_the_planted_taste(run: Ru
     assert frame.loc["pca", "taste"] < whole < frame.loc["random", "taste"]
     assert frame.loc["pca", "taste in the whole history"] == pytest.approx(whole)
     assert frame.loc["random", "taste"] > 0.95
-
-
-def test_without_a_planted_tag_nothing_is_said_of_the_taste(run: Run) -> None:
-    choices = planted_choices(run, "LaMP_2")
-    blind = {task: replace(part, truth=None) for task, part in run.data.items()}
-    assert "taste" not in study.chosen(replace(run, data=blind), "LaMP_2", choices)
-    for cell in run.cells:
-        assert "named" in cell.scores["insight"]
-    unnamed = [
-        replace(cell, scores={m: {n: v for n, v in s.items() if n != "named"}
-                              for m, s in cell.scores.items()})
-        for cell in run.cells
-    ]  # fmt: skip
-    frame = study.prompts(replace(run, cells=unnamed), "LaMP_2")
-    assert not [column for column in frame if "taste" in column]
 
 
 def test_rules_are_not_compared_by_margins_to_different_generic_answers() -> None:
@@ -245,20 +208,6 @@ def test_a_verdict_says_what_was_planted(
     assert ours is not None and ours.low < ours.high  # not the same answers
 
 
-def test_a_rule_that_beats_random_items_holds_where_they_are_the_only_control() -> None:
-    conditions = (FEW, PAPER, MANY, RAW, RANDOM)
-    run = planted_history({PAPER: ch(0.9)}, conditions=conditions)
-    found = verdicts_of(run)["rule"]
-    assert found.status == HOLDS and found.note == "must also beat: random"
-    nothing = planted_history({PAPER: ch(0.9), RANDOM: ch(0.9)}, conditions=conditions)
-    assert verdicts_of(nothing)["rule"].status == DOES_NOT_HOLD
-
-
-def test_few_users_are_not_judged() -> None:
-    found = verdicts_of(planted_history({PAPER: ch(0.9)}, n_users=60))
-    assert {v.status for v in found.values()} == {TOO_FEW_USERS}
-
-
 def test_a_claim_without_its_conditions_was_not_run() -> None:
     run = planted_history(conditions=(PAPER, RANDOM))
     statuses = {name: v.status for name, v in verdicts_of(run).items()}
@@ -275,23 +224,6 @@ def test_a_rule_that_left_no_pair_is_not_judged_and_is_no_control() -> None:
     assert "nearest" in found["rule"].note and "recent" not in found["rule"].note
     none = verdicts_of(planted_history(without_pairs=(RANDOM,)))
     assert none["rule"].status == NOT_RUN and none["rule, prompt"].status == DOES_NOT_HOLD
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_every_claim_stands_in_the_table_with_its_controls(task: str) -> None:
-    run = planted_history({PAPER: ch(0.9)}, tasks=(task,))
-    claims = study.claims(run, task)
-    frame = check_table(study.claim_frame(claims), "claims", "demo")
-    assert set(frame["claim"]) == {claim.words for claim in claims}
-    assert len(frame) == sum(1 + len(claim.margins) for claim in claims)
-    first = frame[frame["claim"] == claims[0].words].set_index("control")["change"]
-    score = get_task(task).metrics[0].replace("mae", "abs_error")
-    level = {c.condition: c.scores for c in run.cells}
-    gain = level[PAPER.name]["chameleon"][score].mean() - level[FEW.name]["chameleon"][score].mean()
-    prompt = level[PAPER.name]["instruct"][score].mean() - level[FEW.name]["instruct"][score].mean()
-    assert first["the change itself"] == pytest.approx(gain)
-    assert first["minus the change of Instruct"] == pytest.approx(gain - prompt)
-    assert PROMPTS_ONLY == (RAW,) and len(claims) == 5
 
 
 def test_the_papers_reading_stands_beside_the_decoder_alone() -> None:
@@ -331,42 +263,17 @@ def test_the_items_figure_has_the_papers_rule_alone_and_says_its_levels(drawn: R
     study.items_figure(frame, "LaMP_2", "demo:decoder", PUBLISH)
     side = saved("05_items_LaMP_2_decoder")
     assert "CHAMELEON (paper) from +0.200 to +0.600" in side["alt"]
-    assert "120 test users" in side["caption"] and "never saw" not in side["caption"]
+    assert "120 test users" in side["caption"]
     rows = (paths.figures_dir("demo") / "05_items_LaMP_2_decoder.csv").read_text().splitlines()
     assert len(rows) == 1 + 3 * 4
 
 
-def test_a_length_the_models_never_saw_is_said_in_the_caption(drawn: Run) -> None:
-    frame = study.levels(drawn, "LaMP_2")
-    frame.loc[frame["items"] == K + 2, "prompt"] = "longer than trained"
-    study.items_figure(frame, "LaMP_2", "demo:decoder", PUBLISH)
-    assert "never saw" in saved("05_items_LaMP_2_decoder")["caption"]
-
-
-def test_the_rules_figure_counts_who_is_better(drawn: Run) -> None:
-    frame = study.against_controls(drawn, "LaMP_2")
-    study.rules_figure(frame, "LaMP_2", PUBLISH)
-    assert len(frame) == 2 + 3 * 4
-    assert (
-        "better in 3, worse in 0, and the interval includes no difference in 11"
-        in (saved("05_rules_LaMP_2")["alt"])
-    )
-    worse = frame.assign(accuracy=-0.5, accuracy_low=-0.6, accuracy_high=-0.4)
-    study.rules_figure(worse, "LaMP_2", PUBLISH)
-    assert "better in 0, worse in 14" in saved("05_rules_LaMP_2")["alt"]
-
-
-def test_the_rules_figure_of_an_error_turns_the_sides() -> None:
-    run = planted_history({PAPER: {"chameleon": 0.9}}, tasks=("LaMP_3",))
-    study.rules_figure(study.against_controls(run, "LaMP_3"), "LaMP_3", PUBLISH)
-    assert "better in 3, worse in 0" in saved("05_rules_LaMP_3")["alt"]
-
-
-def test_the_taste_figure_stands_beside_the_whole_history(drawn: Run) -> None:
+def test_the_other_figures_are_accepted(drawn: Run) -> None:
+    study.rules_figure(study.against_controls(drawn, "LaMP_2"), "LaMP_2", PUBLISH)
+    assert "14 values of accuracy, PCA minus control" in saved("05_rules_LaMP_2")["alt"]
     picked = study.chosen(drawn, "LaMP_2", planted_choices(drawn, "LaMP_2"))
     study.taste_figure(picked, "LaMP_2", PUBLISH)
-    alt = saved("05_taste_LaMP_2")["alt"]
-    assert f"At {K} items: pca 0.00, random 1.00" in alt and "whole history 0.5" in alt
+    assert "pca from +0.000" in saved("05_taste_LaMP_2")["alt"]
 
 
 def test_selections_without_a_pair_are_said_and_leave_the_others_alone() -> None:

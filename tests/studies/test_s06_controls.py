@@ -26,7 +26,7 @@ from chameleon_lib.studies import s01_per_user as table1
 from chameleon_lib.studies import s06_controls as controls
 from chameleon_lib.studies import s06_ledger as ledgers
 from chameleon_lib.studies.methods import controls_of
-from chameleon_lib.studies.results import Run
+from chameleon_lib.studies.run import Run
 from chameleon_lib.studies.s06_controls import AGREEMENTS
 from chameleon_lib.studies.s06_readings import DEFAULT
 from tests.studies.finished import Finished, units
@@ -203,26 +203,6 @@ def test_no_effect_holds_nothing() -> None:
     assert {verdict.status for verdict in judged(run_of())} == {DOES_NOT_HOLD}
 
 
-@pytest.mark.parametrize("task", ["LaMP_2", "LaMP_3"])
-def test_the_sentences_count_gains_and_losses_whichever_way_is_better(task: str) -> None:
-    run = run_of(task, chameleon=0.9, chameleon_and_insight=0.9, fitted=0.1, random=0.9)
-    tables = controls.two_by_two(run.frame), controls.against_controls(run.frame)
-    paper, fitted = controls.sentences(*tables).split("\n")
-    assert "edit alone (C5 - C3) 1/0/1; edit on top of the insight (C6 - C4) 1/0/1" in paper
-    assert "minus random directions 0/0/1; minus θP from neutral outputs 1/0/1" in paper
-    assert "edit alone (C5 - C3) 0/1/1" in fitted
-
-
-def test_the_ledgers_sentence_names_what_moves_and_what_rescues() -> None:
-    rates = {**NULL, ALL: {"chameleon": 0.9}, INSIGHT: {"insight": 0.9, "chameleon": 0.9}}
-    ledger = ledger_of(rates)
-    said = ledgers.sentence(ledger, ledgers.effects(ledger))
-    assert said.startswith("3 comparisons with the default")
-    assert f"2 and 2 move the answers ({ALL} (decoder, +0." in said
-    assert f"1 and 1 move what the edit adds to its prompt ({ALL} (" in said
-    assert f"at that width: {ALL} (decoder)." in said
-
-
 # --- agreement and figures ------------------------------------------------------------------------
 
 
@@ -291,17 +271,12 @@ def planted(changes: list[float]) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("changes", "correlation"), [([3, 2, 1], 1), ([1, 2, 3], -1), ([2, 1, 2], 0)]
 )
-def test_the_sentence_tells_rank_correlation_and_number_of_cells(
+def test_agreement_and_margin_change_are_correlated_by_rank(
     changes: list[float], correlation: float
 ) -> None:
-    frame = planted(changes)
-    found = controls.rank_correlation(frame, AGREEMENTS["pairs"], MARGIN)
-    assert found == pytest.approx(correlation, abs=1e-9)
-    said = controls.agreement_sentence(frame)
-    assert said.startswith("Over 3 cells") and f"cosine between pairs {found:+.2f}" in said
-    assert "θN at 0.80 (lowest 0.70); two random directions have 0.07." in said
-
-
+    found = controls.correlations(planted(changes)).set_index("agreement")
+    assert found.loc[AGREEMENTS["pairs"], MARGIN] == pytest.approx(correlation, abs=1e-9)
+    assert list(found.index) == list(AGREEMENTS.values()) and set(found["n"]) == {3}
 
 
 def test_the_figure_orders_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,8 @@ from chameleon_lib.kit.stats import (
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import check_table
 from chameleon_lib.studies import s06_doses as doses
-from chameleon_lib.studies.loading import settings_for
-from chameleon_lib.studies.results import Run, agreeing
+from chameleon_lib.studies.run import Run, agreeing
+from chameleon_lib.studies.study import settings_for
 from tests.studies.finished import units
 from tests.studies.planted import without_margins
 from tests.studies.planted_conditions import conditions_run

@@ -17,7 +17,7 @@ from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import check_table
 from chameleon_lib.studies import s06_readings as readings
 from chameleon_lib.studies.methods import title_of
-from chameleon_lib.studies.results import Cell, Run
+from chameleon_lib.studies.run import Cell, Run
 from chameleon_lib.studies.s06_ledger import (
     effects,
     ledger_figure,

@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from chameleon_lib.kit.store import ArtifactStore
+from chameleon_lib.studies.arms import with_gold
 from chameleon_lib.studies.data import load_task_data, without_gold
-from chameleon_lib.studies.scoring import with_gold
-from chameleon_lib.studies.seen import (
-    change_on_seen,
-    has_learned,
-    quarters,
-    said,
-    seen_scores,
-)
+from chameleon_lib.studies.rivals import change_on_seen, has_learned, quarters, said, seen_scores
 from chameleon_lib.studies.study import Study
 from tests.studies.small import SETTINGS, small_profile, use_small_models
 

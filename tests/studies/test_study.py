@@ -14,8 +14,9 @@ from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.task import User
 from chameleon_lib.errors import UserError
 from chameleon_lib.studies import study as study_module
-from chameleon_lib.studies.answering import Answers, Exam
+from chameleon_lib.studies.arms import Exam
 from chameleon_lib.studies.data import load_task_data, without_gold
+from chameleon_lib.studies.run import Answers
 from chameleon_lib.studies.study import Study
 from tests.backbones.tiny import make_edit
 from tests.demo.small import HashEmbedder, small_backbone

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from chameleon_lib.core.case import Case
+from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.directions import direction
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import swap_contrasts

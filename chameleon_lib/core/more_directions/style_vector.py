@@ -8,7 +8,7 @@ a removal. No gold answer of a query takes part.
 
 from __future__ import annotations
 
-from chameleon_lib.core.case import Case
+from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.directions import direction
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import PreferencePair, decode_settings, max_new_tokens
@@ -52,7 +52,6 @@ def authentic_pairs(case: Case) -> list[PreferencePair]:
             prompts, max_new_tokens=limit, decode=decode_settings(settings)
         ),
         modules=("chameleon_lib.core.pairs",),
-        about={pair.user_id for pair in case.pairs},
     )
     return [
         PreferencePair(

@@ -9,23 +9,20 @@ users), never on how well CHAMELEON's own directions do.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from chameleon_lib.backbones.embedder import load_embedder
 from chameleon_lib.backbones.hf import HFBackbone
 from chameleon_lib.backbones.load import load_backbone
-from chameleon_lib.command_line import Parser
 from chameleon_lib.core.backbone import Embedder
 from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.fitting import fit_by_preference, gold_contrasts
 from chameleon_lib.core.pairs import PreparedUser
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import (
@@ -39,13 +36,12 @@ from chameleon_lib.core.task import (
 from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.demo import FAMILIES, SEEDS, checkpoint
 from chameleon_lib.demo.factory import run_script
-from chameleon_lib.demo.factory.cards import HERE, write_cards
-from chameleon_lib.demo.world import NEUTRAL_INSIGHT, build_world, habits_followed
+from chameleon_lib.demo.factory.cards import COLUMNS, HERE, write_cards
+from chameleon_lib.demo.world import NEUTRAL_INSIGHT, Taste, build_world, habits_followed
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.command_line import Parser
 from chameleon_lib.kit.paths import replace_text
-from chameleon_lib.kit.progress import tell
-from chameleon_lib.kit.stats import Estimate
-from chameleon_lib.kit.stats import bootstrap_mean as paired_bootstrap
+from chameleon_lib.kit.stats import Estimate, bootstrap_mean
 
 TABLE = HERE / "acceptance.csv"
 LIMIT = 48  # new tokens: twice what the longest planted answer or insight needs
@@ -66,10 +62,6 @@ class Row:
     passed: bool | None
 
 
-def _rate(hits: Sequence[bool]) -> Estimate:
-    return paired_bootstrap(np.array(hits, dtype=float))
-
-
 def measure(backbone: HFBackbone, embedder: Embedder, task: str) -> list[Row]:
     """All acceptance rows of one model on one task."""
     world = build_world(task)
@@ -88,11 +80,15 @@ def measure(backbone: HFBackbone, embedder: Embedder, task: str) -> list[Row]:
     def add(skill: str, estimate: Estimate, goal: str, passed: bool | None) -> None:
         rows.append(Row(backbone.name, task.replace("_", "-"), skill, estimate, goal, passed))
 
+    def rate(skill: str, hits: Sequence[bool], at_least: float | None) -> None:
+        found = bootstrap_mean(np.array(hits, dtype=float))
+        goal = "" if at_least is None else f">= {at_least:.2f}"
+        add(skill, found, goal, None if at_least is None else found.value >= at_least)
+
     named = [user.insight_p == planted.insight for user, planted in zip(test, truth, strict=True)]
-    found = _rate(named)
-    add("insight names the planted taste", found, ">= 0.90", found.value >= 0.9)
-    neutral_named = _rate([user.insight_n == NEUTRAL_INSIGHT[task] for user in test])
-    add("neutral insight is impersonal", neutral_named, ">= 0.90", neutral_named.value >= 0.9)
+    rate("insight names the planted taste", named, 0.9)
+    impersonal = [user.insight_n == NEUTRAL_INSIGHT[task] for user in test]
+    rate("neutral insight is impersonal", impersonal, 0.9)
 
     ceiling = per_sample_scores(task, golds, personal)[_SCORE[task]]
     asked = {
@@ -104,51 +100,48 @@ def measure(backbone: HFBackbone, embedder: Embedder, task: str) -> list[Row]:
     said = {name: backbone.generate(p, max_new_tokens=LIMIT) for name, p in asked.items()}
     # Writing the insight and following it are two skills with a goal each. Both at once, as
     # CHAMELEON uses them, is stated without one: there each wrong insight would count twice.
-    found = _rate([a == b for a, b in zip(said["planted"], personal, strict=True)])
-    add("personalised prompt is followed", found, ">= 0.95", found.value >= 0.95)
-    found = _rate([a == b for a, b in zip(said["own"], personal, strict=True)])
-    add("the same with the insight it wrote itself", found, "", None)
-    found = _rate([a == b for a, b in zip(said["neutral"], generic, strict=True)])
-    add("neutral prompt gives the generic answer", found, ">= 0.95", found.value >= 0.95)
-    valid = _rate([is_valid_answer(task, text) for texts in said.values() for text in texts])
-    add("valid answers (all prompts)", valid, ">= 0.98", valid.value >= 0.98)
+    for skill, name, wanted, at_least in (
+        ("personalised prompt is followed", "planted", personal, 0.95),
+        ("the same with the insight it wrote itself", "own", personal, None),
+        ("neutral prompt gives the generic answer", "neutral", generic, 0.95),
+    ):
+        rate(skill, [a == b for a, b in zip(said[name], wanted, strict=True)], at_least)
+    valid = [is_valid_answer(task, text) for texts in said.values() for text in texts]
+    rate("valid answers (all prompts)", valid, 0.98)
 
     plain = backbone.prepare(asked["plain"])
     with torch.no_grad():
         margins = (backbone.score(plain, personal) - backbone.score(plain, generic)).numpy()
     differ = np.array([p != g for p, g in zip(personal, generic, strict=True)])
-    margin = paired_bootstrap(margins[differ])
+    margin = bootstrap_mean(margins[differ])
     # A tweet differs in up to ten tokens, each with an opinion of its own: only labels have a goal.
     goal = "" if task == "LaMP_7" else "within 0.7"
     add("plain-prompt margin (nats)", margin, goal, abs(margin.value) <= 0.7 if goal else None)
 
-    edits = gold_edits(method, world.users["train"], task)
+    edits = gold_edits(method, world.users["train"])
     edited = [backbone.generate_prepared(plain, max_new_tokens=LIMIT, edit=edit) for edit in edits]
     score = _SCORE[task]
     base = per_sample_scores(task, golds, said["plain"])[score]
     after = np.stack([per_sample_scores(task, golds, texts)[score] for texts in edited])
-    add(f"ceiling: planted answer ({score})", paired_bootstrap(ceiling), "", None)
-    add(f"plain prompt, no edit ({score})", paired_bootstrap(base), "", None)
-    change = paired_bootstrap(after, base)
-    goals = {"LaMP_2": "> +0.15", "LaMP_3": "< 0", "LaMP_7": "> 0"}
-    passed = {
-        "LaMP_2": change.value >= 0.15,
-        "LaMP_3": change.high < 0,
-        "LaMP_7": change.low > 0,
+    add(f"ceiling: planted answer ({score})", bootstrap_mean(ceiling), "", None)
+    add(f"plain prompt, no edit ({score})", bootstrap_mean(base), "", None)
+    change = bootstrap_mean(after, base)
+    goal, passed = {
+        "LaMP_2": ("> +0.15", change.value >= 0.15),
+        "LaMP_3": ("< 0", change.high < 0),
+        "LaMP_7": ("> 0", change.low > 0),
     }[task]
-    add(f"positive control ({score} change)", change, goals[task], passed)
+    add(f"positive control ({score} change)", change, goal, passed)
     if task == "LaMP_7":
         tastes = [planted.taste for planted in truth for _ in planted.personal]
         style = np.stack([_habits(texts, tastes) for texts in edited])
-        change = paired_bootstrap(style, _habits(said["plain"], tastes))
+        change = bootstrap_mean(style, _habits(said["plain"], tastes))
         add("positive control (writing habits change)", change, "> 0", change.low > 0)
     return rows
 
 
-def _habits(texts: Sequence[str], tastes: Sequence[object]) -> np.ndarray:
-    return np.array(
-        [habits_followed(text, taste) for text, taste in zip(texts, tastes, strict=True)]  # type: ignore[arg-type]
-    )
+def _habits(texts: Sequence[str], tastes: Sequence[Taste]) -> np.ndarray:
+    return np.array(list(map(habits_followed, texts, tastes)))
 
 
 def _prompts(
@@ -161,34 +154,24 @@ def _prompts(
     ]
 
 
-def gold_edits(method: Chameleon, train: Sequence[User], task: str) -> list[Edit]:
+def gold_edits(method: Chameleon, train: Sequence[User]) -> list[Edit]:
     """The positive control: the edit fitted on gold pairs of train users, one per draw."""
-    prepared = method.prepare(train).users
-    backbone, edits = method.backbone, []
+    prepared, edits = method.prepare(train).users, []
     for draw in range(DRAWS):
         order = torch.randperm(len(prepared), generator=torch.Generator().manual_seed(draw))
         group = [prepared[index] for index in order[:GROUP].tolist()]
-        pairs = method.pairs(group)
-        contrasts = gold_contrasts(task, group, pairs, method.settings)
-        layers = range(backbone.n_layers)
-        tell(f"{backbone.name} {task}: positive control, draw {draw + 1} of {DRAWS}")
-        fit = fit_by_preference(backbone, contrasts, tuple(layers), method.settings, seed=draw)
-        edits.append(fit.edit)
+        edits.append(method.edits(method.pairs(group), ["fitted_gold"], draw, group)["fitted_gold"])
     return edits
 
 
 def table_text(rows: Sequence[Row]) -> str:
     """The rows as CSV."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", "task", "skill", "value", "ci_low", "ci_high", "n", "seeds", "goal",
-                     "passed"])  # fmt: skip
-    for row in rows:
-        e = row.estimate
-        numbers = [f"{x:.4f}" for x in (e.value, e.low, e.high)]
-        passed = "" if row.passed is None else str(row.passed)
-        writer.writerow([row.model, row.task, row.skill, *numbers, e.n, e.seeds, row.goal, passed])
-    return out.getvalue()
+    values = [
+        (row.model, row.task, row.skill, row.estimate.value, row.estimate.low, row.estimate.high,
+         row.estimate.n, row.estimate.seeds, row.goal, row.passed)
+        for row in rows
+    ]  # fmt: skip
+    return str(pd.DataFrame(values, columns=COLUMNS).to_csv(index=False, float_format="%.4f"))
 
 
 def _print(row: Row) -> None:

@@ -12,22 +12,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chameleon_lib.command_line import Parser, positive
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import PreferencePair, PreparedUser
 from chameleon_lib.core.task import get_task
 from chameleon_lib.demo.factory import run_script
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.command_line import Parser, positive
 from chameleon_lib.kit.profiles import get_profile
 from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.rivals.registry import trained_rival
-from chameleon_lib.studies.arms import draw_group
+from chameleon_lib.studies.arms import draw_group, with_gold
 from chameleon_lib.studies.data import TaskData, load_task_data, without_gold
-from chameleon_lib.studies.loading import settings_for
-from chameleon_lib.studies.rivals import TunedStudy, lesson_of, settings_of, stored_tuning
-from chameleon_lib.studies.scoring import with_gold
-from chameleon_lib.studies.seen import Log, change_on_seen, has_learned, said, seen_scores
-from chameleon_lib.studies.study import Study
+from chameleon_lib.studies.rivals import (
+    Log,
+    TunedStudy,
+    change_on_seen,
+    has_learned,
+    lesson_of,
+    said,
+    seen_scores,
+    settings_of,
+    stored_tuning,
+)
+from chameleon_lib.studies.study import Study, settings_for
 
 DEV_USERS = 150
 # Method → values of its settings that were tried; the rest are those of the demo.
@@ -81,13 +88,9 @@ class Candidate:
 
 
 def compare(study: Study, data: TaskData, method: str, draws: int) -> Iterator[Candidate]:
-    """Train every candidate of a method on random groups, and read it as soon as it is trained.
+    """Train every candidate of a method on ``draws`` random groups of train users.
 
-    Args:
-        study: An embedded model on a task, with the demo's settings.
-        data: The users of the task.
-        method: Key of ``CANDIDATES``.
-        draws: Random groups of train users.
+    Each is read as soon as it is trained.
     """
     train, _ = study.prepare(without_gold(data.train))
     blind, _ = study.prepare(without_gold(data.dev))

@@ -6,13 +6,13 @@ the recipe from ``training.json`` and the code that trains, the skills from ``ac
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -32,7 +32,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import display, replace_text
 
 HERE = Path(__file__).parents[1]
-_COLUMNS = ("model", "task", "skill", "value", "ci_low", "ci_high", "n", "seeds", "goal", "passed")
+COLUMNS = ["model", "task", "skill", "value", "ci_low", "ci_high", "n", "seeds", "goal", "passed"]
 _KEYS = ("family", "seed", "steps", "batch", "lr", "propensity", "warmup", "curriculum")
 
 
@@ -78,12 +78,9 @@ def card_text(folder: Path, rows: Sequence[Mapping[str, str]]) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{display(path)} cannot be read; train the model again.") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{display(path)} holds no record; train the model again.")
-    return record
 
 
 def _parameters(folder: Path) -> int:
@@ -101,19 +98,15 @@ def read_rows(path: Path) -> dict[str, list[dict[str, str]]]:
         UserError: The table is missing or lacks a column.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except OSError as error:
         raise UserError(
             f"{display(path)} is not here; run "
             "'python -m chameleon_lib.demo.factory.acceptance --save'."
         ) from error
-    reader = csv.DictReader(text.splitlines())
-    if lacking := sorted(set(_COLUMNS) - set(reader.fieldnames or ())):
+    if lacking := sorted(set(COLUMNS) - set(table.columns)):
         raise UserError(f"{display(path)} lacks the columns {', '.join(lacking)}; measure again.")
-    found: dict[str, list[dict[str, str]]] = {}
-    for row in reader:
-        found.setdefault(row["model"], []).append(row)
-    return found
+    return {str(model): rows.to_dict("records") for model, rows in table.groupby("model")}
 
 
 def write_cards(base: Path = HERE) -> list[Path]:

@@ -15,7 +15,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -196,15 +195,26 @@ GAINS = {"steered_p": 1.0, "steered_n": -1.0}  # boost once more, or remove; oth
 LESSON_FIT = (0.35, 0.6)
 
 
-class Schedule(Protocol):
-    """The numbers of a run that the curriculum needs."""
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides a training run."""
+
+    family: str
+    seed: int = 0
+    steps: int = 6000
+    batch: int = 32
+    lr: float = 2e-3
+    propensity: float = 0.5
+    warmup: int = 200
+    curriculum: float = 0.15
+    task_shares: dict[str, float] | None = None  # after the curriculum; None: the same for each
+    lesson_steps: int = 0
+    lesson_lr: float = 1e-3
 
     @property
-    def steps(self) -> int: ...
-    @property
-    def curriculum(self) -> float: ...
-    @property
-    def task_shares(self) -> dict[str, float] | None: ...
+    def total(self) -> int:
+        """Steps of both stages."""
+        return self.steps + self.lesson_steps
 
 
 @dataclass(frozen=True)
@@ -256,20 +266,18 @@ def _n_items_encdec(rng: random.Random, progress: float) -> int:
 def decoder_batch(
     tokenizer: PreTrainedTokenizerFast,
     rng: random.Random,
-    size: int,
-    propensity: float,
     step: int,
-    schedule: Schedule,
+    run: TrainSettings,
 ) -> Batch:
     """Sequences of one history followed by several prompts about it, each blind to the others."""
     world = WorldSettings()
-    n_items = _n_items(rng, step / schedule.steps)
-    only_history = step < schedule.curriculum * schedule.steps and step % 2 == 0
+    n_items = _n_items(rng, step / run.steps)
+    only_history = step < run.curriculum * run.steps and step % 2 == 0
     loose = step % 12 == 11  # official and unseen prompts share no prefix with the others
     rows: list[tuple[list[int], list[int], list[int], list[float], list[int]]] = []
     kinds: list[str] = []
-    for _ in range(size if not only_history else size * 2):
-        case = draw_case(rng, world, propensity, n_items)
+    for _ in range(run.batch * (2 if only_history else 1)):
+        case = draw_case(rng, world, run.propensity, n_items)
         rows.append(_decoder_row(tokenizer, case, len(kinds), only_history, loose))
         kinds += [] if only_history else (["official", "unseen"] if loose else DECODER_KINDS)
     ids, positions, segments, weights, answer_of = zip(*rows, strict=True)
@@ -286,16 +294,12 @@ def decoder_batch(
             "attention_mask": mask,
             "use_cache": False,  # type: ignore[dict-item]
         },
-        targets=_shift(_pad(ids, 0, length), seg),
+        # The next token of the row; the last one of a segment has weight 0.
+        targets=torch.cat([_pad(ids, 0, length)[:, 1:], torch.zeros(len(ids), 1).long()], dim=1),
         weights=_pad(weights, 0.0, length),
         answer_of=_pad(answer_of, -1, length),
         kinds=kinds,
     )
-
-
-def _shift(ids: Tensor, segments: Tensor) -> Tensor:  # noqa: ARG001
-    """Targets: the next token of the row (the last token of a segment has weight 0)."""
-    return torch.cat([ids[:, 1:], torch.zeros_like(ids[:, :1])], dim=1)
 
 
 def _decoder_row(
@@ -340,23 +344,21 @@ def _start_id(tokenizer: PreTrainedTokenizerFast, kind: str) -> int:
 def encdec_batch(
     tokenizer: PreTrainedTokenizerFast,
     rng: random.Random,
-    size: int,
-    propensity: float,
     step: int,
-    schedule: Schedule,
+    run: TrainSettings,
 ) -> Batch:
     """One prompt per row in the encoder, its answer in the decoder."""
-    progress = step / schedule.steps
-    early, lessons = progress < schedule.curriculum, step >= schedule.steps
+    progress = step / run.steps
+    early, lessons = progress < run.curriculum, step >= run.steps
     mix = ENCDEC_FIRST if early else ENCDEC_LESSONS if lessons else ENCDEC_MIX
-    shares = None if early else schedule.task_shares
+    shares = None if early else run.task_shares
     n_items = _n_items_encdec(rng, progress)
-    kinds = rng.choices(list(mix), weights=list(mix.values()), k=size)
+    kinds = rng.choices(list(mix), weights=list(mix.values()), k=run.batch)
     examples: list[Example] = []
     for kind in kinds:
         task = rng.choices(list(shares), weights=list(shares.values()))[0] if shares else None
         world = WorldSettings(fit=rng.choice(LESSON_FIT)) if lessons else WorldSettings()
-        case = draw_case(rng, world, propensity, n_items, task)
+        case = draw_case(rng, world, run.propensity, n_items, task)
         examples.append(case.infilling() if kind == "infilling" else case.example(kind))
     prompts = tokenizer([example.prompt for example in examples]).input_ids
     answers = tokenizer([example.answer for example in examples]).input_ids

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +29,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from chameleon_lib.backbones.families import site_modules
-from chameleon_lib.command_line import Parser, positive
 from chameleon_lib.demo import FAMILIES
 from chameleon_lib.demo.factory import run_script
-from chameleon_lib.demo.factory.examples import Batch, decoder_batch, encdec_batch
+from chameleon_lib.demo.factory.examples import (
+    Batch,
+    TrainSettings,
+    decoder_batch,
+    encdec_batch,
+)
 from chameleon_lib.demo.factory.models import build_model, build_tokenizer
 from chameleon_lib.errors import UserError
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Everything that decides a training run."""
-
-    family: str
-    seed: int = 0
-    steps: int = 6000
-    batch: int = 32
-    lr: float = 2e-3
-    propensity: float = 0.5
-    warmup: int = 200
-    curriculum: float = 0.15
-    task_shares: dict[str, float] | None = None  # after the curriculum; None: the same for each
-    lesson_steps: int = 0
-    lesson_lr: float = 1e-3
-
-    @property
-    def total(self) -> int:
-        """Steps of both stages."""
-        return self.steps + self.lesson_steps
-
+from chameleon_lib.kit.command_line import Parser, positive
 
 # The encoder-decoder is slow on LaMP-2 (which cue of the query fits the insight) and quick on
 # LaMP-7, hence the shares. The less sure a model is of a taste, the less likely it finds the
@@ -228,7 +210,7 @@ def train(
             model.half().float()
             optimizers = build_optimizers(model, settings.lr, lessons)
             rng = random.Random(f"{settings.family}/{settings.seed}/lessons")
-        batch = make_batch(tokenizer, rng, settings.batch, settings.propensity, step, settings)
+        batch = make_batch(tokenizer, rng, step, settings)
         with torch.autocast("cpu", torch.bfloat16), gains_of(lessons, batch.gains):
             logits = model(**batch.inputs).logits
         loss = weighted_loss(logits, batch)

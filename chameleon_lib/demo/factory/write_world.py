@@ -14,12 +14,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from chameleon_lib.command_line import Parser
 from chameleon_lib.core.task import get_task
 from chameleon_lib.data.lamp import write_lamp
 from chameleon_lib.demo.factory import run_script
 from chameleon_lib.demo.world import SPLITS, World, WorldSettings, build_world
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.command_line import Parser
 from chameleon_lib.kit.paths import replace_text
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_lib.kit.paths import root
-from chameleon_lib.studies.parallel import warm
+from chameleon_lib.kit.pool import warm
 
 
 def write_square(folder: str, number: int) -> None:
@@ -87,8 +87,8 @@ def alive(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_worker_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = (
-        "from chameleon_lib.studies.parallel import warm\n"
-        "from tests.studies.test_parallel import sleep_long\n"
+        "from chameleon_lib.kit.pool import warm\n"
+        "from tests.kit.test_pool import sleep_long\n"
         "if __name__ == '__main__':\n"
         f"    units = [({str(tmp_path)!r}, 1), ({str(tmp_path)!r}, 2)]\n"
         "    warm([('sleepers', sleep_long, units)], workers=2, threads=1)\n"

@@ -1,4 +1,4 @@
-"""Values that several commands take, and the parser of the scripts beside them."""
+"""Values that several commands take, and the parser of the commands that run without typer."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Rivals beyond the paper's: every file here is imported, and registers what it holds."""
