@@ -122,8 +122,8 @@ class Chameleon:
         """For a store key: backbone, task and the settings that start with one of ``prefixes``."""
         settings = self.settings.starting(*prefixes)
         wording = get_task(task).wording_digest
-        own = {"task": task, "wording": wording, "settings": settings}
-        return own | {"backbone": self.fingerprint}
+        own = {"backbone": self.fingerprint, "task": task}
+        return own | {"wording": wording, "settings": settings}
 
     def _map(
         self,
@@ -272,8 +272,8 @@ class Chameleon:
         ``checks`` adds the CCS fits on shuffled and on split pairs (``estimators.ccs_checks``),
         which take twice the time of the directions themselves.
         """
-        seed = self.settings.seed if seed is None else seed
         settings = self.settings
+        seed = settings.seed if seed is None else seed
 
         def compute() -> dict[str, Any]:
             values, tensors = find_directions(name, h_p, h_n, settings, seed, main=main).record()
@@ -403,7 +403,7 @@ class Chameleon:
         return self.fit_pairs(self.pairs(prepared))
 
     def fit_pairs(self, pairs: Sequence[PreferencePair]) -> EditProfile:
-        """The edit that pairs make, at most ``pairs_k_max`` of them, by ``theta_method``."""
+        """The edit of pairs, at most ``pairs_k_max`` of them, by ``theta_method``."""
         pool, settings = pooled(pairs, self.settings), self.settings
         case = self.case([*pool.different, *pool.identical], checks=True)
         fitted = None

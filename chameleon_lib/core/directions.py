@@ -150,8 +150,12 @@ class Reading:
             d = self.p.shape[-1]
             return self.main.theta_n.reshape(-1, d), self.main.ccs_loss.reshape(-1), told
         ccs = fit_ccs(self.n, self.p, self.settings, self.seed, self.mask)
-        best = self.settings.layers_loss_stat == "best_try"
-        loss = ccs.loss if best else ccs.losses.mean(1)
+        best, ranking = self.settings.layers_loss_stat == "best_try", ccs
+        if self.settings.ccs_solver == "span" and self.settings.layers_rule != "all":
+            # The span solver ends in another minimum at the least noise; see `ccs_solvers`.
+            reference = self.settings.with_(ccs_solver="reference")
+            ranking = fit_ccs(self.n, self.p, reference, self.seed, self.mask)
+        loss = ranking.loss if best else ranking.losses.mean(1)
         return unit(ccs.theta, "ccs"), loss, ccs_diagnostics(ccs)
 
 

@@ -135,7 +135,7 @@ def _cosine(left: Tensor, right: Tensor) -> Tensor:
 def geometry(
     p: Tensor, n: Tensor, mask: Tensor, theta_p: Tensor, theta_n: Tensor, difference: Tensor
 ) -> dict[str, Tensor]:
-    """What the directions are made of, one number per group; inputs as in ``fit_directions``."""
+    """What the directions are made of, one number per group; ``p`` and ``n (G, K, d)``."""
     real = mask.unsqueeze(-1)
     p, n = torch.where(real, p.double(), 0.0), torch.where(real, n.double(), 0.0)
     steps = torch.nn.functional.normalize(p - n, dim=-1)  # (G, K, d)

@@ -140,7 +140,8 @@ class EditSettings(CheckedSettings):
         "none", "B10", "The loss depends on the activation scale; rms makes layers comparable.")
     ccs_solver: Literal["span", "reference"] = _open(
         "reference", "", "reference: AdamW itself, whose unfinished losses rank the layers; span: "
-        "L-BFGS within AdamW's reach, much faster; but with few pairs all losses are 0.")
+        "L-BFGS within AdamW's reach, much faster where all layers are edited (else the reference "
+        "still ranks them); which minimum it ends in changes with the last bits.")
     layers_rule: Literal["elbow", "elbow_literal", "top_k", "all"] = _open(
         "elbow", "A5", "How many layers are edited is not said; AlignEZ's elbow.")
     layers_k: int | None = _open(None, "A5", "Layers kept by top_k.", at_least=1)

@@ -1,4 +1,4 @@
-"""Facts of a run: the repeatable ones for the index page, the machine's own apart from them."""
+"""Facts of a run: what it is pinned to, for the pages, and apart from that its machine."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn", "safeten
 # Instruction sets that decide which matrix kernels run, hence the last bits of every sum.
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "fma", "asimd", "sve")
 FILE = "run_facts.json"
+MACHINE = "machine.json"  # in the folder measured/, which git ignores
 
 
 def run_facts(profile: str, data: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -40,8 +41,9 @@ def run_facts(profile: str, data: Mapping[str, str] | None = None) -> dict[str, 
     environment = paths.environment_file()
     return {
         "profile": profile,
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        # What the environment pins: a patch version and a build such as +cpu are the machine's.
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "versions": {name: _version(name).partition("+")[0] for name in PACKAGES},
         "environment_sha256": environment_hash(environment) if environment.is_file() else "absent",
         "threads": chosen.threads,
         "seeds": chosen.seeds,
@@ -49,7 +51,19 @@ def run_facts(profile: str, data: Mapping[str, str] | None = None) -> dict[str, 
         "backbones": list(chosen.backbones),
         "models": models if chosen.data == "demo" else {},
         "data": dict(data or {}),
-        "cpu": {"machine": platform.machine(), "flags": _cpu_flags()},
+    }
+
+
+def machine_facts() -> dict[str, Any]:
+    """What may move the last digits, and differs from machine to machine."""
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "cpu": cpu_model(),
+        "machine": platform.machine(),
+        "flags": _cpu_flags(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
     }
 
 
@@ -68,10 +82,8 @@ def save_run_facts(profile: str, data: Mapping[str, str] | None = None) -> dict[
             known = {}  # damaged: every notebook is about to run again and to add its own
         facts = run_facts(profile, {**known, **(data or {})})
         paths.replace_text(path, json.dumps(facts, indent=1, sort_keys=True) + "\n")
-        machine = {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.platform()}
-        paths.replace_text(
-            paths.measured_dir(profile) / "machine.json", json.dumps(machine, indent=1) + "\n"
-        )
+        text = json.dumps(machine_facts(), indent=1) + "\n"
+        paths.replace_text(paths.measured_dir(profile) / MACHINE, text)
     return facts
 
 
@@ -88,7 +100,15 @@ def _turn(folder: Path) -> Iterator[None]:
 
 def load_run_facts(folder: Path) -> dict[str, Any]:
     """Read run_facts.json of an outputs folder; empty if the run recorded none."""
-    path = folder / FILE
+    return _load(folder / FILE)
+
+
+def load_machine(folder: Path) -> dict[str, Any]:
+    """Read measured/machine.json of an outputs folder; empty where it did not run."""
+    return _load(folder / "measured" / MACHINE)
+
+
+def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:

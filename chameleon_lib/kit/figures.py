@@ -1,7 +1,7 @@
 """Figures: one style, four plots of frames, and saving them so that a re-run gives the same bytes.
 
 A plot takes a frame and a few words and computes nothing; a saved figure is a PNG, an SVG, the CSV
-behind it, its alt text and its caption.
+behind it, its alt text and its caption. What is drawn are the numbers of the CSV, rounded as there.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import paths
+from chameleon_lib.kit import digits, paths
 from chameleon_lib.kit.tables import check_id, made, to_csv
 
 Better = Literal["higher", "lower"]
@@ -128,6 +128,7 @@ def dot_ci(
         better: which direction is better; drawn as an arrow.
     """
     _need(df, [row, *_INTERVAL] + [c for c in (method, panel) if c])
+    df = digits.rounded(df)
     rows = list(dict.fromkeys(df[row].astype(str)))
     methods = list(dict.fromkeys(df[method].astype(str))) if method else [""]
     panels = list(dict.fromkeys(df[panel].astype(str))) if panel else [""]
@@ -187,6 +188,7 @@ def line_ci(
     of the abscissa, `logx` scales it by log 2 with a tick at every measured x, `decades` by log 10.
     """
     _need(df, [x, *_INTERVAL] + [c for c in (group,) if c])
+    df = digits.rounded(df)
     groups = list(dict.fromkeys(df[group].astype(str))) if group else [""]
     panels = list(dict.fromkeys(df[panel].astype(str))) if panel else [""]
     with style():
@@ -201,6 +203,9 @@ def line_ci(
                 _one_line(ax, line.sort_values(x), x, label, g, len(groups), logx, decades)
             if decades:
                 ax.set_xscale("log")
+                ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}"))
+                ax.xaxis.set_minor_formatter(NullFormatter())
             if logx:
                 ax.set_xscale("log", base=2)
                 ticks = sorted(part[x].unique())
@@ -224,7 +229,7 @@ def _one_line(
     at = part[x].to_numpy(float)
     if logx:
         at = at * 2**shift
-    elif not exact:
+    elif not exact and (high > low).any():
         at = at + shift * 0.15 * np.ptp(at)
     ax.errorbar(at, y, yerr=np.stack([y - low, high - y]), label=label,
                 color=COLOURS[g % len(COLOURS)], marker=MARKERS[g % len(MARKERS)],
@@ -243,7 +248,7 @@ def layer_loss_plot(df: pd.DataFrame, *, title: str, profile: str, floor: float)
         floor: loss of the best uninformative probe, 0.200 (squared) or 0.4375 (as printed).
     """
     _need(df, ["layer", "loss", "shuffled_loss", "edited"])
-    part = df.sort_values("layer")
+    part = digits.rounded(df).sort_values("layer")
     layer, loss, shuffled = (part[name] for name in ("layer", "loss", "shuffled_loss"))
     chosen = part[part["edited"].astype(bool)]
     with _one_panel(title, profile, height=4.0) as (fig, ax):
@@ -272,6 +277,7 @@ def pca_scatter(
         label: column of short words written at the selected items, or None.
     """
     _need(df, ["pc1", "pc2", "selected"] + [c for c in (label,) if c])
+    df = digits.rounded(df)
     kept = df["selected"].astype(bool)
     with _one_panel(title, profile, height=4.6) as (fig, ax):
         ax.axhline(0, color=MUTED, lw=0.8)

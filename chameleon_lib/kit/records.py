@@ -17,9 +17,6 @@ class CorruptedRecord(Exception):
 def encode(value: Any) -> bytes:
     """A value as the bytes of a record: equal values give equal bytes.
 
-    Args:
-        value: JSON-able, or made of arrays or tensors.
-
     Raises:
         TypeError: if the value is neither JSON-able nor made of arrays or tensors.
     """

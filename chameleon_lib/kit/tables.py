@@ -1,6 +1,6 @@
 """Tables: checked, saved as byte-stable CSV with a caption, shown as accessible HTML.
 
-What is saved comes back byte-identical: file ids, rounded numbers and CSV are made here alone.
+File ids and CSV are made here alone; `digits` says how many digits of a number are written.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from IPython.display import HTML
 from markupsafe import Markup
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import paths
+from chameleon_lib.kit import digits, paths
+from chameleon_lib.kit.digits import interval_stems, value_column
 from chameleon_lib.kit.stats import Estimate
 
 Kind = Literal["result", "control", "diagnostic"]
 KINDS: tuple[Kind, ...] = ("result", "control", "diagnostic")
 
-
-DIGITS = 6
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -58,13 +57,8 @@ def made(notebook: str, made_by: Callable[..., object] | None) -> dict[str, str]
     return found
 
 
-def round_sig(value: float, digits: int = DIGITS) -> float:
-    """Round to significant digits, so that the last bits of a sum never reach a file."""
-    return float(f"{value:.{digits}g}")
-
-
 def format_cell(value: Any) -> str:
-    """Format one CSV cell: 6 significant digits, 'true'/'false', empty for missing."""
+    """Format one CSV cell: at most 6 significant digits, 'true'/'false', empty for missing."""
     if value is None or value is pd.NA:
         return ""
     if isinstance(value, (bool, np.bool_)):
@@ -75,16 +69,16 @@ def format_cell(value: Any) -> str:
         number = float(value)
         if math.isnan(number):
             return ""
-        return f"{number + 0.0:.{DIGITS}g}" if number else "0"
+        return f"{number:.{digits.WHOLE_DIGITS}g}" if number else "0"
     return str(value)
 
 
 def to_csv(df: pd.DataFrame) -> str:
-    """Render a frame as CSV text: columns as given, no index, LF line ends."""
+    """Render a frame as CSV text at the digits of `digits`: no index, LF line ends."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([str(column) for column in df.columns])
-    for row in df.itertuples(index=False, name=None):
+    for row in digits.rounded(df).itertuples(index=False, name=None):
         writer.writerow([format_cell(cell) for cell in row])
     return buffer.getvalue()
 
@@ -123,11 +117,6 @@ def span(counts: Iterable[int]) -> str:
     numbers = [int(count) for count in counts]
     low, high = min(numbers), max(numbers)
     return f"{low}" if low == high else f"{low} to {high}"
-
-
-def interval_stems(columns: list[str]) -> list[str]:
-    """Return every stem for which both stem_low and stem_high are columns."""
-    return [c[:-4] for c in columns if c.endswith("_low") and f"{c[:-4]}_high" in columns]
 
 
 def check_table(df: pd.DataFrame, name: str, profile: str, kind: Kind = "result") -> pd.DataFrame:
@@ -214,8 +203,8 @@ def merge_intervals(df: pd.DataFrame) -> pd.DataFrame:
     out = df.copy()
     out.columns = pd.Index(columns)
     for stem in interval_stems(columns):
-        name = stem if stem in columns else "value" if stem == "ci" else None
-        if name is None or name not in out.columns:
+        name = value_column(stem, columns)
+        if name is None:
             continue
         bounds = zip(out[name], out[f"{stem}_low"], out[f"{stem}_high"], strict=True)
         text = [
@@ -239,7 +228,7 @@ def _short(value: object) -> str:
 
 def table_html(df: pd.DataFrame, caption: str) -> str:
     """Render a frame as an HTML table with caption and scopes, in a container that scrolls."""
-    shown = merge_intervals(df)
+    shown = merge_intervals(digits.rounded(df))
     numeric = [
         pd.api.types.is_numeric_dtype(shown[c]) or "[95 % CI]" in str(c) for c in shown.columns
     ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import paths
+from chameleon_lib.kit import digits, paths
 from chameleon_lib.kit.stats import (
     DIRECTION_ONLY,
     DOES_NOT_HOLD,
@@ -26,7 +26,7 @@ from chameleon_lib.kit.stats import (
     TOO_FEW_USERS,
     Estimate,
 )
-from chameleon_lib.kit.tables import made, round_sig, to_csv
+from chameleon_lib.kit.tables import made, to_csv
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def save_verdicts(
             )
     record: dict[str, Any] = {
         "profile": profile,
-        "verdicts": [_rounded(asdict(verdict)) for verdict in verdicts],
+        "verdicts": [asdict(_written(verdict)) for verdict in verdicts],
         **made("", made_by),
     }
     path = paths.verdicts_dir(profile) / f"{notebook_id}.json"
@@ -178,7 +178,7 @@ def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
         {
             "claim": [v.claim for v in verdicts],
             "paper": [v.paper for v in verdicts],
-            "ours": [str(v.ours) for v in verdicts],
+            "ours": [str(_written(v).ours) for v in verdicts],
             "n": [v.n for v in verdicts],
             "seeds": [v.seeds for v in verdicts],
             "verdict": [v.status for v in verdicts],
@@ -187,12 +187,11 @@ def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     )
 
 
-def _rounded(record: dict[str, Any]) -> dict[str, Any]:
-    if record["ours"] is not None:
-        record["ours"] = {
-            key: round_sig(x) if isinstance(x, float) else x for key, x in record["ours"].items()
-        }
-    return record
+def _written(verdict: Verdict) -> Verdict:
+    """The verdict with its number as it is written; the word was found before."""
+    if verdict.ours is None:
+        return verdict
+    return replace(verdict, ours=digits.estimate(verdict.ours, verdict.measure or verdict.metric))
 
 
 def tally(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import paths
-from chameleon_lib.kit.facts import load_run_facts
+from chameleon_lib.kit import digits, paths
+from chameleon_lib.kit.facts import load_machine, load_run_facts
 from chameleon_lib.kit.verdicts import load_verdicts
 
 # Largest absolute differences taken for the same number, by words in the name of its column: scores
@@ -28,14 +28,19 @@ _SCORES = ("accuracy", "acc", "f1", "macro_f1", "mae", "rmse", "rouge", "rouge1"
 _SCORE = 0.02
 _NATS = ("margin", "nats", "loss", "kl", "logprob", "log_prob", "logp", "entropy", "floor")
 _NAT = 0.05
-_RELATIVE = 1e-6  # of every other number; whole numbers must be equal
+_RELATIVE = 1e-6  # of every other number, or one in its last digit; whole numbers must be equal
 _MEASURES = ("metric", "measure", "quantity")
+_KEPT = (".csv", ".json", ".png", ".svg")  # of a committed run, to be compared
 _RESULTS = {"status", "verdict", "note"}  # text that is computed, hence no key of a row
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One place where two runs disagree; `tolerance` is None where none applies."""
+    """One place where two runs disagree.
+
+    `tolerance` is None where none applies; `steps` is the distance in units of the last digit that
+    is written, infinite where there is none.
+    """
 
     file: str
     row: str
@@ -43,10 +48,11 @@ class Difference:
     committed: str
     fresh: str
     tolerance: float | None = None
+    steps: float = math.inf
 
 
-def compare(committed: Path, fresh: Path) -> list[Difference]:
-    """Compare tables/*.csv and figures/*.csv of two outputs folders.
+def compare(committed: Path, fresh: Path, *, exact: bool = False) -> list[Difference]:
+    """Compare tables/*.csv and figures/*.csv of two outputs folders; `exact` forgives nothing.
 
     Rows are matched by their text columns, and by order among rows with equal text. The class of
     a number comes from its column name, or for columns such as `value` from the row's `metric`.
@@ -60,7 +66,7 @@ def compare(committed: Path, fresh: Path) -> list[Difference]:
     found = [Difference(name, "", "", "present", "missing") for name in sorted(old - new)]
     found += [Difference(name, "", "", "missing", "present") for name in sorted(new - old)]
     for name in sorted(old & new):
-        found += _compare_table(name, _read(committed / name), _read(fresh / name))
+        found += _compare_table(name, _read(committed / name), _read(fresh / name), exact)
     return found
 
 
@@ -115,7 +121,7 @@ def _keyed(rows: list[dict[str, str]], keys: list[str]) -> dict[str, dict[str, s
 
 
 def _compare_table(
-    name: str, old: list[dict[str, str]], new: list[dict[str, str]]
+    name: str, old: list[dict[str, str]], new: list[dict[str, str]], exact: bool
 ) -> list[Difference]:
     columns = [list(rows[0]) if rows else [] for rows in (old, new)]
     gone = [column for column in columns[0] if column not in columns[1]]
@@ -138,8 +144,9 @@ def _compare_table(
         for column in shared:
             pair = before[key][column], after[key][column]
             tolerance = _tolerance(column, before[key])
-            if not _same(*pair, tolerance):
-                found.append(Difference(name, label, column, *pair, tolerance))
+            steps = _steps(column, before[key], after[key])
+            if pair[0] != pair[1] if exact else not _same(*pair, tolerance, steps):
+                found.append(Difference(name, label, column, *pair, tolerance, steps))
     return found
 
 
@@ -166,7 +173,25 @@ def _class(name: str) -> float | None:
     return None
 
 
-def _same(old: str, new: str, tolerance: float | None) -> bool:
+def _steps(column: str, old: dict[str, str], new: dict[str, str]) -> float:
+    """How far two cells are apart, in units of the last digit that is written of them."""
+    a, b = _number(old[column]), _number(new[column])
+    if a is None or b is None or math.isnan(a) or math.isnan(b):
+        return math.inf
+    if a == b:
+        return 0.0
+    stem = column.removesuffix("_low").removesuffix("_high")
+    stem = "ci" if stem == "value" else stem
+    ends = [_number(row.get(f"{stem}_{end}", "")) for row in (old, new) for end in ("low", "high")]
+    name = f"{stem} {next((old[m] for m in _MEASURES if m in old), '')}" if stem == "ci" else stem
+    units = [digits.step(name, max(a, b, key=abs))]
+    if None not in ends:
+        pairs = (ends[:2], ends[2:])
+        units = [digits.step(name, a, *pair) for pair in pairs]  # type: ignore[arg-type]
+    return abs(a - b) / max(units)
+
+
+def _same(old: str, new: str, tolerance: float | None, steps: float) -> bool:
     if old == new:
         return True
     a, b = _number(old), _number(new)
@@ -177,20 +202,26 @@ def _same(old: str, new: str, tolerance: float | None) -> bool:
         return abs(a - b) <= tolerance * (1 + 1e-9)
     if a.is_integer() and b.is_integer():
         return a == b
-    return abs(a - b) <= _RELATIVE * max(abs(a), abs(b))
+    return steps <= 1 + 1e-6 or abs(a - b) <= _RELATIVE * max(abs(a), abs(b))
 
 
 def likely_reason(committed: Path, fresh: Path) -> str:
-    """Name what differs between the recorded facts of two runs; else blame the code."""
+    """Name what differs between the recorded facts of two runs; else blame code or processor."""
     old, new = (_flat(load_run_facts(folder)) for folder in (committed, fresh))
     if not old or not new:
         return "unknown: a run recorded no facts (run_facts.json)"
+    machines = [_flat(load_machine(folder)) for folder in (committed, fresh)]
+    if all(machines):  # a committed run has none: its machine stays where it ran
+        old, new = old | machines[0], new | machines[1]
     reasons = [
         f"{name} ({_text(old.get(name))} → {_text(new.get(name))})"
         for name in dict.fromkeys([*old, *new])
         if old.get(name) != new.get(name)
     ]
-    return "; ".join(reasons) if reasons else "the code changed (all recorded run facts agree)"
+    if reasons:
+        return "; ".join(reasons)
+    other = "the code" if all(machines) else "the code or the machine"
+    return f"{other} changed (all recorded run facts agree)"
 
 
 def _flat(facts: dict[str, Any], above: str = "") -> dict[str, Any]:
@@ -276,26 +307,42 @@ def compare_line(profile: str) -> str:
         if not _checked_out(profile, committed) or not table_names(fresh):
             return f"No committed run of profile {profile} to compare with."
         try:
-            found = compare(committed, fresh) + compare_verdicts(committed, fresh, profile)
+            beyond = len(compare(committed, fresh))
+            verdicts = compare_verdicts(committed, fresh, profile)
+            cells = compare(committed, fresh, exact=True)
             reason = likely_reason(committed, fresh)
         except UserError as error:
             return f"Not to be compared with the committed run: {error}"
-        names = table_names(committed)
-        same = sum((fresh / name).is_file()
-                   and (fresh / name).read_bytes() == (committed / name).read_bytes()
-                   for name in names)  # fmt: skip
-    bytes_of = f"{same} of {len(names)} tables have the bytes of the committed run"
-    if not found:
-        return f"{bytes_of}, all agree within the tolerances; every verdict is the same."
-    verdicts = sum(d.file.startswith("verdicts/") for d in found)
-    return (
-        f"{bytes_of}; cells beyond the tolerances: {len(found) - verdicts}, changed verdicts: "
-        f"{verdicts} (likely reason: {reason}); see git diff {paths.display(fresh)}."
-    )
+        names = sorted(_files(committed) | _files(fresh))
+        differ = [name for name in names if _bytes(committed / name) != _bytes(fresh / name)]
+    changed = f"verdicts changed: {len(verdicts)}" if verdicts else "no verdict changed"
+    if not differ and not verdicts:
+        return f"Identical to the committed run: {len(names)} tables and figures; {changed}."
+    line = f"{len(differ)} of {len(names)} tables and figures differ from the committed run"
+    numbers = [cell for cell in cells if math.isfinite(cell.steps)]
+    if numbers:
+        most = max(numbers, key=lambda cell: cell.steps)
+        line += (
+            f"; largest difference {most.steps:.0f} in the last digit ({most.committed} → "
+            f"{most.fresh}, {most.column}, {most.file})"
+        )
+    line += f"; cells beyond the tolerances: {beyond}; {changed}"
+    return f"{line} (likely reason: {reason}); see git diff {paths.display(fresh)}."
+
+
+def _files(folder: Path) -> set[str]:
+    """Tables and figures of an outputs folder, as numbers and as pictures."""
+    found = {path.relative_to(folder).as_posix()
+             for kind in ("png", "svg") for path in folder.glob(f"figures/*.{kind}")}  # fmt: skip
+    return found | table_names(folder)
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _checked_out(profile: str, folder: Path) -> bool:
-    """Write tables, verdicts and facts of the last commit to a folder; False if it has none."""
+    """Write what is compared of the last commit to a folder; False if it has no tables."""
     archive = subprocess.run(
         ["git", "archive", f"HEAD:outputs/{profile}"],
         cwd=paths.root(), capture_output=True, check=False,
@@ -303,6 +350,6 @@ def _checked_out(profile: str, folder: Path) -> bool:
     if archive.returncode:
         return False
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-        wanted = [member for member in files if member.name.endswith((".csv", ".json"))]
+        wanted = [member for member in files if member.name.endswith(_KEPT)]
         files.extractall(folder, wanted, filter="data")
     return bool(table_names(folder))

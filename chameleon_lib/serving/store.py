@@ -7,9 +7,10 @@
     store.forget("alice", cache=".chameleon")        # see serving.forget
 
 A key is the name of a user or of a group. User ids are nowhere stored: keys become file names, and
-members become pseudonyms, both by a hash with a random key of the store (``pseudonyms``). Only the
-name of a group (a profile of several users) is kept as it is, so that ``forget`` can say which
-groups must be fitted again: do not name groups after people. No text of any user is stored.
+members become pseudonyms, both by a hash with a random key of the store
+(``serving.pseudonyms``). Only the name of a group (a profile of several users) is kept as it is, so
+that ``forget`` can say which groups must be fitted again: do not name groups after people. No text
+of any user is stored.
 
 Arrays of a file: ``edit/…`` (rows of the edited layers), ``directions/…`` (all layers, with
 diagnostics) and ``fitted/…`` only where the gradient fit returned another edit than the profile's.

@@ -22,6 +22,7 @@ import pandas as pd
 
 from chameleon_lib.core.task import get_task, registered
 from chameleon_lib.data.metrics import higher_is_better
+from chameleon_lib.kit.digits import rounded
 from chameleon_lib.kit.figures import Better, FigureOutput, dot_ci, line_ci
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import (
@@ -541,6 +542,7 @@ def drawn(table: pd.DataFrame, column: str, *keep: str) -> pd.DataFrame:
             user has it, ``n`` counts those who do.
         *keep: Columns to keep before it.
     """
+    table = rounded(table)  # by the name of the measure, which the figure's frame does not keep
     names = {column: "value", f"{column}_low": "ci_low", f"{column}_high": "ci_high"}
     if f"{column} n" in table:
         table, names = table.drop(columns="n"), {**names, f"{column} n": "n"}

@@ -20,11 +20,12 @@ from typing import Any
 
 import pandas as pd
 
+from chameleon_lib.kit.digits import significant
 from chameleon_lib.kit.figures import FigureOutput
 from chameleon_lib.kit.models import MODELS
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import bootstrap_metric, sums_by_user
-from chameleon_lib.kit.tables import estimate_columns, round_sig
+from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.serving.factors import projection
 from chameleon_lib.studies.frame import forest
 from chameleon_lib.studies.run import FAMILY_TITLES
@@ -101,9 +102,9 @@ def agreement_table(shipped: Shipped) -> pd.DataFrame:
                 "family": FAMILY_TITLES[shipped.backbone.family],
                 "form": FORMS.get(form, f"PEFT adapter padded to rank {SERVER_RANK}"),
                 "profiles": len(found),
-                "smallest effect of an edit": round_sig(min(c.effect for c in checks), 2),
+                "smallest effect of an edit": significant(min(c.effect for c in checks), 2),
                 "difference from the hook, below": decade(max(c.error for c in checks)),
-                "allowed": round_sig(min(c.bound for c in checks), 2),
+                "allowed": significant(min(c.bound for c in checks), 2),
                 "same greedy tokens": sum(c.tokens for c in checks if c.same_tokens),
                 "greedy tokens": sum(c.tokens for c in checks),
                 "base bit for bit": all(shipped.untouched[name, form] for name in found),

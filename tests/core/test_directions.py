@@ -288,3 +288,26 @@ def test_top_k_needs_a_k_the_model_has(k: int | None) -> None:
 def test_an_elbow_of_two_layers_raises() -> None:
     with pytest.raises(UserError, match="3 layers"):
         choose_layers(torch.tensor([0.1, 0.2]), "elbow")
+
+
+def test_the_span_solver_ranks_no_layers_alone() -> None:
+    h_p, h_n, _ = _planted()
+    reference, span = (
+        find_directions("paper", h_p, h_n, SETTINGS.with_(ccs_solver=solver))
+        for solver in ("reference", "span")
+    )
+    assert torch.equal(span.ccs_loss, reference.ccs_loss)
+    assert not torch.equal(span.theta_n, reference.theta_n)
+    everywhere = SETTINGS.with_(ccs_solver="span", layers_rule="all")
+    assert torch.equal(find_directions("paper", h_p, h_n, everywhere).theta_n, span.theta_n)
+
+
+def test_rounding_noise_changes_no_layer_of_the_reference() -> None:
+    h_p, h_n, _ = _planted()
+    settings = SETTINGS.with_(ccs_epochs=100)
+    layers = find_directions("paper", h_p, h_n, settings).choose_layers(settings)
+    noise = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        near = [h * (1 + 1e-5 * torch.randn(h.shape, generator=noise)) for h in (h_p, h_n)]
+        found = find_directions("paper", near[0], near[1], settings)
+        assert found.choose_layers(settings) == layers

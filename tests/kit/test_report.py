@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +16,7 @@ from bs4 import BeautifulSoup, Tag
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.facts import load_run_facts, save_run_facts
+from chameleon_lib.kit.facts import cpu_model, load_run_facts, save_run_facts
 from chameleon_lib.kit.figures import dot_ci, save_figure
 from chameleon_lib.kit.pages import MathStore, code_of, render_notebook
 from chameleon_lib.kit.publish import Publisher
@@ -218,7 +220,10 @@ def test_run_facts_keep_the_data_hashes_and_name_no_machine() -> None:
     facts = save_run_facts("demo")
     assert facts["data"] == {"world": "abc"}
     assert load_run_facts(paths.outputs_dir("demo")) == facts
-    assert "model" not in facts["cpu"] and str(paths.root()) not in str(facts)
+    exact = [platform.python_version(), cpu_model(), platform.platform()]
+    assert not [word for word in [*exact, str(paths.root())] if word in str(facts)]
+    machine = paths.measured_dir("demo") / "machine.json"
+    assert json.loads(machine.read_text(encoding="utf-8"))["python"] == exact[0]
 
 
 ONE = Verdict(

@@ -38,8 +38,8 @@ def test_a_table_is_saved_with_its_profile_first_and_fixed_digits() -> None:
     path = save_table(frame(), "01_accuracy", "demo", "Accuracy.")
     assert path.read_bytes().decode() == (
         "profile,method,value,ci_low,ci_high,n,seeds\n"
-        "demo,plain,0.333333,0.25,0.4,200,3\n"
-        "demo,edit <both>,0.333333,0.25,0.4,200,3\n"
+        "demo,plain,0.333,0.25,0.4,200,3\n"
+        "demo,edit <both>,0.333,0.25,0.4,200,3\n"
     )
     assert json.loads(path.with_suffix(".json").read_text())["caption"] == "Accuracy."
 

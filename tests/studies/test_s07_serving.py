@@ -198,7 +198,7 @@ def test_the_control_asks_under_every_other_users_edit(
     assert found["right: own edit"] == found["right: no edit"] == 0
 
 
-def test_layers_and_answers_of_both_solvers_are_compared(
+def test_answers_of_both_solvers_are_compared_at_the_reference_s_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_small_models(monkeypatch)
@@ -208,10 +208,8 @@ def test_layers_and_answers_of_both_solvers_are_compared(
     assert (found["mean loss, span"] <= found["mean loss, reference"]).all()
     assert found[serving.EQUAL].between(0, 1).all()
     for row in found.to_dict("records"):
-        one, other = row["layers by loss, reference"], row["layers by loss, span"]
-        assert row[serving.ORDERS] == (one == other)
-        assert sorted(one.strip("[]").split()) == ["0", "1", "2"]
-        assert row[serving.EDITED] == (row["edited, reference"] == row["edited, span"])
+        assert sorted(row["layers by loss"].strip("[]").split()) == ["0", "1", "2"]
+    assert not set(serving.stable_part(found)) & {"mean loss, span", serving.EQUAL}
 
 
 def test_the_figure_and_its_table_are_accepted(
