@@ -282,7 +282,8 @@ def test_a_notebook_is_itself_and_the_study_that_it_imports(
 
     def planned() -> tuple[list[tuple[str, str]], Any]:
         run = Driver("demo", folder=there.notebooks, library=SourceTree(tmp_path))
-        return [(book.name, what) for book, what, _ in run.plan()], run.step(run.all[0]).inputs
+        what = [(book.name, "run" if why else "cached") for book, why in run.plan()]
+        return what, run.step(run.all[0]).inputs
 
     what, inputs = planned()
     assert what == [("10_toy", "run")]

@@ -436,6 +436,7 @@ def slimmer(
         What to call on the samples of one file in order.
     """
     whole: dict[str | int, bool] = {}
+    bare: dict[str | None, HistoryItem] = {}
     taken: Counter[tuple[int, str]] = Counter()
 
     def mark(text: str) -> str:
@@ -452,9 +453,13 @@ def slimmer(
             taken.update(places)
         if whole[key]:
             return sample
-        items = tuple(HistoryItem("", mark(item.text), item.label) for item in sample.profile)
+        if sample.user_id is not None:  # samples of a named user are united item by item
+            items = [HistoryItem("", mark(item.text), item.label) for item in sample.profile]
+        else:  # nameless users are told apart by their whole history: one mark says it
+            items = [bare.setdefault(i.label, HistoryItem("", "", i.label)) for i in sample.profile]
+            items[:1] = [replace(item, text=str(key)) for item in items[:1]]
         query = Query(sample.query.id, mark(sample.query.text), "", None)
-        return replace(sample, query=query, profile=items)
+        return replace(sample, query=query, profile=tuple(items))
 
     return slim
 

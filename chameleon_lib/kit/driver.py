@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -100,6 +101,9 @@ def run_notebooks(
             _report_what_there_is(run)
             return FAILED
         index = _report(run)
+        if count:  # put together only after a run that went through
+            counting.write_counts(paths.cache_dir() / "counts", COUNTS)
+            say(f"Counted: {paths.display(COUNTS)}")
     print(f"Read: {paths.display(index)}", flush=True)
     print(_compared(profile), flush=True)
     return OK
@@ -109,10 +113,14 @@ def _compared(profile: str) -> str:
     """How the run compares with the committed one; read anew where either has changed."""
     stamp = paths.cache_dir() / "compared.json"
     git = ["git", "rev-parse", f"HEAD:outputs/{profile}"]
-    committed = subprocess.run(git, cwd=paths.root(), capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(git, cwd=paths.root(), capture_output=True, text=True, check=False)
+        committed = found.stdout
+    except OSError:  # git is not there, and need not be
+        committed = ""
     folder, parts = paths.outputs_dir(profile), ("tables", "figures", "verdicts")
     outputs = [tree_digests(folder / part) for part in parts]
-    key = digest([committed.stdout, outputs])
+    key = digest([committed, outputs])
     try:
         known = json.loads(stamp.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -127,19 +135,18 @@ def _compared(profile: str) -> str:
 
 @contextlib.contextmanager
 def _counting(count: bool) -> Iterator[None]:
-    """Let all kernels count, and put their counts together; nothing is written after a failure."""
+    """Let all kernels count, each into a file of its own."""
     if not count:
         yield
         return
     folder = paths.cache_dir() / "counts"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     folder.mkdir()
     os.environ[counting.VARIABLE] = str(folder)
     try:
         yield
     finally:
         del os.environ[counting.VARIABLE]
-    counting.write_counts(folder, COUNTS)
-    say(f"Counted: {paths.display(COUNTS)}")
 
 
 def _check(run: Run, stale: Sequence[Notebook], check: Check | None) -> None:

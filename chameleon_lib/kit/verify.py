@@ -343,10 +343,11 @@ def _bytes(path: Path) -> bytes | None:
 
 def _checked_out(profile: str, folder: Path) -> bool:
     """Write what is compared of the last commit to a folder; False if it has no tables."""
-    archive = subprocess.run(
-        ["git", "archive", f"HEAD:outputs/{profile}"],
-        cwd=paths.root(), capture_output=True, check=False,
-    )  # fmt: skip
+    git = ["git", "archive", f"HEAD:outputs/{profile}"]
+    try:
+        archive = subprocess.run(git, cwd=paths.root(), capture_output=True, check=False)
+    except OSError:  # a checkout may lie where there is no git
+        return False
     if archive.returncode:
         return False
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:

@@ -34,11 +34,21 @@ from chameleon_lib.serving.files import (
     write_profile,
 )
 
-# What tells a cache of runs and the outputs of a run profile from any other folder.
-_MARKS = {
-    "cache": ("units", "imported", "ledger.json"),
-    "outputs": ("tables", "notebooks", "html"),
-}
+# What runs write into a cache and into the outputs of a run profile, what tells them apart first. A
+# folder that holds anything else is not emptied: a checkout has notebooks, too.
+_CACHE = ("units", "imported", "ledger.json")
+_OUTPUTS = ("tables", "notebooks", "html")
+_MADE = {
+    "cache": (
+        *_CACHE, "compared.json", "counts", "jupyter", "lab", "matplotlib", "progress",
+        "report.json", "run.lock", "work",
+    ),
+    "outputs": (
+        *_OUTPUTS, "figures", "index.html", "measured", "revisions.json", "run_facts.json",
+        "screens", "verdicts",
+    ),
+}  # fmt: skip
+_MARKS = {"cache": _CACHE, "outputs": _OUTPUTS}
 
 
 @dataclass
@@ -122,7 +132,8 @@ def forget(
         serving: Serving folders beside those that the store knows of.
 
     Raises:
-        UserError: No user is named, or a folder is not there or another one than is said.
+        UserError: No user is named, or a folder is not there, another one than is said, or one to
+            be emptied that holds what no run made.
     """
     if not user:
         raise UserError("Name the user to forget by the id that was fitted.")
@@ -136,6 +147,12 @@ def forget(
         if inside and not inside & set(_MARKS[name]):
             usual = {"cache": "the folder .chameleon", "outputs": "one such as outputs/own"}[name]
             raise UserError(f"{folder} is no {name} of runs; give {usual}.")
+        others = inside - {*_MADE[name], ".DS_Store", ".ipynb_checkpoints"}
+        if strange := sorted(other for other in others if ".partial" not in other):
+            raise UserError(
+                f"{folder} is to be emptied and holds {strange[0]!r}, which no run made: move it "
+                f"away, or name the {name} of runs."
+            )
     known = known_folders(profiles.root)
     done = Forgotten(absent=[folder for folder in known if not folder.is_dir()])
     done.emptied = [at for name, at in whole.items() if _empty(at, _MARKS[name])]

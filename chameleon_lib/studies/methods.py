@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+import chameleon_lib.rivals  # noqa: F401  all of them: a notebook runs again where one changes
 from chameleon_lib.core.directions import Direction, all_directions
 from chameleon_lib.rivals.registry import RIVALS
 

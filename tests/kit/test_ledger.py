@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit.ledger import Ledger, difference, notebook_inputs, written_outputs
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.ledger import (
+    Ledger,
+    difference,
+    library_names,
+    notebook_inputs,
+    written_outputs,
+)
 from chameleon_lib.kit.notebooks import Notebook, read_notebook
 from chameleon_lib.kit.paths import WRITTEN, replace_text
 from chameleon_lib.kit.sources import SourceTree
@@ -150,3 +157,11 @@ def test_the_outputs_of_a_notebook_are_those_its_kernel_replaced(
     assert written_outputs("demo", log) == ["figures/a.png", "tables/b.csv"]
     replace_text(outputs / "run_facts.json", "{}")
     assert written_outputs("demo", log)[1] == "run_facts.json"
+
+
+def test_the_code_of_every_rival_is_among_the_causes_of_a_notebook_with_rivals() -> None:
+    """They register themselves, and no study names one."""
+    sources = SourceTree()
+    notebook = read_notebook(paths.notebooks_dir() / "01_per_user.ipynb")
+    causes = sources.closure(library_names(notebook, sources))
+    assert {f"chameleon_lib.rivals.{name}" for name in ("aloe", "dpo", "llm_rec")} <= set(causes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ def test_training_leaves_the_process_and_the_disk_as_they_were(
     import datasets
     import trl  # noqa: F401  (importing may print and seed; that is not the training)
 
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -63,6 +63,8 @@ def test_training_leaves_the_process_and_the_disk_as_they_were(
         raise AssertionError("the training was reported to a server")
 
     monkeypatch.delenv("CI", raising=False)  # where it is set, TRL keeps quiet by itself
+    # A test before this one may have imported it, and then progress is shown as in JupyterLab.
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", reported)
     backbones = [make_backbone(family) for family in FAMILIES]
     before = [{k: v.clone() for k, v in b.model.state_dict().items()} for b in backbones]

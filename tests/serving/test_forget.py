@@ -94,7 +94,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
         bytes_of: dict[str, list[bytes]] = {}
         for user in users:
             h = study.activations([p for p in pairs if p.user_id == user.user.id])
-            single = own[user.user.id].directions
+            single = own[user.user.id]
             bytes_of[user.user.id] = [
                 *(text.encode() for text in texts_of(user.user.history, user.user.queries)),
                 *(json.dumps(text)[1:-1].encode() for text in (user.insight_p, user.insight_n)),
@@ -111,7 +111,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
             fresh.preference_fit(contrasts, seed=seed)
             exam = Exam(fresh, group, reference_of(group))
             exam.answer({"plain": ("instruct", None), "insight": ("insight", None)})
-        save_profiles(ProfileStore(root / "profiles"), users, {u: s.edit for u, s in own.items()})
+        edits = {user: found.to_edit(settings) for user, found in own.items()}
+        save_profiles(ProfileStore(root / "profiles"), users, edits)
         write_outputs(root / "outputs", users)
         (root / "cache" / "work").mkdir()
         (root / "cache" / "work" / "half.ipynb").write_text(
@@ -257,6 +258,12 @@ def test_folders_that_are_not_there_are_refused_before_anything_is_removed(
     for name in ("cache", "outputs"):
         with pytest.raises(UserError, match=f"is no {name} of runs; give "):
             traces.forget(**{name: own})
+    for name in ("outputs", "cache"):  # a whole checkout has notebooks, and perhaps units
+        for made in ("notebooks", "units"):
+            (own / made).mkdir(exist_ok=True)
+        with pytest.raises(UserError, match="holds 'notebooks'|holds 'thesis.txt', which no run"):
+            traces.forget(**{name: own})
+    assert (own / "thesis.txt").exists()
     with pytest.raises(UserError, match="Name the user"):
         traces.store.forget("")
     assert len(traces.found(traces.user)) > 5
@@ -266,7 +273,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "data.csv").write_text("zoë@mail.invalid,1")
     (tmp_path / "outputs" / "tables").mkdir(parents=True)
-    (tmp_path / "outputs" / "link").symlink_to(tmp_path / "own")
+    (tmp_path / "outputs" / "figures").symlink_to(tmp_path / "own")
     (tmp_path / "outputs" / "tables" / "link").symlink_to(tmp_path / "own")
     ProfileStore(tmp_path / "p").forget("zoë@mail.invalid", outputs=tmp_path / "outputs")
     assert (tmp_path / "own" / "data.csv").exists()
@@ -298,8 +305,8 @@ def test_a_person_of_an_imported_table_is_nowhere_in_the_tree_afterwards(
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content, encoding="utf-8")
-    (tmp_path / "cache" / "tables").mkdir()
-    pd.DataFrame({"text": [SAYING]}).to_parquet(tmp_path / "cache" / "tables" / "t.parquet")
+    (tmp_path / "cache" / "counts").mkdir()
+    pd.DataFrame({"text": [SAYING]}).to_parquet(tmp_path / "cache" / "counts" / "t.parquet")
     store = ProfileStore(tmp_path / "profiles")
     store.save(PERSON, profile(users=(PERSON,)))
     store.save("friends", profile(1, (PERSON, "ben@mail.invalid")))
