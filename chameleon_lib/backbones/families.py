@@ -2,7 +2,7 @@
 
 Adding a family is one row here and a test beside it. Nothing is guessed: an unknown family raises,
 because guessing picks the encoder on T5 or a module that already holds the residual, which is a
-different edit (section 3.9).
+different edit (A1).
 """
 
 from __future__ import annotations

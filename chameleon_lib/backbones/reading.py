@@ -3,7 +3,7 @@
 The input of the one scored call is the last prompt token and the answer; its targets are the answer
 and EOS. With positions ``last`` all positions of this call are edited, exactly those a greedy run
 would edit while it writes the answer. Site outputs of all decoder layers are read in one forward
-pass, unedited (section 3.5).
+pass, unedited (section 3.2).
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class ReadingModel(FrozenModel):
         pooling: Pooling = "last",
         site: str = "mlp_out",
     ) -> Tensor:
-        """Pooled site outputs of context + answer, no edit active (section 3.5, A2).
+        """Pooled site outputs of context + answer, no edit active (section 3.2, A2).
 
         Args:
             contexts: Text before the answer (encoder text of an encoder-decoder); may be empty.

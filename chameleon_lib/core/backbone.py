@@ -137,7 +137,7 @@ class Backbone(Protocol):
         pooling: Pooling = "last",
         site: str = "mlp_out",
     ) -> Tensor:
-        """Pooled site outputs, no edit active, ``(n_layers, B, d)`` float32 (section 3.5)."""
+        """Pooled site outputs, no edit active, ``(n_layers, B, d)`` float32 (section 3.2)."""
 
 
 class Embedder(Protocol):
