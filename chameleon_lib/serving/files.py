@@ -76,7 +76,10 @@ class ProfileFiles:
             UserError: Profiles are there, but the random key of the store is lost.
         """
         path = self._pseudonyms.path
-        if not path.exists() and next(self.paths(), None) is not None:
+        # The key is written before the first profile, so it is looked for again once one was
+        # seen: another writer may have made both in between.
+        missing = not path.exists() and next(self.paths(), None) is not None
+        if missing and not path.exists():
             raise UserError(
                 f"{path} is missing; restore it from a backup: without it no profile of this "
                 "store can be found."

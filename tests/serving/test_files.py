@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +50,23 @@ def test_a_refused_write_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         store.put("alice", _profile(2), check=refuse)
     assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+def test_a_store_that_another_writer_begins_meanwhile_is_no_store_without_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key was not there when it was looked for; then another process made it and a profile."""
+    store = ProfileFiles(tmp_path)
+    looked_for = ProfileFiles.paths
+
+    def meanwhile(self: ProfileFiles) -> Iterator[Path]:
+        monkeypatch.setattr(ProfileFiles, "paths", looked_for)
+        ProfileFiles(tmp_path).put("bob", _profile(1))
+        return looked_for(self)
+
+    monkeypatch.setattr(ProfileFiles, "paths", meanwhile)
+    store.put("alice", _profile(2))
+    assert [store.get(key).content["n"] for key in ("bob", "alice")] == [1, 2]
+    (tmp_path / "pseudonyms.key").unlink()
+    with pytest.raises(UserError, match="restore it from a backup"):
+        store.path_of("alice")
