@@ -38,7 +38,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from chameleon_lib.core.settings import EditSettings
 
@@ -89,26 +88,6 @@ class CCSObjective:
     @cached_property
     def _twice(self) -> Tensor:
         return torch.cat([self.weights, self.weights], dim=2)  # (G, 1, 2K)
-
-
-@dataclass(frozen=True, eq=False)
-class LogisticObjective:
-    """Logistic loss with the known classes, neutral = 1: the honest comparator of CCS (C14)."""
-
-    weights: Tensor  # ``(G, 1, K)``, as in ``CCSObjective``
-
-    def loss(self, z: Tensor) -> Tensor:
-        """Losses ``(G, T)``, the sum of both classes' means."""
-        z_n, z_p = z.chunk(2, dim=2)
-        return ((softplus(-z_n) + softplus(z_p)) * self.weights).sum(2)
-
-    def residual(self, z: Tensor) -> Tensor:
-        """The residual ``dL/dz (G, T, 2K)``."""
-        s_n, s_p = torch.sigmoid(z).chunk(2, dim=2)
-        return torch.cat([(s_n - 1) * self.weights, s_p * self.weights], dim=2)
-
-
-Objective = CCSObjective | LogisticObjective
 
 
 def initial_probes(tries: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -281,7 +260,7 @@ def budget_radius(settings: EditSettings, d: int) -> float:
 
 def minimise_in_ball(
     x: Tensor,
-    objective: Objective,
+    objective: CCSObjective,
     weight: Tensor,
     bias: Tensor,
     radius: float,
@@ -298,7 +277,7 @@ def minimise_in_ball(
 
 
 def _minimise(
-    span: Span, objective: Objective, start: Tensor, radius: float, stop_at: Tensor | None
+    span: Span, objective: CCSObjective, start: Tensor, radius: float, stop_at: Tensor | None
 ) -> Step:
     loss = objective.loss(start).unsqueeze(2)  # (G, T, 1)
     gradient = span.of_residual(objective.residual(start))
@@ -375,7 +354,7 @@ def _two_loop(span: Span, gradient: Tensor, memory: list[_Pair]) -> Step:
 
 def _line_search(
     span: Span,
-    objective: Objective,
+    objective: CCSObjective,
     start: Tensor,
     at: Step,
     direction: Step,

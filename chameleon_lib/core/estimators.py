@@ -6,6 +6,7 @@ vectors.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,6 @@ from chameleon_lib.core.ccs import (
     prepare,
     shuffle_pairs,
 )
-from chameleon_lib.core.ccs_solvers import LogisticObjective, budget_radius, minimise_in_ball
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 
@@ -76,13 +76,21 @@ def neutral_direction(
 
 
 def _logistic(h_n: Tensor, h_p: Tensor, settings: EditSettings, mask: Tensor) -> Tensor:
-    """L2-constrained logistic regression from zero, within the ball that bounds the CCS probe."""
-    ready = prepare(h_n, h_p, mask, settings)
-    groups, _, d = ready.x.shape
-    start = ready.x.new_zeros(groups, 1, d), ready.x.new_zeros(groups, 1, 1)
-    objective = LogisticObjective(ready.weights)
-    weight, bias = minimise_in_ball(ready.x, objective, *start, budget_radius(settings, d))
-    return ready.original_units(weight[:, 0], bias[:, 0, 0])[0]
+    """Ridge logistic regression with the known classes, neutral = 1: what CCS must do without.
+
+    The rows are prepared as for CCS and scaled to a root mean square of 1, so that the penalty
+    (C = 1) means the same on every layer and model. It also makes the minimum one that rounding
+    cannot move: pairs are often separable, where the unpenalised loss has none.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    ready = prepare(h_n, h_p, mask, settings.with_(ccs_scale="rms"))
+    found = []
+    for rows, real in zip(ready.x.double().cpu().numpy(), mask.cpu().numpy(), strict=True):
+        probe = LogisticRegression(tol=1e-8, max_iter=10_000)
+        probe.fit(rows[np.tile(real, 2)], np.repeat([1, 0], real.sum()))
+        found.append(torch.from_numpy(probe.coef_[0]))
+    return torch.stack(found).to(h_p.device)
 
 
 def top_singular(rows: Tensor) -> tuple[Tensor, Tensor]:

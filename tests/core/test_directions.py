@@ -87,6 +87,16 @@ def test_logistic_separates_the_classes_it_was_given() -> None:
     assert ((h_n @ theta) > (h_p @ theta)).float().mean() > 0.99
 
 
+def test_rounding_does_not_turn_the_logistic_control() -> None:
+    """Thirty pairs in sixty dimensions are separable: without a penalty there is no minimum."""
+    h_p, h_n, _ = _planted(d=60)
+    theta = neutral_direction("logistic", h_n, h_p, SETTINGS)
+    noise = torch.Generator().manual_seed(3)
+    noisy = [h * (1 + 1e-5 * torch.randn(h.shape, generator=noise)) for h in (h_n, h_p)]
+    turned = neutral_direction("logistic", *noisy, SETTINGS)
+    assert bool((1 - _cos(theta, turned) < 1e-8).all())
+
+
 def test_masked_pairs_do_not_count() -> None:
     h_p, h_n, _ = _planted()
     mask = torch.ones(4, 30, dtype=torch.bool)
