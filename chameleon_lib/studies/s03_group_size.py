@@ -120,7 +120,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
         UserError: Something else than numbers of at least 1, or no group of two or more users.
     """
     try:
-        sizes = sorted({int(part) for part in text.split(",")})
+        sizes = sorted({int(part) for part in str(text).split(",")})
     except ValueError:
         sizes = [0]
     if sizes[0] < 1 or sizes[-1] < 2:
