@@ -97,10 +97,15 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _number(text: str) -> float:
+    return math.nan if not text or _is_text(text) else float(text)
+
+
+def _is_text(cell: str) -> bool:
     try:
-        return float(text)
+        float(cell or 0)
     except ValueError:
-        return math.nan
+        return True
+    return False
 
 
 def _compare_table(
@@ -113,7 +118,7 @@ def _compare_table(
     keys = [
         column for column in shared
         if column not in _RESULTS
-        and any(cell and math.isnan(_number(cell)) for cell in (*old[column], *new[column]))
+        and any(map(_is_text, (*old[column], *new[column])))
     ]  # fmt: skip
     before, after = _labelled(old, keys), _labelled(new, keys)
     for label in dict.fromkeys([*before, *after]):
