@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 try:
@@ -11,5 +12,18 @@ except ModuleNotFoundError as missing:
         raise
     from chameleon_lib.kit.plan import main  # nothing is installed yet
 
+
+def run() -> int:
+    """The exit code; 1 where nobody reads on, as when typer itself comes upon the closed pipe."""
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # What is left to be written goes nowhere, or Python complains once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run())

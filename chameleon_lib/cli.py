@@ -7,8 +7,8 @@ once. Whatever the user can put right is one sentence on stderr and an exit code
 
 from __future__ import annotations
 
-import ast
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from typer.exceptions import TyperException
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.command_line import notebook_numbers
+from chameleon_lib.kit.command_line import notebook_numbers, overrides
 from chameleon_lib.kit.profiles import for_data
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 PROG = "python -m chameleon_lib"
 EXIT_CODES = "exit codes: 0 ok, 1 a notebook failed, 2 usage, 3 environment, 130 interrupted"
-# Parameters with an option of their own, which checks the value and chooses the profile by it.
-_OPTION_OF = {"profile": "profile", "data_dir": "data", "users": "users", "seeds": "seeds"}
 
 _plain: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
 app = typer.Typer(epilog=EXIT_CODES, **_plain)
@@ -48,7 +46,7 @@ USERS = Opt(None, min=1, metavar="N", help="users per task")
 SEEDS = Opt(None, min=1, metavar="N", help="seeds")
 SET = Opt(
     [], "--set", metavar="NAME=VALUE",
-    help="any other parameter of a notebook, as a Python literal; repeatable",
+    help="any other parameter of a notebook: text as it is, else a Python literal; repeatable",
 )  # fmt: skip
 TASK = Opt(..., help="a task of the kit, such as LaMP_2")
 # How a table of one's own is read and divided.
@@ -105,35 +103,6 @@ def _sentence(error: TyperException) -> str:
 # --- the notebooks --------------------------------------------------------------------------------
 
 
-def _overrides(
-    data: str | None, users: int | None, seeds: int | None, settings: Sequence[str]
-) -> dict[str, Any]:
-    """Parameter values from the options.
-
-    Raises:
-        UserError: for a missing data folder, or a `--set` that is malformed or names a parameter
-            with an option of its own.
-    """
-    numbers = {"users": users, "seeds": seeds}
-    values: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
-    if data is not None:
-        folder = Path(data).absolute()
-        if not folder.exists():
-            raise UserError(f"There is no data folder {data}.")
-        values["data_dir"] = str(folder)
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise UserError(f"--set takes NAME=VALUE, not '{text}'.")
-        if name in _OPTION_OF:
-            raise UserError(f"--set does not take {name}: use --{_OPTION_OF[name]}.")
-        try:
-            values[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            values[name] = value  # a bare word is a string
-    return values
-
-
 @app.command(epilog=EXIT_CODES)
 def run(
     profile: Profile = PROFILE,
@@ -149,10 +118,6 @@ def run(
         help="run notebooks that are up to date, too; finished units are still reused (delete "
         ".chameleon/ to compute everything again)",
     ),  # fmt: skip
-    count: bool = Opt(
-        False, "--count",
-        help="count a cold run of the demo, from which every plan is scaled",
-    ),  # fmt: skip
 ) -> int:
     """Run the notebooks that are not up to date."""
     from chameleon_lib.kit.driver import run_notebooks
@@ -160,10 +125,9 @@ def run(
     return run_notebooks(
         for_data(profile, data is not None, quantize),
         notebook_numbers(only),
-        _overrides(data, users, seeds, settings),
+        overrides(data, users, seeds, settings),
         force=force,
         jobs=jobs,
-        count=count,
         check=check_users,
     )
 
@@ -217,7 +181,7 @@ def show_plan(
 
     name = for_data(profile, data is not None, quantize)
     speed = None if tflops is None else Speed.parse(tflops)
-    asked = Run(name, _overrides(data, users, seeds, settings), notebook_numbers(only))
+    asked = Run(name, overrides(data, users, seeds, settings), notebook_numbers(only))
     print("\n".join(plan_lines(asked, speed)))
 
 
@@ -303,7 +267,8 @@ def lamp(
     print(f"{fetched} of {len(files)} files downloaded, the others were in place; {lock}")
     if "test" in names:
         print("LaMP withholds the labels of its test part: there is no test_outputs.json.")
-    print(f"Use them with: ./run_all.sh --profile laptop --data {to / fetch.folder_of(split)}")
+    there = shlex.quote(str(to / fetch.folder_of(split)))
+    print(f"Use them with: ./run_all.sh --profile laptop --data {there}")
 
 
 @data_app.command("users")
@@ -366,7 +331,7 @@ def import_table(
     target = write_import(report, to)
     print(report.text())
     print(f"\nwrote {target}/ ({REPORT} and {DROPPED} beside the files)")
-    print(f"next: ./run_all.sh --only 01 --data {to}")
+    print(f"next: ./run_all.sh --only 01 --data {shlex.quote(str(to))}")
 
 
 def _table_options(

@@ -19,32 +19,33 @@ with a changed verdict.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
-import subprocess
 import sys
 import tempfile
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run as a script
+
+from workshop.watched import AfterImport, run_demo  # noqa: E402
+
 _SIZE = "CHAMELEON_TEST_NOISE"
-_ROOM = "chameleon_lib.backbones.frozen"
-_CHECK = "chameleon_lib.serving.agreement"  # an export is refused that differs from the hook by so
 SHARE = 0.95
 
 
 def noisy(x: Any, size: float) -> Any:
-    """x (any shape) times 1 + e, |e| <= size, where e hashes the bits of each number."""
+    """x (any shape) times 1 + e, |e| <= size, where e hashes the bits of each number.
+
+    All in 32 bits and in place: the logits of a whole batch are the largest thing that a worker
+    holds, and copies of them in 64 bits have ended workers for want of memory.
+    """
     import torch
 
-    bits = x.detach().float().view(torch.int32).long() & 0xFFFFFFFF
-    mixed = (bits * 2654435761) & 0xFFFFFFFF
-    mixed = ((mixed ^ (mixed >> 15)) * 2246822519) & 0xFFFFFFFF
-    e = (mixed >> 8).to(x) / 2**23 - 1
-    return x * (1 + size * e)
+    e = x.detach().float().contiguous().view(torch.int32).clone()
+    for factor in (-1640531535, -2048144777):  # products keep their lowest 32 bits
+        e.mul_(factor).bitwise_xor_((e >> 15) & 0x1FFFF)  # a logical shift
+    return torch.addcmul(x, x, e.float().mul_(2.0**-31).to(x), value=size)
 
 
 def make_noisy(model: Any, sites: list[Any], size: float) -> None:
@@ -55,67 +56,33 @@ def make_noisy(model: Any, sites: list[Any], size: float) -> None:
             module.register_forward_hook(lambda _module, _args, output: noisy(output, size))
 
 
-class _Finder(MetaPathFinder):
-    """Hooks the models of this process as soon as it imports what holds them."""
+def _noisy_models(module: Any) -> None:
+    init, size = module.FrozenModel.__init__, float(os.environ[_SIZE])
 
-    def __init__(self, size: float) -> None:
-        self.size = size
+    def started(own: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+        init(own, model, *args, **kwargs)
+        make_noisy(model, own.sites(), size)
 
-    def find_spec(self, name: str, _path: Any, _target: Any = None) -> ModuleSpec | None:
-        """The room's own spec; its class is changed after it was run."""
-        if name not in (_ROOM, _CHECK):
-            return None
-        sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            sys.meta_path.insert(0, self)
-        assert spec is not None and spec.loader is not None
-        run, size = spec.loader.exec_module, self.size
+    module.FrozenModel.__init__ = started
 
-        def exec_module(module: Any) -> None:
-            run(module)
-            if name == _CHECK:
-                module.FP32_BOUND *= 100
-                return
-            init = module.FrozenModel.__init__
 
-            def started(own: Any, model: Any, *args: Any, **kwargs: Any) -> None:
-                init(own, model, *args, **kwargs)
-                make_noisy(model, own.sites(), size)
-
-            module.FrozenModel.__init__ = started
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+def _wider_bound(module: Any) -> None:
+    module.FP32_BOUND *= 100
 
 
 def install() -> None:
     """Called in every process of a noisy run, before anything else."""
-    sys.meta_path.insert(0, _Finder(float(os.environ[_SIZE])))
+    changes = {
+        "chameleon_lib.backbones.frozen": _noisy_models,
+        # An export is refused that differs from the hook by more than this.
+        "chameleon_lib.serving.agreement": _wider_bound,
+    }
+    sys.meta_path.insert(0, AfterImport(changes))
 
 
 def run(folder: Path, only: str, size: float) -> Path:
     """A run of the demo from nothing; returns its outputs."""
-    folder.mkdir(parents=True)
-    (folder / "sitecustomize.py").write_text(
-        f"import sys\nsys.path.append({str(ROOT / 'tests')!r})\nimport noise\nnoise.install()\n",
-        encoding="utf-8",
-    )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{folder}:{ROOT}" if size else str(ROOT),
-        _SIZE: str(size),
-        "CHAMELEON_OUTPUTS": str(folder / "outputs"),
-        "CHAMELEON_CACHE": str(folder / "cache"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONHASHSEED": "0",
-        "MPLBACKEND": "agg",
-    }
-    command = [sys.executable, "-m", "chameleon_lib", "run", "--profile", "demo"]
-    command += ["--only", only] if only else []
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    return folder / "outputs" / "demo"
+    return run_demo(folder, only, Path(__file__).resolve() if size else None, **{_SIZE: str(size)})
 
 
 def compare_runs(clean: Path, other: Path) -> tuple[float, int]:
@@ -174,5 +141,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     sys.exit(main())

@@ -24,6 +24,6 @@ def checkpoint(family: str, seed: int | str) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(
             f"The embedded model {folder.name} is not here; train it with "
-            f"'python -m chameleon_lib.demo.factory.train --family {family} --seed {seed}'."
+            f"'python -m workshop.train --family {family} --seed {seed}'."
         )
     return folder

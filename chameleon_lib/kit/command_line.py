@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.notebooks import PATHS
+
+# Parameters with an option of their own, which checks the value and chooses the profile by it.
+_OPTION_OF = {"profile": "profile", "data_dir": "data", "users": "users", "seeds": "seeds"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,3 +38,34 @@ def notebook_numbers(text: str) -> list[str]:
     if text and not numbers:
         raise UserError("--only takes notebook numbers such as 01,03.")
     return [number.zfill(2) for number in numbers]
+
+
+def overrides(
+    data: str | None, users: int | None, seeds: int | None, settings: Sequence[str]
+) -> dict[str, Any]:
+    """Parameter values from the options; those of ``--set`` are text, which each notebook reads.
+
+    A kernel works in a folder of its own, so a path is made one from where the reader stands.
+
+    Raises:
+        UserError: for a missing folder or file, or a `--set` that is malformed or names a
+            parameter with an option of its own.
+    """
+    numbers = {"users": users, "seeds": seeds}
+    values: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
+    if data is not None:
+        values["data_dir"] = _found(data, "data folder")
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--set takes NAME=VALUE, not '{text}'.")
+        if name in _OPTION_OF:
+            raise UserError(f"--set does not take {name}: use --{_OPTION_OF[name]}.")
+        values[name] = _found(value, name) if name in PATHS and value else value
+    return values
+
+
+def _found(path: str, what: str) -> str:
+    if not Path(path).exists():
+        raise UserError(f"There is no {what} {path}.")
+    return str(Path(path).absolute())

@@ -1,7 +1,7 @@
 """What a run would cost: the counts of a real run of the demo, scaled by what differs.
 
-``counts.tsv`` holds what a cold run of the demo asked of its models (:mod:`kit.counting`; written
-again by ``run --count``). A row is the work of one stage on one backbone and task that the same
+``counts.tsv`` holds what a cold run of the demo asked of its models (written again by ``python -m
+workshop.count``). A row is the work of one stage on one backbone and task that the same
 notebooks share, so the work of several notebooks is each of their rows once. Another run differs in
 
 - users, groups and fit steps: each stage grows with what :func:`_growth` names;

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import counting, paths
+from chameleon_lib.kit import paths
 from chameleon_lib.kit.board import Board, Pace, progress_file, say
-from chameleon_lib.kit.cost import COUNTS, costs, speed_of
+from chameleon_lib.kit.cost import costs, speed_of
 from chameleon_lib.kit.hashing import digest, file_digest, tree_digests
 from chameleon_lib.kit.kernels import kernel_environment, private_jupyter
 from chameleon_lib.kit.ledger import Ledger, written_outputs
@@ -29,7 +27,6 @@ from chameleon_lib.kit.needs import require
 from chameleon_lib.kit.notebooks import Notebook
 from chameleon_lib.kit.plan import Run, Step
 from chameleon_lib.kit.progress import light_file
-from chameleon_lib.kit.store import ArtifactStore
 
 if TYPE_CHECKING:
     from chameleon_lib.kit.engine import Session
@@ -47,7 +44,6 @@ def run_notebooks(
     *,
     force: bool = False,
     jobs: int = 1,
-    count: bool = False,
     folder: Path | None = None,
     check: Check | None = None,
 ) -> int:
@@ -59,7 +55,6 @@ def run_notebooks(
         overrides: parameter values.
         force: run also what is current; finished units in the store are still used.
         jobs: notebooks at a time; summary notebooks always come last, alone.
-        count: count a cold run of the demo, and write the file that every plan is scaled from.
         folder: source notebooks; those of the checkout by default.
         check: refuses a run whose data are wrong, given the notebooks that will read them.
 
@@ -71,12 +66,9 @@ def run_notebooks(
     """
     if jobs < 1:
         raise UserError("--jobs takes a number of 1 or more.")
-    if count and (profile != "demo" or only or overrides or ArtifactStore().root.exists()):
-        store = paths.display(ArtifactStore().root)
-        raise UserError(f"--count takes a whole run of the demo with an empty store: move {store}.")
     run = Run(profile, overrides, only, folder=folder)
     _check(run, [n for n, why in run.plan() if why or force], check)
-    with alone(), _counting(count):
+    with alone():
         # The checks may take minutes, and what another driver noted meanwhile must not get lost.
         run.ledger = Ledger(run.ledger.path)
         failed, done = 0, 0
@@ -101,9 +93,6 @@ def run_notebooks(
             _report_what_there_is(run)
             return FAILED
         index = _report(run)
-        if count:  # put together only after a run that went through
-            counting.write_counts(paths.cache_dir() / "counts", COUNTS)
-            say(f"Counted: {paths.display(COUNTS)}")
     print(f"Read: {paths.display(index)}", flush=True)
     print(_compared(profile), flush=True)
     return OK
@@ -111,7 +100,6 @@ def run_notebooks(
 
 def _compared(profile: str) -> str:
     """How the run compares with the committed one; read anew where either has changed."""
-    stamp = paths.cache_dir() / "compared.json"
     git = ["git", "rev-parse", f"HEAD:outputs/{profile}"]
     try:
         found = subprocess.run(git, cwd=paths.root(), capture_output=True, text=True, check=False)
@@ -119,34 +107,31 @@ def _compared(profile: str) -> str:
     except OSError:  # git is not there, and need not be
         committed = ""
     folder, parts = paths.outputs_dir(profile), ("tables", "figures", "verdicts")
-    outputs = [tree_digests(folder / part) for part in parts]
-    key = digest([committed, outputs])
-    try:
-        known = json.loads(stamp.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    if known.get(profile, {}).get("of") != key:
+
+    def compare() -> str:
         from chameleon_lib.kit.verify import compare_line
 
-        known = {**known, profile: {"of": key, "line": compare_line(profile)}}
-        paths.replace_text(stamp, json.dumps(known, indent=1, sort_keys=True))
-    return str(known[profile]["line"])
+        return compare_line(profile)
+
+    def state() -> list[Any]:
+        return [committed, *(tree_digests(folder / part) for part in parts)]
+
+    return _known("compared", profile, state, compare)
 
 
-@contextlib.contextmanager
-def _counting(count: bool) -> Iterator[None]:
-    """Let all kernels count, each into a file of its own."""
-    if not count:
-        yield
-        return
-    folder = paths.cache_dir() / "counts"
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    folder.mkdir()
-    os.environ[counting.VARIABLE] = str(folder)
+def _known(name: str, profile: str, state: Callable[[], Any], make: Callable[[], str]) -> str:
+    """What was made of this state before, else made now; ``state`` is asked again after that."""
+    stamp = paths.cache_dir() / f"{name}.json"
     try:
-        yield
-    finally:
-        del os.environ[counting.VARIABLE]
+        known = dict(json.loads(stamp.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        known = {}
+    found = known.get(profile)
+    if not isinstance(found, list) or found[0] != digest(state()):
+        made = make()
+        found = known[profile] = [digest(state()), made]
+        paths.replace_text(stamp, json.dumps(known, indent=1, sort_keys=True))
+    return str(found[1])
 
 
 def _check(run: Run, stale: Sequence[Notebook], check: Check | None) -> None:
@@ -245,8 +230,6 @@ def _run_one(run: Run, step: Step, session: Session) -> float:
     log = progress.with_suffix(".written")
     log.unlink(missing_ok=True)
     env = {**kernel_environment(run.profile, progress), paths.WRITTEN: str(log)}
-    if counting.on():
-        env[counting.VARIABLE] = str(Path(os.environ[counting.VARIABLE]) / notebook.number)
     executed = engine.execute(
         notebook,
         partial,
@@ -264,29 +247,24 @@ def _run_one(run: Run, step: Step, session: Session) -> float:
 def _report(run: Run) -> Path:
     """Build the pages, unless they already show what is there."""
     name = run.profile.name
-    stamp = paths.cache_dir() / "report.json"
     index = paths.outputs_dir(name) / "index.html"
 
-    def state() -> dict[str, str]:
-        return {
-            "outputs": digest(tree_digests(paths.outputs_dir(name), skip=("measured",))),
-            "sources": digest(run.library.digests(["chameleon_lib.kit.report"], data=True)),
+    def state() -> list[Any]:
+        return [
+            index.is_file(),
+            tree_digests(paths.outputs_dir(name), skip=("measured",)),
+            run.library.digests(["chameleon_lib.kit.report"], data=True),
             # The pages show these files as they are, comments and docstrings included.
-            "shown": digest(_python_files(paths.package_dir())),
-            "templates": digest(tree_digests(paths.package_dir() / "kit" / "templates")),
-        }
+            _python_files(paths.package_dir()),
+            tree_digests(paths.package_dir() / "kit" / "templates"),
+        ]
 
-    try:
-        known = json.loads(stamp.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    if index.is_file() and known.get(name) == state():
-        return index
-    from chameleon_lib.kit import report
+    def build() -> str:
+        from chameleon_lib.kit import report
 
-    built: Path = report.build(name)
-    paths.replace_text(stamp, json.dumps({**known, name: state()}, indent=1, sort_keys=True))
-    return built
+        return str(report.build(name))
+
+    return Path(_known("report", name, state, build))
 
 
 def _python_files(folder: Path) -> dict[str, str]:

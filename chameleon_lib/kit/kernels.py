@@ -21,11 +21,15 @@ from chameleon_lib.kit.progress import VARIABLE
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
-def jupyter_folders() -> dict[str, str]:
-    """Private Jupyter folders below the cache: the reader's own settings must not reach a run."""
-    base = paths.cache_dir() / "jupyter"
-    names = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR")
-    return {name: str(base / name.lower().removesuffix("dir").strip("_")) for name in names}
+def jupyter_folders(base: Path | None = None) -> dict[str, str]:
+    """Private Jupyter folders, made if needed: the reader's own settings must not reach a run."""
+    base = base or paths.cache_dir() / "jupyter"
+    names = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR",
+             "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")  # fmt: skip
+    found = {name: base / name.lower() for name in names}
+    for folder in found.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    return {name: str(folder) for name, folder in found.items()}
 
 
 @contextlib.contextmanager
@@ -33,8 +37,6 @@ def private_jupyter() -> Iterator[None]:
     """Let this process, which starts the kernels, use the private folders for a while."""
     wanted = jupyter_folders()
     before = {name: os.environ.get(name) for name in (*wanted, "JUPYTER_PATH")}
-    for folder in wanted.values():
-        Path(folder).mkdir(parents=True, exist_ok=True)
     os.environ.update(wanted)
     # It could bring in somebody else's kernel named python3.
     os.environ.pop("JUPYTER_PATH", None)
@@ -133,17 +135,14 @@ def lab_environment(profile: RunProfile) -> dict[str, str]:
 
 
 def private_settings(folder: Path) -> dict[str, str]:
-    """Make private Jupyter folders below `folder`; returns the variables that point to them."""
-    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR",
-             "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")  # fmt: skip
-    found = {name: folder / name.lower() for name in names}
-    for path in found.values():
-        path.mkdir(parents=True, exist_ok=True)
+    """Private Jupyter folders below `folder` with settings of ours, which the reader may change."""
+    found = jupyter_folders(folder)
     for name, values in _SETTINGS.items():
-        target = found["JUPYTERLAB_SETTINGS_DIR"] / f"@jupyterlab/{name}.jupyterlab-settings"
-        if not target.exists():  # else the reader's own choice
+        settings = Path(found["JUPYTERLAB_SETTINGS_DIR"])
+        target = settings / f"@jupyterlab/{name}.jupyterlab-settings"
+        if not target.exists():
             paths.replace_text(target, json.dumps(values, indent=1) + "\n")
-    return {name: str(path) for name, path in found.items()}
+    return found
 
 
 def lab_command(root: Path, opens: str = "") -> list[str]:

@@ -21,7 +21,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.facts import FILE as FACTS
 from chameleon_lib.kit.facts import load_run_facts
 from chameleon_lib.kit.hashing import digest, file_digest, plain, tree_digests
-from chameleon_lib.kit.notebooks import Notebook
+from chameleon_lib.kit.notebooks import PATHS, Notebook
 from chameleon_lib.kit.paths import executed_dir, outputs_dir, replace_text
 from chameleon_lib.kit.sources import SourceTree
 
@@ -75,20 +75,18 @@ def notebook_inputs(
 
     Args:
         notebook: the source notebook.
-        parameters: values to inject; a `data_dir` folder is hashed file by file.
+        parameters: values to inject; what `PATHS` names is hashed file by file.
         sources: library code.
         environment: environment.yml.
         profile: the run profile's table entry, whose numbers decide the results too.
     """
-    data = parameters.get("data_dir")
     data_files: dict[str, str] = {}
-    if isinstance(data, str) and data:
-        folder = Path(data)
-        files = [folder] if folder.is_file() else sorted(filter(Path.is_file, folder.rglob("*")))
-        stats = [(file, file.stat()) for file in files]
-        data_files = _data_digests(
-            folder, tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
-        )
+    for name in PATHS:
+        if path := parameters.get(name):
+            folder = Path(path)
+            files = sorted(file for file in (folder, *folder.rglob("*")) if file.is_file())
+            seen = tuple((file, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
+            data_files |= _data_digests(folder, seen)
     return {
         "code": {"cells": digest(notebook.code())},
         "text": {"other cells": digest(notebook.text())},

@@ -16,6 +16,7 @@ from typing import Any
 from chameleon_lib.errors import UserError
 
 SKIP_TAG = "skip-execution"
+PATHS = ("data_dir", "table")  # parameters that name a folder or file of the reader's
 NAME = re.compile(r"^(?P<number>\d{2})_[a-z0-9_]+\.ipynb$")
 _SIMPLE: dict[str, Any] = {
     "int": int,
@@ -38,18 +39,32 @@ class Parameter:
     annotation: str
     default: Any
 
-    def accepts(self, value: object) -> bool:
-        """Whether a value has the annotated type; without annotation, the default's type."""
+    @property
+    def types(self) -> list[str]:
+        """Names of the annotated types; without annotation, that of the default."""
         names = self.annotation or type(self.default).__name__
         while "[" in names:  # list[tuple[int, int]] -> list; items are the library's business
             names = re.sub(r"\[[^\[\]]*\]", "", names)
-        for name in (part.strip() for part in names.split("|")):
+        return [name.strip() for name in names.split("|")]
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value has one of the types."""
+        for name in self.types:
             if name not in _SIMPLE:
                 return True
             # True is an int to Python, not to a reader of `seeds: int`.
             if isinstance(value, bool) == (name == "bool") and isinstance(value, _SIMPLE[name]):
                 return True
         return False
+
+    def read(self, value: Any) -> Any:
+        """A value as it is typed: where text is wanted that text, else as a Python literal."""
+        if not isinstance(value, str) or "str" in self.types:
+            return value
+        try:
+            return ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return value
 
 
 @dataclass(frozen=True)

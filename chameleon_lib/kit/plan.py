@@ -6,7 +6,6 @@ is installed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import needs, paths
-from chameleon_lib.kit.command_line import Parser, notebook_numbers, positive
+from chameleon_lib.kit.command_line import Parser, notebook_numbers, overrides, positive
 from chameleon_lib.kit.cost import Scope, Speed, text
 from chameleon_lib.kit.ledger import Inputs, Ledger, notebook_inputs
 from chameleon_lib.kit.notebooks import Notebook, discover, select
@@ -38,7 +37,8 @@ class Run:
 
     Args:
         profile: name of the run profile.
-        overrides: parameter values; each must be declared by at least one selected notebook.
+        overrides: parameter values, each of at least one selected notebook; text stands for a
+            Python literal wherever another type is declared.
         only: notebook numbers; all if empty.
         folder: source notebooks; those of the checkout by default.
         library: library sources; those of the checkout by default.
@@ -79,7 +79,7 @@ class Run:
     def _parameters(self, notebook: Notebook) -> dict[str, Any]:
         declared = notebook.parameters()
         wanted = {**self.overrides, "profile": self.profile.name}
-        values = {name: value for name, value in wanted.items() if name in declared}
+        values = {n: declared[n].read(value) for n, value in wanted.items() if n in declared}
         for name, value in values.items():
             if not declared[name].accepts(value):
                 kind = declared[name].annotation or type(declared[name].default).__name__
@@ -154,17 +154,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--quantize", choices=tuple(QUANTIZE))
     parser.add_argument("--data")
     parser.add_argument("--tflops")
+    parser.add_argument("--set", action="append", default=[])
     for name in ("users", "seeds"):
-        parser.add_argument(f"--{name}", type=positive, default=argparse.SUPPRESS)
+        parser.add_argument(f"--{name}", type=positive)
     try:
         options = parser.parse_args(argv)
         numbers = notebook_numbers(options.only)
         if options.command == "list":
             lines = listing(numbers)
         else:
-            values = {n: vars(options)[n] for n in ("users", "seeds") if n in options}
-            if options.data:
-                values["data_dir"] = str(Path(options.data).absolute())
+            values = overrides(options.data, options.users, options.seeds, options.set)
             name = for_data(options.profile, bool(options.data), options.quantize)
             speed = Speed.parse(options.tflops) if options.tflops else None
             lines = plan_lines(Run(name, values, numbers), speed)

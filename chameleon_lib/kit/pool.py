@@ -13,9 +13,11 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
+from chameleon_lib.errors import UserError
 from chameleon_lib.kit.progress import Progress, mark_light
 
 Phase = tuple[str, Callable[..., Any], Sequence[tuple[Any, ...]]]
@@ -55,6 +57,7 @@ def warm(
 
     Raises:
         Exception: Whatever the first failing unit raised.
+        UserError: A process was ended from outside.
     """
     if workers == 1:
         for _, work, units in phases:
@@ -64,12 +67,19 @@ def warm(
     mark_light(False)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(sorted({*preload, *(_module(work) for _, work, _ in phases)}))
-    with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
-        for label, work, units in phases:
-            with Progress(label, len(units)) as progress:
-                for future in [pool.submit(work, *unit) for unit in units]:
-                    future.result()
-                    progress.advance(1)
+    at = ""
+    try:
+        with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
+            for at, work, units in phases:
+                with Progress(at, len(units)) as progress:
+                    for future in [pool.submit(work, *unit) for unit in units]:
+                        future.result()
+                        progress.advance(1)
+    except BrokenProcessPool:
+        raise UserError(
+            f"A worker process was ended from outside during '{at}', most likely for want of "
+            "memory: close what else is large and run again, which goes on from here."
+        ) from None
     mark_light(True)
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chameleon_lib.kit import counting
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.paths import cache_dir
 from chameleon_lib.kit.progress import Progress, tell
@@ -81,14 +80,11 @@ class ArtifactStore:
             TypeError: if the value cannot be stored, or an input cannot be hashed.
         """
         path = self._path(stage, self.key(stage, inputs, modules))
-        counting.used(stage, [path.stem], inputs)
         if self._usable(path, stage):
             self.stats.hits += 1
         else:
             self.stats.misses += 1
-            with counting.computing(stage, [path.stem]):
-                value = compute()
-            self._write([(path, value)])
+            self._write([(path, compute())])
         return decode(path.read_bytes())
 
     def map(
@@ -129,7 +125,6 @@ class ArtifactStore:
         sources = self._sources.digest(modules) if modules else ""
         common = digest({"stage": stage, "inputs": inputs, "sources": sources})
         paths = [self._path(stage, digest([common, key_of(unit)])) for unit in units]
-        counting.used(stage, [path.stem for path in paths], inputs)
         missing = {path for path in dict.fromkeys(paths) if not self._usable(path, stage)}
         self.stats.hits += len(set(paths)) - len(missing)
         with Progress(label or stage, len(missing)) as progress:
@@ -141,8 +136,7 @@ class ArtifactStore:
                         batch.setdefault(path, unit)
                 if not batch:
                     continue
-                with counting.computing(stage, [path.stem for path in batch]):
-                    values = compute_batch(list(batch.values()))
+                values = compute_batch(list(batch.values()))
                 if len(values) != len(batch):
                     raise ValueError(f"{stage}: {len(batch)} items gave {len(values)} values")
                 self._write(list(zip(batch, values, strict=True)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import os
@@ -11,24 +10,20 @@ import sys
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import digits, paths
 from chameleon_lib.kit.facts import load_machine, load_run_facts
 from chameleon_lib.kit.verdicts import load_verdicts
 
-# Largest absolute differences taken for the same number, by words in the name of its column: scores
-# (one flipped answer moves them by 1 / n), and margins, losses and other log-probabilities.
-_SCORES = ("accuracy", "acc", "f1", "macro_f1", "mae", "rmse", "rouge", "rouge1", "rougel",
-           "rate", "share", "valid", "changed", "agreement")  # fmt: skip
-_SCORE = 0.02
-_NATS = ("margin", "nats", "loss", "kl", "logprob", "log_prob", "logp", "entropy", "floor")
-_NAT = 0.05
-_RELATIVE = 1e-6  # of every other number, or one in its last digit; whole numbers must be equal
+_MOST = 0.25  # of half an interval: two runs of a number on other processors are nearer than that
+_FLIPPED = 2  # answers of n that may come out otherwise, where a share has no interval
 _MEASURES = ("metric", "measure", "quantity")
 _KEPT = (".csv", ".json", ".png", ".svg")  # of a committed run, to be compared
 _RESULTS = {"status", "verdict", "note"}  # text that is computed, hence no key of a row
@@ -54,8 +49,9 @@ class Difference:
 def compare(committed: Path, fresh: Path, *, exact: bool = False) -> list[Difference]:
     """Compare tables/*.csv and figures/*.csv of two outputs folders; `exact` forgives nothing.
 
-    Rows are matched by their text columns, and by order among rows with equal text. The class of
-    a number comes from its column name, or for columns such as `value` from the row's `metric`.
+    Rows are matched by their text columns, and by order among rows with equal text. A number may
+    differ by a quarter of half its interval, by two answers of the row's n where it has none, and
+    always by one in its last digit; whole numbers may not.
 
     Raises:
         UserError: the committed folder holds no table, so nothing could be checked.
@@ -91,118 +87,92 @@ def table_names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in files}
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def _read(path: Path) -> pd.DataFrame:
+    """A table as it is written, every cell a text."""
     try:
-        with path.open(encoding="utf-8", newline="") as handle:
-            reader = csv.DictReader(handle, restval="", restkey="(beyond the header)")
-            rows, columns = list(reader), reader.fieldnames
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        return table.fillna("")
+    except (OSError, ValueError) as error:  # not UTF-8, empty, or rows longer than the header
         raise UserError(f"{paths.display(path)} cannot be read as a table: {error}.") from error
-    if not columns:
-        raise UserError(f"{paths.display(path)} is empty; make the table again.")
-    return rows
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except (ValueError, TypeError):
-        return None
-
-
-def _keyed(rows: list[dict[str, str]], keys: list[str]) -> dict[str, dict[str, str]]:
-    seen: Counter[str] = Counter()
-    out = {}
-    for row in rows:
-        key = ", ".join(row[column] for column in keys if column in row)
-        seen[key] += 1
-        out[f"{key} #{seen[key]}"] = row
-    return out
-
-
-def _compare_table(
-    name: str, old: list[dict[str, str]], new: list[dict[str, str]], exact: bool
-) -> list[Difference]:
-    columns = [list(rows[0]) if rows else [] for rows in (old, new)]
-    gone = [column for column in columns[0] if column not in columns[1]]
-    come = [column for column in columns[1] if column not in columns[0]]
-    found = [Difference(name, "", column, "present", "missing") for column in gone]
-    found += [Difference(name, "", column, "missing", "present") for column in come]
-    shared = [column for column in columns[0] if column in columns[1]]
-    keys = [
-        column
-        for column in shared
-        if column not in _RESULTS and any(_is_text(row[column]) for row in old + new)
-    ]
-    before, after = _keyed(old, keys), _keyed(new, keys)
-    for key in [*before, *(key for key in after if key not in before)]:
-        label = key.removesuffix(" #1")
-        if key not in before or key not in after:
-            ends = ("present", "missing") if key in before else ("missing", "present")
-            found.append(Difference(name, label, "", *ends))
-            continue
-        for column in shared:
-            pair = before[key][column], after[key][column]
-            tolerance = _tolerance(column, before[key])
-            steps = _steps(column, before[key], after[key])
-            if pair[0] != pair[1] if exact else not _same(*pair, tolerance, steps):
-                found.append(Difference(name, label, column, *pair, tolerance, steps))
-    return found
+def _number(text: str) -> float:
+    return math.nan if not text or _is_text(text) else float(text)
 
 
 def _is_text(cell: str) -> bool:
-    return cell != "" and _number(cell) is None
+    try:
+        float(cell or 0)
+    except ValueError:
+        return True
+    return False
 
 
-def _tolerance(column: str, row: dict[str, str]) -> float | None:
-    """Absolute tolerance of a cell, or None if whole numbers and relative errors decide."""
-    own = _class(column)
-    if own is not None or column in ("n", "seeds", "b", "c", "p", "layer", "k", "seed"):
-        return own
-    measured = [row[name] for name in _MEASURES if name in row]
-    return _class(measured[0]) if measured else None
+def _compare_table(
+    name: str, old: pd.DataFrame, new: pd.DataFrame, exact: bool
+) -> Iterator[Difference]:
+    for column in dict.fromkeys([*old, *new]):
+        if column not in old or column not in new:
+            yield Difference(name, "", column, *_ends(column in old))
+    shared = [column for column in old if column in new]
+    keys = [
+        column for column in shared
+        if column not in _RESULTS
+        and any(map(_is_text, (*old[column], *new[column])))
+    ]  # fmt: skip
+    before, after = _labelled(old, keys), _labelled(new, keys)
+    for label in dict.fromkeys([*before, *after]):
+        if label not in before or label not in after:
+            yield Difference(name, label, "", *_ends(label in before))
+            continue
+        for column in shared:
+            pair = before[label][column], after[label][column]
+            if pair[0] == pair[1]:
+                continue
+            tolerance, steps = _distance(column, before[label], after[label])
+            # Cells are rounded when written; a hair of slack keeps the bound itself inside.
+            near = tolerance is not None and (
+                steps <= 1 + 1e-6 or abs(float(pair[0]) - float(pair[1])) <= tolerance * (1 + 1e-9)
+            )
+            if exact or not near:
+                yield Difference(name, label, column, *pair, tolerance, steps)
 
 
-def _class(name: str) -> float | None:
-    words = name.casefold().replace("-", "_").replace(" ", "_").split("_")
-    joined = "_".join(words)
-    if any(word in words or ("_" in word and word in joined) for word in _NATS):
-        return _NAT
-    if any(word in words for word in _SCORES):
-        return _SCORE
-    return None
+def _ends(committed: bool) -> tuple[str, str]:
+    return ("present", "missing") if committed else ("missing", "present")
 
 
-def _steps(column: str, old: dict[str, str], new: dict[str, str]) -> float:
-    """How far two cells are apart, in units of the last digit that is written of them."""
+def _labelled(table: pd.DataFrame, keys: list[str]) -> dict[str, dict[str, str]]:
+    """Rows by their text, numbered where it is not the only one."""
+    seen: Counter[str] = Counter()
+    out = {}
+    for row in table.to_dict("records"):
+        label = ", ".join(row[column] for column in keys)
+        seen[label] += 1
+        out[label if seen[label] == 1 else f"{label} #{seen[label]}"] = row
+    return out
+
+
+def _distance(
+    column: str, old: dict[str, str], new: dict[str, str]
+) -> tuple[float | None, float]:
+    """How far two cells may be apart (None: not at all), and how far they are in last digits."""
     a, b = _number(old[column]), _number(new[column])
-    if a is None or b is None or math.isnan(a) or math.isnan(b):
-        return math.inf
-    if a == b:
-        return 0.0
+    if math.isnan(a) or math.isnan(b):
+        return None, math.inf
     stem = column.removesuffix("_low").removesuffix("_high")
     stem = "ci" if stem == "value" else stem
-    ends = [_number(row.get(f"{stem}_{end}", "")) for row in (old, new) for end in ("low", "high")]
     name = f"{stem} {next((old[m] for m in _MEASURES if m in old), '')}" if stem == "ci" else stem
-    units = [digits.step(name, max(a, b, key=abs))]
-    if None not in ends:
-        pairs = (ends[:2], ends[2:])
-        units = [digits.step(name, a, *pair) for pair in pairs]  # type: ignore[arg-type]
-    return abs(a - b) / max(units)
-
-
-def _same(old: str, new: str, tolerance: float | None, steps: float) -> bool:
-    if old == new:
-        return True
-    a, b = _number(old), _number(new)
-    if a is None or b is None or math.isnan(a) or math.isnan(b):
-        return False
-    if tolerance is not None:
-        # Cells are rounded when written; a hair of slack keeps the bound itself inside.
-        return abs(a - b) <= tolerance * (1 + 1e-9)
+    bounds = (f"{stem}_low", f"{stem}_high")
+    ends = [[_number(row.get(bound, "")) for bound in bounds] for row in (old, new)]
+    if not any(math.isnan(end) for pair in ends for end in pair):
+        unit = max(digits.step(name, at, *pair) for at, pair in zip((a, b), ends, strict=True))
+        return _MOST * (ends[0][1] - ends[0][0]) / 2, abs(a - b) / unit
+    steps = abs(a - b) / digits.step(name, max(a, b, key=abs))
     if a.is_integer() and b.is_integer():
-        return a == b
-    return steps <= 1 + 1e-6 or abs(a - b) <= _RELATIVE * max(abs(a), abs(b))
+        return None, steps
+    n = _number(old.get("n", ""))
+    return (_FLIPPED / n if n > 0 else 0.0), steps
 
 
 def likely_reason(committed: Path, fresh: Path) -> str:

@@ -187,7 +187,7 @@ class AloeSettings(TunerSettings):
         """The recipe at the scale of the embedded models.
 
         Rates and steps were chosen on train and dev users of the embedded world alone
-        (``python -m chameleon_lib.demo.factory.candidates``). The loss is on answers: on every
+        (``python -m workshop.candidates``). The loss is on answers: on every
         token, as ALOE's code has it, decoders do not reliably gain on LaMP-3.
         """
         return cls(
@@ -229,7 +229,7 @@ class DpoSettings(TunerSettings):
         """The recipe at the scale of the embedded models.
 
         Rates and steps were chosen on train and dev users of the embedded world alone
-        (``python -m chameleon_lib.demo.factory.candidates``).
+        (``python -m workshop.candidates``).
         """
         return cls(
             precision="fp32",

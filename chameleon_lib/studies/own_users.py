@@ -82,6 +82,7 @@ def find_user(users: list[User], user_id: str) -> User:
     Raises:
         UserError: There is none; the sentence names some who are there.
     """
+    user_id = str(user_id)  # papermill's own command line makes a number of 12345
     found = next((user for user in users if user.id == user_id or not user_id), None)
     if found is None:
         names = ", ".join(user.id for user in users[:5])

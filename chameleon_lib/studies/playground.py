@@ -22,6 +22,7 @@ from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import prompt_texts
 from chameleon_lib.core.task import HistoryItem, Query, User, get_task, official_input
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.digits import rounded
 from chameleon_lib.kit.figures import COLOURS, MUTED, FigureOutput, line_ci
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.publish import Publisher
@@ -252,7 +253,7 @@ def lens_figure(frame: pd.DataFrame, play: Play, publish: Publisher) -> FigureOu
         y="preference (nats)",
         ylabel=f"preference, nats (↑ towards “{personal}”)",
     )
-    ax, edited = fig.axes[0], frame[frame["edited"]]
+    ax, edited = fig.axes[0], rounded(frame[frame["edited"]])
     ax.plot(edited["layer"], edited["preference (nats)"], ls="", marker="o", ms=13, mfc="none",
             mec=COLOURS[2], mew=1.6, zorder=2)  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -272,7 +273,8 @@ def _lines(frame: pd.DataFrame, *, y: str, **how: Any) -> Figure:
     """One line per edit; one query has no interval."""
     if frame.empty:
         raise UserError("There is nothing to draw; give at least one strength.")
-    data = frame.assign(value=frame[y], ci_low=frame[y], ci_high=frame[y])
+    y_of = rounded(frame)[y]  # as in the table, by its name
+    data = frame.assign(value=y_of, ci_low=y_of, ci_high=y_of)
     return line_ci(data, group="edit", reference=0.0, reference_label="even", better=None, **how)
 
 

@@ -31,6 +31,7 @@ from chameleon_lib.core.directions import to_beat
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import get_task
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.digits import rounded
 from chameleon_lib.kit.figures import FigureOutput, line_ci
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.progress import tell
@@ -120,7 +121,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
         UserError: Something else than numbers of at least 1, or no group of two or more users.
     """
     try:
-        sizes = sorted({int(part) for part in text.split(",")})
+        sizes = sorted({int(part) for part in str(text).split(",")})
     except ValueError:
         sizes = [0]
     if sizes[0] < 1 or sizes[-1] < 2:
@@ -328,7 +329,10 @@ def agreement_figure(
     part = table[(table["family"] == title_of(model)) & table["direction"].isin(short)]
     # One line has one point at 1 user; the users who lend their directions are in the table.
     part = part[(part["users"] > 1) | (part["condition"] == OWN)]
-    data = part.assign(line=part["direction"].map(short) + ", " + part["large group of the"])
+    # Before the cosines lose their name, by which they are rounded in the table.
+    data = rounded(
+        part.assign(line=part["direction"].map(short) + ", " + part["large group of the"])
+    )
     top = data["users"].max()
     figure = line_ci(
         data.rename(columns={"cosine": "value", "lowest": "ci_low", "highest": "ci_high"}),

@@ -150,7 +150,7 @@ def item_numbers(items: str) -> list[int]:
         UserError: No list of positive whole numbers.
     """
     try:
-        numbers = sorted({int(part) for part in items.split(",")})
+        numbers = sorted({int(part) for part in str(items).split(",")})
     except ValueError:
         numbers = []
     if not numbers or numbers[0] < 1:

@@ -18,7 +18,7 @@ from chameleon_lib.core.backbone import Backbone, Embedder
 from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import counting, paths, progress
+from chameleon_lib.kit import paths, progress
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.store import ArtifactStore
 
@@ -63,9 +63,7 @@ def _embedded(backbone_id: str) -> Backbone:
     _, family, seed = parts
     # They are read in a tenth of a second; a bar for each would fill a notebook in JupyterLab.
     transformers_logging.disable_progress_bar()
-    backbone = load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
-    counting.watch(backbone_id, backbone.model)
-    return backbone
+    return load_backbone(demo.checkpoint(family, seed), name=backbone_id, dtype="float32")
 
 
 _latest: dict[tuple[Any, ...], HFBackbone] = {}  # at most one entry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chameleon_lib.errors import UserError
-from tests.bench import models
+from workshop.bench import models
 
 
 @pytest.fixture

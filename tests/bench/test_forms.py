@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.bench import forms
-from tests.bench.forms import FormsWork
-from tests.bench.measure import Goal
+from workshop.bench import forms
+from workshop.bench.forms import FormsWork
+from workshop.bench.measure import Goal
 
 WORK = FormsWork(rows=4, tokens=5, history=2, users=(1, 2, 4), adapters=2, rounds=1)
 DECODER = FormsWork(**{**vars(WORK), "families": ("decoder",)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.bench.measure import (
+from workshop.bench.measure import (
     COLUMNS,
     Goal,
     Ratio,

@@ -10,11 +10,11 @@ from torch import Tensor
 from chameleon_lib.core.ccs import CCSResult, fit_ccs
 from chameleon_lib.demo import FAMILIES
 from chameleon_lib.kit.paths import root
-from tests.bench import ccs, generation, models
-from tests.bench.__main__ import main
-from tests.bench.ccs import CCSWork
-from tests.bench.generation import GenerationWork
-from tests.bench.measure import Ratio, Row
+from workshop.bench import ccs, generation, models
+from workshop.bench.__main__ import main
+from workshop.bench.ccs import CCSWork
+from workshop.bench.generation import GenerationWork
+from workshop.bench.measure import Ratio, Row
 
 CCS = CCSWork(layers=2, pairs=12, d=64, tries=3, epochs=40, rounds=2)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser.chromium import open_browser
+from workshop.chromium import open_browser
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from tests.browser.screens import MADE_FROM, NAME, SIZE, first_screen_digest, picture_page
+from workshop.screens import MADE_FROM, NAME, SIZE, first_screen_digest, picture_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -32,5 +32,5 @@ def test_the_committed_picture_is_of_the_committed_page(committed_demo: Path) ->
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 8  # not blank
     made_from = json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
     assert made_from["first_screen_sha256"] == first_screen_digest(committed_demo / "index.html"), (
-        "the page's first screen has changed: run 'python -m tests.browser.screens' again"
+        "the page's first screen has changed: run 'python -m workshop.screens' again"
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from chameleon_lib.core.ccs_solvers import initial_probes
-from tests.bench.ccs import plain_probe
+from workshop.bench.ccs import plain_probe
 
 
 def plain_loop(

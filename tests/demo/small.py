@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from chameleon_lib.backbones import HFBackbone, backbone_from
-from chameleon_lib.demo.factory.models import build_tokenizer
 from tests.backbones.tiny import make_model
+from workshop.models import build_tokenizer
 
 
 def small_backbone(family: str = "mistral", seed: int = 0, context: int = 2048) -> HFBackbone:

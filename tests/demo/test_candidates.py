@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from chameleon_lib.core.backbone import Family
-from chameleon_lib.demo.factory import candidates
-from chameleon_lib.demo.factory.candidates import CANDIDATES, compare
 from chameleon_lib.kit.profiles import get_profile
 from chameleon_lib.rivals.settings import AloeSettings, DpoSettings
 from chameleon_lib.studies.data import load_task_data
 from chameleon_lib.studies.study import settings_for
 from tests.studies.small import small_profile, study_in, use_small_models
+from workshop import candidates
+from workshop.candidates import CANDIDATES, compare
 
 FAMILIES: tuple[Family, ...] = ("decoder", "encoder-decoder")
 FEW: dict[str, tuple[dict[str, Any], ...]] = {

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_lib.demo.factory import acceptance, cards
-from chameleon_lib.demo.factory.cards import card_text, read_rows, write_cards
-from chameleon_lib.demo.factory.examples import TrainSettings
-from chameleon_lib.demo.factory.models import build_model, build_tokenizer
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.stats import Estimate
+from workshop import acceptance, cards
+from workshop.cards import card_text, read_rows, write_cards
+from workshop.examples import TrainSettings
+from workshop.models import build_model, build_tokenizer
 
 ROWS = [
     acceptance.Row("decoder:0", "LaMP-2", "valid answers", Estimate(0.99, 0.98, 1.0, 200, 1),

@@ -14,21 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from chameleon_lib.backbones.text import TextCodec
 from chameleon_lib.core.task import ANSWER_CUE, history_block, is_valid_answer
 from chameleon_lib.core.task import PAPER_TASKS as TASKS
-from chameleon_lib.demo.factory import examples
-from chameleon_lib.demo.factory.examples import (
-    DECODER_KINDS,
-    KINDS,
-    LABEL_WEIGHT,
-    STEERED,
-    TEXT_WEIGHT,
-    Batch,
-    Case,
-    TrainSettings,
-    decoder_batch,
-    draw_case,
-    encdec_batch,
-)
-from chameleon_lib.demo.factory.models import SENTINELS, build_tokenizer
 from chameleon_lib.demo.world import (
     NEUTRAL_INSIGHT,
     SPLITS,
@@ -43,6 +28,21 @@ from chameleon_lib.demo.world import (
 )
 from tests.backbones.tiny import make_model
 from tests.demo.worlds import random_of, whole_sentences
+from workshop import examples
+from workshop.examples import (
+    DECODER_KINDS,
+    KINDS,
+    LABEL_WEIGHT,
+    STEERED,
+    TEXT_WEIGHT,
+    Batch,
+    Case,
+    TrainSettings,
+    decoder_batch,
+    draw_case,
+    encdec_batch,
+)
+from workshop.models import SENTINELS, build_tokenizer
 
 SETTINGS = WorldSettings(agree=0.0)
 ALL_KINDS = (*KINDS, *STEERED, "official", "unseen")

@@ -16,13 +16,13 @@ from chameleon_lib.core.task import (
 )
 from chameleon_lib.data.tasks.lamp_2 import TAGS
 from chameleon_lib.demo import lexicon as lx
-from chameleon_lib.demo.factory.models import build_tokenizer, template_segments
 from chameleon_lib.demo.world import (
     NEUTRAL_INSIGHT,
     SPLITS,
     WorldSettings,
     build_world,
 )
+from workshop.models import build_tokenizer, template_segments
 
 FOREIGN = [
     "naïve façade — “quoted” … ½ price",

@@ -13,17 +13,17 @@ from transformers import AutoTokenizer
 
 from chameleon_lib.backbones.families import site_modules
 from chameleon_lib.backbones.load import load_backbone
-from chameleon_lib.demo.factory import train as training
-from chameleon_lib.demo.factory.examples import GAINS, Batch, TrainSettings, encdec_batch
-from chameleon_lib.demo.factory.models import build_model, build_tokenizer
-from chameleon_lib.demo.factory.train import (
+from tests.demo.worlds import random_of
+from workshop import train as training
+from workshop.examples import GAINS, Batch, TrainSettings, encdec_batch
+from workshop.models import build_model, build_tokenizer
+from workshop.train import (
     EditLessons,
     answers_right,
     gains_of,
     learning_rate,
     train,
 )
-from tests.demo.worlds import random_of
 
 LESSONS = TrainSettings(family="encdec", steps=10, batch=3, lesson_steps=5)
 
@@ -96,9 +96,7 @@ def settings_of(family: str, seed: int = 0) -> TrainSettings:
 def contents(folder: Path) -> dict[str, str]:
     """SHA-256 of every file; no folder and no partial file may be left."""
     assert all(path.is_file() for path in folder.iterdir())
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
-    }
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +107,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_repeats_byte_for_byte(
-    runs: dict[str, Path], family: str, tmp_path: Path
-) -> None:
+def test_a_run_repeats_byte_for_byte(runs: dict[str, Path], family: str, tmp_path: Path) -> None:
     again = contents(train(settings_of(family), tmp_path, log_every=2))
     assert again == contents(runs[family])
     assert {"model.safetensors", "config.json", "tokenizer.json", "training.json"} <= set(again)

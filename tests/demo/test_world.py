@@ -12,7 +12,6 @@ from chameleon_lib.data.lamp import find_split
 from chameleon_lib.data.tasks.lamp_2 import TAGS
 from chameleon_lib.data.users import Choice, load_users
 from chameleon_lib.demo import lexicon as lx
-from chameleon_lib.demo.factory import run_script, write_world
 from chameleon_lib.demo.world import (
     NEUTRAL_INSIGHT,
     SPLITS,
@@ -34,6 +33,7 @@ from chameleon_lib.demo.world import (
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 from tests.demo.worlds import all_tastes, random_of, whole_sentences
+from workshop import run_script, write_world
 
 
 def run(words: list[str]) -> int:
@@ -238,8 +238,9 @@ def test_the_command_writes_the_world_that_its_options_describe(
     )
     for split in SPLITS:
         questions, outputs = find_split(tmp_path, "LaMP_2", split)
-        assert load_users(questions, outputs, "LaMP_2", Choice(min_overlap=1.0)) == (
-            expected.users[split]
+        assert (
+            load_users(questions, outputs, "LaMP_2", Choice(min_overlap=1.0))
+            == (expected.users[split])
         )
     assert "truth.json" in capsys.readouterr().out
     assert not list(tmp_path.rglob("*partial*"))

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from chameleon_lib import cli
-from chameleon_lib.demo.factory import acceptance, run_script, train, write_world
 from chameleon_lib.kit import driver, needs, paths, plan
 from chameleon_lib.kit.needs import Device, Machine
 from chameleon_lib.kit.sources import own_sources
@@ -40,6 +39,7 @@ from tests.kit.bad_inputs import (
     without_end,
     write_split,
 )
+from workshop import acceptance, run_script, train, write_world
 
 _PROGRESS = ("Checking ", "Loading weights")  # long work says what it does
 
@@ -232,9 +232,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    bare = Machine(
-        device=lambda: Device(why="torch finds no CUDA device"), reachable=lambda: False
-    )
+    bare = Machine(device=lambda: Device(why="torch finds no CUDA device"), reachable=lambda: False)
     monkeypatch.setattr(needs, "Machine", lambda: bare)
 
     def started(*_: object) -> int:

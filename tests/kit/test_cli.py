@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,12 @@ import pytest
 from chameleon_lib import cli
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import driver, plan
-from chameleon_lib.kit.notebooks import discover
-from chameleon_lib.kit.paths import outputs_dir
+from chameleon_lib.kit.command_line import overrides
+from chameleon_lib.kit.notebooks import discover, read_notebook
+from chameleon_lib.kit.paths import outputs_dir, root
 from chameleon_lib.kit.profiles import PROFILES, for_data, get_profile
 from chameleon_lib.kit.sources import own_sources
-from tests.kit.checkout import TABLE, Checkout, notebook
+from tests.kit.checkout import PARAMETERS, TABLE, Checkout, notebook
 
 COMMANDS = ("run", "list", "plan", "lab", "data", "answer", "export", "profiles", "verify", "page")
 
@@ -34,12 +36,12 @@ def test_help_shows_ten_commands_and_the_exit_codes(capsys: pytest.CaptureFixtur
         (["run", "--jobs"], "Option '--jobs' requires an argument"),
         (["run", "--prof", "demo"], "No such option: --prof"),
         (["run", "--data", "no/such/folder"], "There is no data folder no/such/folder."),
-        (["run", "--count", "--only", "01"], "--count takes a whole run of the demo"),
         (["plan", "--set", "seeds"], "--set takes NAME=VALUE"),
         (["run", "--set", "profile=paper"], "--set does not take profile: use --profile.\n"),
         (["run", "--set", "data_dir=/tmp"], "--set does not take data_dir: use --data.\n"),
         (["plan", "--set", "users=5"], "--set does not take users: use --users.\n"),
         (["plan", "--set", "seeds=0"], "--set does not take seeds: use --seeds.\n"),
+        (["run", "--only", "08", "--set", "table=no/such.csv"], "There is no table no/such.csv.\n"),
     ],
 )
 def test_misuse_is_answered_with_one_sentence_and_exit_code_2(
@@ -56,20 +58,74 @@ def test_no_command_shows_the_help_and_is_misuse(capsys: pytest.CaptureFixture[s
     assert "exit codes: 0 ok, 1 a notebook failed, 2 usage" in capsys.readouterr().out
 
 
-def test_list_shows_titles_and_parameters_with_the_standard_library_alone(tmp_path: Path) -> None:
+def test_list_and_plan_answer_with_the_standard_library_alone(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)
-    notebook(checkout.notebooks, "01_table", [TABLE])
-    for command, expected in (("list", "seeds: int = 2"), ("plan", "never run here")):
-        code = (
+    parameters = f'{PARAMETERS}\nuser: str = ""'
+    notebook(checkout.notebooks, "01_table", [TABLE], parameters=parameters)
+    for words, code, expected in (
+        (["list"], 0, "seeds: int = 2"),
+        (["plan", "--set", "user=12345"], 0, "never run here"),
+        (["plan", "--set", "sedes=3"], 2, "Unknown parameter 'sedes'"),
+    ):
+        start = (
             f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-            f"import runpy; sys.argv = ['x', {command!r}]\n"
+            f"import runpy; sys.argv = ['x', *{words!r}]\n"
             "runpy.run_module('chameleon_lib', run_name='__main__')"
         )
         result = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
+            [sys.executable, "-I", "-S", "-c", start], capture_output=True, text=True, check=False
         )
-        assert result.returncode == 0, result.stderr
-        assert "01" in result.stdout and expected in result.stdout
+        assert result.returncode == code and expected in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("installed", [[], ["-S"]], ids=["typer", "no typer"])
+def test_a_reader_who_stops_reading_sees_no_traceback(installed: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *installed, "-m", "chameleon_lib", "list"],
+        cwd=root(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
+
+
+@pytest.mark.parametrize(
+    ("declared", "typed", "value"),
+    [
+        ('x: str = ""', "12345", "12345"),
+        ('x: str = ""', "1,5,10", "1,5,10"),
+        ("x: int = 1", "12345", 12345),
+        ("x: list[int] = []", "[1, 5]", [1, 5]),
+        ("x = 0.5", "2", 2),
+        ("x: int = 1", "many", "many"),
+    ],
+)
+def test_text_is_taken_as_typed_where_text_is_wanted(
+    tmp_path: Path, declared: str, typed: str, value: object
+) -> None:
+    path = notebook(tmp_path, "01_table", [], parameters=declared)
+    assert read_notebook(path).parameters()["x"].read(typed) == value
+
+
+def test_a_path_is_meant_as_seen_from_where_the_reader_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.csv").touch()
+    found = overrides(".", None, 3, ["table=mine.csv", "user=7"])
+    here = {"data_dir": str(tmp_path), "table": str(tmp_path / "mine.csv")}
+    assert found == {"seeds": 3, "user": "7", **here}
+
+
+def test_the_next_command_can_be_pasted_whatever_the_folder_is_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, to = tmp_path / "t.csv", tmp_path / "a folder; with blanks"
+    rows = "".join(f"{user},text {at},comedy\n" for user in "uv" for at in range(5))
+    table.write_text(f"user,text,label\n{rows}", "utf-8")
+    words = ["data", "import", str(table), "--task", "LaMP_2", "--to", str(to), "--min-items", "1"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1])[-1] == str(to)
 
 
 def test_the_package_and_an_up_to_date_run_load_neither_torch_nor_jupyter(tmp_path: Path) -> None:

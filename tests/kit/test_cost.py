@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from chameleon_lib import demo
-from chameleon_lib.backbones.load import load_backbone
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import counting, paths
+from chameleon_lib.kit import paths
 from chameleon_lib.kit.cost import (
     COUNTS,
     LENGTHS,
@@ -32,7 +26,6 @@ from chameleon_lib.kit.flops import Tokens, Work
 from chameleon_lib.kit.models import MODELS, device_bytes
 from chameleon_lib.kit.notebooks import discover
 from chameleon_lib.kit.profiles import PROFILES, PUBLIC
-from chameleon_lib.kit.store import ArtifactStore
 
 NOTEBOOKS = discover(paths.notebooks_dir())
 ALL = [notebook.number for notebook in NOTEBOOKS]
@@ -46,50 +39,6 @@ def scope_of(name: str, **changes: int) -> Scope:
 
 def total(scope: Scope, notebooks: list[str], stored: tuple[str, ...] = ()) -> float:
     return sum(cost.flops for cost in costs(scope, notebooks, stored))
-
-
-def test_a_forward_is_counted_by_what_it_reads_scores_and_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(counting.VARIABLE, str(tmp_path / "03"))
-    monkeypatch.setattr(counting, "_seen", set())
-    store = ArtifactStore(tmp_path / "units")
-    for family in ("decoder", "encdec"):
-        name = f"demo:{family}:0"
-        backbone = load_backbone(demo.checkpoint(family, 0), name=name, dtype="float32")
-        counting.watch(name, backbone.model)
-        prompts = ["A clown saves a wasteland in Quito"] * 2
-        length = len(backbone.codec.prompts(prompts)[0])
-        answers = backbone.codec.answers(["comedy", "sci-fi"])
-
-        def work(backbone: Any = backbone, prompts: Any = prompts) -> list[str]:
-            with torch.no_grad():
-                read = backbone.prepare(prompts)
-                said: list[str] = backbone.generate_prepared(read, max_new_tokens=3)
-            backbone.score(read, ["comedy", "sci-fi"])
-            return said
-
-        inputs = {"task": "LaMP_2", "backbone": name}
-        store.get_or_compute("answers", inputs, work)
-        store.get_or_compute("answers", inputs, work)  # a second use is no second work
-        with pytest.raises(ZeroDivisionError), counting.computing("failed", ["x"]):
-            raise ZeroDivisionError
-    counting.write_counts(tmp_path, tmp_path / "counts.tsv")
-    rows = list(csv.DictReader((tmp_path / "counts.tsv").open(), delimiter="\t"))
-    assert [(r["notebooks"], r["backbone"], r["task"], r["stage"], r["units"]) for r in rows] == [
-        ("03", f"demo:{family}:0", "LaMP_2", "answers", "1") for family in ("decoder", "encdec")
-    ]
-    for row, start in zip(rows, (-1, 0), strict=True):  # a decoder's last token opens the answer
-        assert int(row["read"]) == 2 * (length + start)
-        assert int(row["learned_scored"]) == int(row["scored"]) == 2 * (1 + max(map(len, answers)))
-        assert 2 <= int(row["written"]) <= 2 * 3 and row["learned_read"] == "0"
-
-
-def test_a_run_that_found_units_in_its_store_is_no_count(tmp_path: Path) -> None:
-    event = {"stage": "pairs", "used": ["abc"], "task": "LaMP_2"}
-    (tmp_path / "01-7").write_text(json.dumps(event) + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match="1 units were in the store before"):
-        counting.write_counts(tmp_path, tmp_path / "counts.tsv")
 
 
 def test_the_demo_costs_what_was_counted() -> None:

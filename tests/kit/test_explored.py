@@ -8,7 +8,7 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 
 from tests.kit.checkout import notebook
-from tests.kit.explored import run_explored
+from workshop.explored import run_explored
 
 
 def test_explore_cells_run_and_a_broken_one_ends_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import root
 from chameleon_lib.kit.pool import warm
 
@@ -73,6 +74,15 @@ def test_a_failing_unit_fails_the_run(workers: int, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError, match="unit 2"):
         warm([("failing", fail_at_two, units(tmp_path, 3))], workers=workers, threads=1)
     assert (tmp_path / "0.txt").is_file() and not (tmp_path / "2.txt").exists()
+
+
+def die(_folder: str, _number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
+
+
+def test_a_worker_that_is_killed_is_told_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ended from outside during 'answers', .* goes on from"):
+        warm([("answers", die, units(tmp_path, 2))], workers=2, threads=1)
 
 
 def alive(pid: int) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from chameleon_lib.core import chameleon
@@ -405,3 +406,20 @@ def test_figures_have_their_lines_and_say_what_they_show(
     assert "demo profile" in agreed["caption"] and "up to 100" in agreed["alt"]
     names = {path.name for path in (tmp_path / "demo" / "figures").glob("*.csv")}
     assert names == {"03_size_LaMP_2_decoder.csv", "03_agreement_LaMP_2_decoder.csv"}
+
+
+def test_the_agreement_figure_draws_the_cosines_that_the_table_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path))
+    model = "demo:decoder"
+    drawn = []
+    for cosine in (0.84349, 0.84351):  # 0.843 and 0.844 by the interval, 0.84 in the table
+        row = {"family": title_of(model), "condition": "own user", "users": 1, "n": 9,
+               "direction": "θP (paper)", "large group of the": "own draw", "cosine": cosine,
+               "lowest": 0.82, "highest": 0.87, "chance": 0.07, "seeds": 3}  # fmt: skip
+        table = pd.DataFrame([row, {**row, "users": 20, "condition": "20 users"}])
+        agreement_figure(table, "LaMP_2", model, Publisher("demo", "03_group_size"))
+        figures = sorted((tmp_path / "demo" / "figures").iterdir())
+        drawn.append({path.name: path.read_bytes() for path in figures})
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 4

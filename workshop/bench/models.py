@@ -9,9 +9,9 @@ from chameleon_lib.backbones import HFBackbone, backbone_from, load_backbone
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.task import Task, answer_prompt, get_task
 from chameleon_lib.demo import checkpoint
-from chameleon_lib.demo.factory.models import build_model, build_tokenizer
 from chameleon_lib.demo.world import NEUTRAL_INSIGHT, WorldSettings, build_world
 from chameleon_lib.errors import UserError
+from workshop.models import build_model, build_tokenizer
 
 TASK = get_task("LaMP_2")
 

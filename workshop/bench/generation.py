@@ -11,8 +11,8 @@ from torch import Tensor
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.task import Task, get_task
 from chameleon_lib.demo import FAMILIES
-from tests.bench.measure import Clock, Goal, Row, run_rounds
-from tests.bench.models import embedded_backbone, paired_prompts
+from workshop.bench.measure import Clock, Goal, Row, run_rounds
+from workshop.bench.models import embedded_backbone, paired_prompts
 
 _SPEEDUP = Goal(5.0, at_least=True)
 

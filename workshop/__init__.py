@@ -1,4 +1,7 @@
-"""What made the embedded models: examples, training, acceptance, cards. No run imports it."""
+"""What made the files that the library ships: the embedded models, their acceptance and cards.
+
+Scripts, run from the checkout as ``python -m workshop.<name>``; the library imports none of them.
+"""
 
 from __future__ import annotations
 

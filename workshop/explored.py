@@ -1,4 +1,4 @@
-"""`python -m tests.kit.explored 01 03`: run notebooks with the Explore cells that a run skips.
+"""`python -m workshop.explored 01 03`: run notebooks with the Explore cells that a run skips.
 
 They run on the same store, into a folder below the cache; the outputs that readers see and the
 ledger stay as they are.

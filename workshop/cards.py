@@ -17,7 +17,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from chameleon_lib.demo import FAMILIES
-from chameleon_lib.demo.factory.examples import (
+from chameleon_lib.demo.world import WorldSettings
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.paths import display, package_dir, replace_text
+from workshop.examples import (
     DECODER_KINDS,
     ENCDEC_FIRST,
     ENCDEC_LESSONS,
@@ -27,11 +30,8 @@ from chameleon_lib.demo.factory.examples import (
     STEERED,
     TEXT_WEIGHT,
 )
-from chameleon_lib.demo.world import WorldSettings
-from chameleon_lib.errors import UserError
-from chameleon_lib.kit.paths import display, replace_text
 
-HERE = Path(__file__).parents[1]
+HERE = package_dir() / "demo"
 COLUMNS = ["model", "task", "skill", "value", "ci_low", "ci_high", "n", "seeds", "goal", "passed"]
 _KEYS = ("family", "seed", "steps", "batch", "lr", "propensity", "warmup", "curriculum")
 
@@ -101,8 +101,7 @@ def read_rows(path: Path) -> dict[str, list[dict[str, str]]]:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except OSError as error:
         raise UserError(
-            f"{display(path)} is not here; run "
-            "'python -m chameleon_lib.demo.factory.acceptance --save'."
+            f"{display(path)} is not here; run 'python -m workshop.acceptance --save'."
         ) from error
     if lacking := sorted(set(COLUMNS) - set(table.columns)):
         raise UserError(f"{display(path)} lacks the columns {', '.join(lacking)}; measure again.")

@@ -1,4 +1,4 @@
-"""Train an embedded model: ``python -m chameleon_lib.demo.factory.train --family decoder``.
+"""Train an embedded model: ``python -m workshop.train --family decoder``.
 
 Two small `transformers` models learn the prompts of the kit on train sentences of the embedded
 world. The decoder sees one history and five prompts about it per sequence (a block mask keeps the
@@ -30,16 +30,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from chameleon_lib.backbones.families import site_modules
 from chameleon_lib.demo import FAMILIES
-from chameleon_lib.demo.factory import run_script
-from chameleon_lib.demo.factory.examples import (
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.command_line import Parser, positive
+from chameleon_lib.kit.paths import package_dir
+from workshop import run_script
+from workshop.examples import (
     Batch,
     TrainSettings,
     decoder_batch,
     encdec_batch,
 )
-from chameleon_lib.demo.factory.models import build_model, build_tokenizer
-from chameleon_lib.errors import UserError
-from chameleon_lib.kit.command_line import Parser, positive
+from workshop.models import build_model, build_tokenizer
 
 # The encoder-decoder is slow on LaMP-2 (which cue of the query fits the insight) and quick on
 # LaMP-7, hence the shares. The less sure a model is of a taste, the less likely it finds the
@@ -302,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     recipe = {**RECIPES[args.family], **({"steps": args.steps} if args.steps else {})}
     settings = TrainSettings(family=args.family, seed=args.seed, **recipe)
-    out = args.out or Path(__file__).parents[1] / f"{args.family}-{args.seed}"
+    out = args.out or package_dir() / "demo" / f"{args.family}-{args.seed}"
     if args.seed < 0:
         raise UserError(f"--seed is {args.seed}; give 0 or more.")
     if out.exists() and not out.is_dir():

@@ -25,8 +25,8 @@ from chameleon_lib.serving.adapter import adapters, write_adapter
 from chameleon_lib.serving.export import merged_weights
 from chameleon_lib.serving.factors import compile_edit
 from chameleon_lib.serving.mixed import MixedBatch
-from tests.bench.measure import Chain, Clock, Goal, Row, run_chain
-from tests.bench.models import embedded_backbone, paired_prompts, random_edit
+from workshop.bench.measure import Chain, Clock, Goal, Row, run_chain
+from workshop.bench.models import embedded_backbone, paired_prompts, random_edit
 
 PLAIN, AGAIN, HOOK = "no edit", "no edit, once more", "hook, rank-2 form"
 MERGED = "merged weights"

@@ -14,7 +14,7 @@ from torch import Tensor
 from chameleon_lib.core.ccs import CCSResult, fit_ccs
 from chameleon_lib.core.ccs_solvers import initial_probes
 from chameleon_lib.core.settings import EditSettings
-from tests.bench.measure import Clock, Goal, Rounds, Row, run_rounds
+from workshop.bench.measure import Clock, Goal, Rounds, Row, run_rounds
 
 _SEED = 0
 _TOLERANCE = 1e-4  # two float32 runs of the same optimiser differ by less

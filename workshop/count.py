@@ -1,11 +1,12 @@
-"""What a run really asks of its models, counted while it runs: the base of every ``--plan``.
+"""Count what a cold run of the demo asks of its models: the base of every plan.
 
-Counting is on where ``CHAMELEON_COUNT`` names a file; each process writes its own beside it, one
-JSON line per event. A backbone's first layers see every token that goes through it, whoever sent
-it: a study, a fit, a training. The artifact store says which unit of which stage the tokens were
-for, and which units a notebook used without computing them. :func:`write_counts` puts the files
-of all notebooks together: units that the same notebooks use, of one stage, backbone and task, make
-a row.
+    python -m workshop.count
+
+The demo runs from nothing in a scratch folder, and each of its processes writes a file of JSON
+lines. A backbone's first layers see every token that goes through it, whoever sent it: a study, a
+fit, a training. The artifact store is watched to know which unit of which stage the tokens were
+for, and which units a notebook used without computing them. In the end units that the same
+notebooks use, of one stage, backbone and task, make a row of ``chameleon_lib/kit/counts.tsv``.
 
 Counts hold no times, so two cold runs give the same bytes.
 """
@@ -14,8 +15,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,39 +26,92 @@ from typing import Any
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import replace_text
+from workshop import run_script
+from workshop.watched import AfterImport, run_demo
 
-VARIABLE = "CHAMELEON_COUNT"
+VARIABLE = "CHAMELEON_TEST_COUNT"  # the folder of the files
 # Of a row: units of the store; tokens read (prompts, many at once), scored (what stands behind a
 # prompt that was read before, many at once) and written (one after another); and those read and
 # scored with a gradient.
 FIELDS = ("units", "read", "scored", "written", "learned_read", "learned_scored")
 
 Row = tuple[str, str, str, str]  # notebooks, backbone, task, stage
-_KEY = 16  # hexadecimal digits of a key that are written down
 
 _open: list[dict[str, Any]] = []  # the units in the making, the innermost last
 _seen: set[str] = set()  # keys this process has noted
 _task = [""]  # the task that a unit named last
 
 
-def on() -> bool:
-    """Whether this run counts."""
-    return bool(os.environ.get(VARIABLE))
+def install() -> None:
+    """Called in every process of a counted run, before anything else."""
+    changes = {
+        "chameleon_lib.kit.store": _watch_store,
+        "chameleon_lib.backbones.frozen": _watch_models,
+    }
+    sys.meta_path.insert(0, AfterImport(changes))
 
 
 def _write(event: Mapping[str, Any]) -> None:
-    with Path(f"{os.environ[VARIABLE]}-{os.getpid()}").open("a", encoding="utf-8") as stream:
+    # The driver names the progress file of a kernel after its process and its notebook.
+    number = Path(os.environ["CHAMELEON_PROGRESS"]).stem.rpartition("-")[2]
+    path = Path(os.environ[VARIABLE]) / f"{number}-{os.getpid()}"
+    with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(event) + "\n")
+
+
+def _watch_store(module: Any) -> None:
+    """Note the units that a notebook needs, and count what is computed for those that it makes."""
+    store, digest = module.ArtifactStore, module.digest
+    get, map_ = store.get_or_compute, store.map
+
+    def get_or_compute(
+        self: Any, stage: str, inputs: Any, compute: Callable[[], Any], **how: Any
+    ) -> Any:
+        keys = [digest(inputs)]
+        used(stage, keys, inputs)
+
+        def counted() -> Any:
+            with computing(stage, keys):
+                return compute()
+
+        return get(self, stage, inputs, counted, **how)
+
+    def map_units(
+        self: Any, stage: str, items: Any, compute_batch: Callable[..., Any], **how: Any
+    ) -> Any:
+        units, inputs, common = list(items), how["inputs"], digest(how["inputs"])
+
+        def keys_of(some: Sequence[Any]) -> list[str]:
+            return [digest([common, how["key_of"](unit)]) for unit in some]
+
+        def counted(batch: list[Any]) -> Any:
+            with computing(stage, keys_of(batch)):
+                return compute_batch(batch)
+
+        used(stage, keys_of(units), inputs)
+        return map_(self, stage, units, counted, **how)
+
+    store.get_or_compute, store.map = get_or_compute, map_units
+
+
+def _watch_models(module: Any) -> None:
+    """Count the tokens of every model of the demo as soon as something is built around it."""
+    init = module.FrozenModel.__init__
+
+    def started(own: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+        init(own, model, *args, **kwargs)
+        if own.name.startswith("demo:"):
+            watch(own.name, model)
+
+    module.FrozenModel.__init__ = started
 
 
 def used(stage: str, keys: Sequence[str], inputs: Any) -> None:
     """Note the units that a notebook needs, computed here or not."""
-    if not on():
-        return
     task = inputs.get("task") if isinstance(inputs, Mapping) else None
     if isinstance(task, str):
         _task[0] = task
-    new = sorted({key[:_KEY] for key in keys} - _seen)
+    new = sorted(set(keys) - _seen)
     if new:
         _seen.update(new)
         _write({"stage": stage, "used": new, "task": _task[0]})
@@ -64,10 +120,7 @@ def used(stage: str, keys: Sequence[str], inputs: Any) -> None:
 @contextmanager
 def computing(stage: str, keys: Sequence[str]) -> Iterator[None]:
     """Count everything that goes through a backbone meanwhile for these units."""
-    if not on():
-        yield
-        return
-    event = {"stage": stage, "made": [key[:_KEY] for key in keys], "task": _task[0], "work": {}}
+    event = {"stage": stage, "made": list(keys), "task": _task[0], "work": {}}
     _open.append(event)
     try:
         yield
@@ -83,8 +136,8 @@ def watch(name: str, model: Any) -> None:
         name: Id of the backbone.
         model: Decoder or T5 of transformers; its first layers get (B, T, d) hidden states.
     """
-    if not on():
-        return
+    if any(hasattr(module, "counted_as") for module in model.modules()):
+        return  # a copy brings its hooks along
     if model.config.is_encoder_decoder:
         layers = [(model.encoder.block[0], "encoder"), (model.decoder.block[0], "cross")]
     else:
@@ -168,3 +221,20 @@ def _rows(folder: Path) -> dict[Row, dict[str, float]]:
 def _add(row: dict[str, float], work: Mapping[str, float], times: float) -> None:
     for name, number in work.items():
         row[name] += number * times
+
+
+def main() -> int:
+    """Count a run, and write the table of the library."""
+    from chameleon_lib.kit.cost import COUNTS
+
+    with tempfile.TemporaryDirectory(prefix="chameleon-count-") as scratch:
+        events = Path(scratch) / "events"
+        events.mkdir()
+        run_demo(Path(scratch) / "run", "", Path(__file__).resolve(), **{VARIABLE: str(events)})
+        write_counts(events, COUNTS)
+    print(f"wrote {COUNTS}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(main))

@@ -32,7 +32,6 @@ from chameleon_lib.core.task import (
     unseen_prompt,
 )
 from chameleon_lib.demo import lexicon as lx
-from chameleon_lib.demo.factory.models import SENTINELS
 from chameleon_lib.demo.world import (
     NEUTRAL_INSIGHT,
     Split,
@@ -45,6 +44,7 @@ from chameleon_lib.demo.world import (
     insight_text,
     personal_answer,
 )
+from workshop.models import SENTINELS
 
 # Encoder-decoder only: the plain prompt, with a start token that tells which answer to give. The
 # encoder cannot know it, so the choice between the two answers has to be made in the decoder.

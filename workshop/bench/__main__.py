@@ -1,4 +1,4 @@
-"""Speed as ratios against named references, in one table: ``python -m tests.bench --help``."""
+"""Speed as ratios against named references, in one table: ``python -m workshop.bench --help``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tests.bench import ccs, forms, generation
-from tests.bench.measure import Clock, Row, clock_for, markdown
+from workshop.bench import ccs, forms, generation
+from workshop.bench.measure import Clock, Row, clock_for, markdown
 
 # Part -> its measurement at full and at reduced size.
 PARTS: dict[str, Callable[[bool, Clock], list[Row]]] = {
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Goals that are missed are marked and fail nothing, because they depend on the machine.
     """
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m workshop.bench", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer layers, users and rounds")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")

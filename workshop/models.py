@@ -132,9 +132,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 CONTEXT = 2048  # tokens; the training prompts have up to 200, real reviews need more
 
 
-def build_model(
-    family: str, seed: int, tokenizer: PreTrainedTokenizerFast
-) -> PreTrainedModel:
+def build_model(family: str, seed: int, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """A freshly initialised model of the family (about 1.1 M and 1.9 M parameters)."""
     torch.manual_seed(seed)
     common: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 1}

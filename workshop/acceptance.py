@@ -1,6 +1,6 @@
 """Acceptance of the embedded models, as a script.
 
-    python -m chameleon_lib.demo.factory.acceptance [decoder:0 ...]
+    python -m workshop.acceptance [decoder:0 ...]
 
 Every number is measured on test users of the embedded world with the kit's own prompts. A model is
 accepted on these skills and on the positive control alone (the edit fitted on gold pairs of train
@@ -35,13 +35,13 @@ from chameleon_lib.core.task import (
 )
 from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.demo import FAMILIES, SEEDS, checkpoint
-from chameleon_lib.demo.factory import run_script
-from chameleon_lib.demo.factory.cards import COLUMNS, HERE, write_cards
 from chameleon_lib.demo.world import NEUTRAL_INSIGHT, Taste, build_world, habits_followed
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.command_line import Parser
 from chameleon_lib.kit.paths import replace_text
 from chameleon_lib.kit.stats import Estimate, bootstrap_mean
+from workshop import run_script
+from workshop.cards import COLUMNS, HERE, write_cards
 
 TABLE = HERE / "acceptance.csv"
 LIMIT = 48  # new tokens: twice what the longest planted answer or insight needs

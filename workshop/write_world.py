@@ -1,6 +1,6 @@
 """Write the embedded world as official LaMP files, as a script.
 
-    python -m chameleon_lib.demo.factory.write_world --task LaMP_3 --out DIR
+    python -m workshop.write_world --task LaMP_3 --out DIR
 
 The files are what a run reads with ``--data DIR``. The planted truth goes into a file of its own
 beside them; nothing of it stands in the questions.
@@ -16,11 +16,11 @@ from typing import Any
 
 from chameleon_lib.core.task import get_task
 from chameleon_lib.data.lamp import write_lamp
-from chameleon_lib.demo.factory import run_script
 from chameleon_lib.demo.world import SPLITS, World, WorldSettings, build_world
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.command_line import Parser
 from chameleon_lib.kit.paths import replace_text
+from workshop import run_script
 
 
 def write_world(world: World, folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """What the demo's rates and steps were chosen from, as a script.
 
-    python -m chameleon_lib.demo.factory.candidates --help
+    python -m workshop.candidates --help
 
 Every candidate is trained on groups of train users of the embedded world. It is read on dev users,
 whom no table of the kit counts, and on the users it was trained on; no test user is asked.
@@ -15,7 +15,6 @@ from typing import Any
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import PreferencePair, PreparedUser
 from chameleon_lib.core.task import get_task
-from chameleon_lib.demo.factory import run_script
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.command_line import Parser, positive
 from chameleon_lib.kit.profiles import get_profile
@@ -35,6 +34,7 @@ from chameleon_lib.studies.rivals import (
     stored_tuning,
 )
 from chameleon_lib.studies.study import Study, settings_for
+from workshop import run_script
 
 DEV_USERS = 150
 # Method → values of its settings that were tried; the rest are those of the demo.

@@ -1,4 +1,4 @@
-"""`python -m tests.browser.screens`: the README's picture of the demo's page."""
+"""`python -m workshop.screens`: the README's picture of the demo's page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.figures import few_colours
-from tests.browser.chromium import open_browser
+from workshop.chromium import open_browser
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -1,0 +1,1 @@
+"""Speed as ratios against named references: ``python -m workshop.bench --help``."""
