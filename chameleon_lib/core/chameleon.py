@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from chameleon_lib.core.backbone import Backbone, Embedder, Keep, Unit, Unkept
+from chameleon_lib.core.checks import FitCheck
 from chameleon_lib.core.directions import Directions, find_directions, get_direction
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.estimators import ccs_checks
@@ -54,6 +55,7 @@ from chameleon_lib.core.pairs import (
     write_query_insights,
 )
 from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.core.sources import PairQuality
 from chameleon_lib.core.task import HistoryItem, User, get_task
 from chameleon_lib.errors import UserError
 
@@ -389,42 +391,51 @@ class Chameleon:
         case = self.case(pairs, seed, users)
         return {name: case.edit(name) for name in names}
 
-    def fit(self, users: Sequence[User]) -> EditProfile:
+    def source_pairs(self, users: Sequence[User], source: str | None = None) -> list[PreferencePair]:
+        """The pairs that a fit of ``users`` learns from, by ``pairs_source`` or the one named.
+
+        Source "history" needs no insights, so none are written for it.
+
+        Raises:
+            UserError: Source "gold" and a query without a gold answer.
+        """
+        raise NotImplementedError
+
+    def pair_quality(self, pairs: Sequence[PreferencePair]) -> PairQuality:
+        """How good pairs are (``print(method.pair_quality(pairs).sentence())``)."""
+        raise NotImplementedError
+
+    def check(self, edit: Edit, users: Sequence[User]) -> FitCheck:
+        """What an edit does to users held out of its fit, on texts of their own histories.
+
+        Measures only: ``action`` is "kept" whatever comes out.
+        """
+        raise NotImplementedError
+
+    def fit(self, users: Sequence[User], held_out: Sequence[User] = ()) -> EditProfile:
         """One edit for all ``users``: their pairs pooled (group mode), or one user's own.
+
+        Args:
+            users: Users of one task.
+            held_out: Train-side users to check the edit on, none of them of ``users``. By default
+                ``check_share`` of ``users`` are held out of the fit; with fewer than 1 / share
+                users, the edit is checked on texts of the users' own histories that no fit saw.
 
         Raises:
             UserError: Fewer than ``pairs_k_min`` pairs with different outputs are left
-                (``pairs_on_too_few``), or users of different tasks.
+                (``pairs_on_too_few``), users of different tasks, or an edit that is not better
+                than none (``check_edit`` "refuse").
         """
-        _one_task(users)
-        prepared = self.prepare(users)
-        if prepared.left_out or prepared.counts["dropped_items"]:
-            log.warning("history preparation: %s", prepared.counts)
-        return self.fit_pairs(self.pairs(prepared))
+        raise NotImplementedError
 
-    def fit_pairs(self, pairs: Sequence[PreferencePair]) -> EditProfile:
-        """The edit of pairs, at most ``pairs_k_max`` of them, by ``theta_method``."""
-        pool, settings = pooled(pairs, self.settings), self.settings
-        case = self.case([*pool.different, *pool.identical], checks=True)
-        fitted = None
-        if settings.theta_method == "fitted":
-            layers = None if settings.fit_layers == "all" else case.layers
-            fitted = self.preference_fit(case.contrasts, layers=layers)
-        found = None if fitted is not None and settings.fit_layers == "all" else case.main
-        task = pairs[0].task
-        return EditProfile(
-            task=task,
-            edit=case.edit("paper") if fitted is None else fitted.edit,
-            settings=settings,
-            backbone=(self.backbone.name, self.fingerprint),
-            users=pool.users,
-            n_pairs=len(pool.different),
-            n_identical=pool.n_identical,
-            directions=found,
-            fitted=fitted,
-            revision=self.backbone.revision,
-            prompts=prompts_digest(task, settings),
-        )
+    def fit_pairs(
+        self, pairs: Sequence[PreferencePair], held_out: Sequence[User] = ()
+    ) -> EditProfile:
+        """The edit of pairs, at most ``pairs_k_max`` of them, by ``theta_method``.
+
+        Checked on ``held_out`` where there are any (``check_edit``), else not checked.
+        """
+        raise NotImplementedError
 
     def answer(self, users: Sequence[User], profile: EditProfile | None = None) -> list[str]:
         """Answer every query of ``users``, in order (sections 3.2 and 4.3; A13, A19).

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from chameleon_lib.core.backbone import Backbone, Prepared
+from chameleon_lib.core.checks import FitCheck
 from chameleon_lib.core.directions import Directions
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import PreferencePair, PreparedUser, keep_different
@@ -175,6 +176,8 @@ class EditProfile:
     directions: Directions | None = None
     # Record of the gradient fit; None for the paper's directions
     fitted: FittedDirections | None = None
+    # What the edit does to users held out of its fit; None where nobody was (``check_edit``)
+    check: FitCheck | None = None
     revision: str = ""  # revision of the model on the hub; empty for a local checkpoint
     # SHA-256 of the wording of all prompts (``prompts_digest``); empty if unknown
     prompts: str = ""
