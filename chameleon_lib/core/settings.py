@@ -189,13 +189,16 @@ class EditSettings(CheckedSettings):
     check_share: float = _open(
         0.2, "", "Share of the users of a fit, rounded down, that are held out of it for the "
         "check; of a single user, texts of the history are.", at_least=0)
+    fit_loss: Literal["preference", "likelihood"] = _open(
+        "preference", "", "What a fit makes smaller: -log sigmoid of the chosen answer's log p over "
+        "the rejected one's, or -log p of the chosen answer, per token.")
     fit_rule: Literal["guarded", "plain"] = _open(
         "guarded", "", "guarded: steps as large as fit_ratio says, no edit among the candidates of "
         "early stopping, and unrelated prompts on the leash. plain: Adam's own steps of fit_lr, "
         "without the two; chosen for the embedded models.")
     fit_ratio: float = _open(
-        0.05, "", "How much the first step may change the edited outputs, ||Δx|| / ||x||, mean over "
-        "tokens and layers; it falls to 0 over the steps.", above=0)
+        0.05, "", "How much the first step of a guarded fit changes the edited outputs, "
+        "||Δx|| / ||x||, mean over tokens and layers; it falls to 0 over the steps.", above=0)
     fit_steps: int = _open(40, "", "Adam steps of theta_method fitted.", at_least=1)
     fit_lr: float = _open(0.05, "", "Its step size.", above=0)
     fit_batch: int = _open(32, "", "Pairs per step.", at_least=1)
