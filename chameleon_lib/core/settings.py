@@ -94,10 +94,11 @@ class EditSettings(CheckedSettings):
     pairs_k_max: int | None = _open(
         None, "", "Most pairs of a fit, a random draw; bounds its memory. None keeps all, as the "
         "paper does.", at_least=1)
-    pairs_source: Literal["self", "filtered", "history", "gold"] = _open(
-        "self", "", "Where pairs come from: both agents' answers (the paper); those of them that "
-        "are worth learning from; the user's own history against the model's neutral version of "
-        "it; gold answers against neutral ones (positive control).")
+    pairs_source: Literal["auto", "self", "filtered", "history", "gold"] = _open(
+        "auto", "", "Where the pairs of a fit come from. self: both agents' answers (the paper); "
+        "filtered: those of them that are worth learning from; history: what users wrote, against "
+        "the model's neutral version; gold: gold answers against neutral ones (positive control). "
+        "auto: self for theta_method paper, history for fitted.")
     pairs_items: int = _open(
         3, "", "Most history items per user that pairs_source history, and every check of an edit, "
         "take.", at_least=1)
@@ -190,8 +191,9 @@ class EditSettings(CheckedSettings):
         0.2, "", "Share of the users of a fit, rounded down, that are held out of it for the "
         "check; of a single user, texts of the history are.", at_least=0)
     fit_loss: Literal["preference", "likelihood"] = _open(
-        "preference", "", "What a fit makes smaller: -log sigmoid of the chosen answer's log p over "
-        "the rejected one's, or -log p of the chosen answer, per token.")
+        "likelihood", "", "What a fit makes smaller: -log sigmoid of the chosen answer's log p "
+        "over the rejected one's, or -log p of the chosen answer, per token. Chosen on train and "
+        "dev users of LaMP-7.")
     fit_rule: Literal["guarded", "plain"] = _open(
         "guarded", "", "guarded: steps as large as fit_ratio says, no edit among the candidates of "
         "early stopping, and unrelated prompts on the leash. plain: Adam's own steps of fit_lr, "

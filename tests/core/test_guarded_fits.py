@@ -15,7 +15,9 @@ from chameleon_lib.core.settings import EditSettings
 from tests.backbones.tiny import make_backbone
 from tests.core.test_fitting import Counting, agreed, margins, planted
 
-GUARDED = EditSettings(fit_steps=10, fit_batch=8, fit_holdout=0.25, fit_patience=99)
+GUARDED = EditSettings(
+    fit_loss="preference", fit_steps=10, fit_batch=8, fit_holdout=0.25, fit_patience=99
+)
 LAYERS = (0, 1, 2)
 
 
