@@ -254,9 +254,7 @@ def group_sums(parts: Sequence[tuple[Sequence[str], Sequence[float]]]) -> np.nda
     return sums_by_user([value for _, values in parts for value in values], users) / groups
 
 
-def estimate(
-    frame: pd.DataFrame, method: str, metric: str, against: str | None = None
-) -> Estimate:
+def estimate(frame: pd.DataFrame, method: str, metric: str, against: str | None = None) -> Estimate:
     """Level of a method, or its paired difference to another on the same users.
 
     Backbones without the method, or without the one it is compared with, do not enter.
@@ -283,9 +281,7 @@ def between(rows: pd.DataFrame, other: pd.DataFrame | None, metric: str) -> Esti
     """The level of some rows, or their difference to others; each are of one method."""
     one, weights = sums(rows, metric)
     two, other_weights = (None, None) if other is None else sums(other, metric)
-    return bootstrap_metric(
-        STATISTICS[metric][1], one, two, seed_weights=(weights, other_weights)
-    )
+    return bootstrap_metric(STATISTICS[metric][1], one, two, seed_weights=(weights, other_weights))
 
 
 Term = tuple[float, pd.DataFrame]  # a weight, and the rows of one method under one condition

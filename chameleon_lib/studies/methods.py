@@ -71,9 +71,7 @@ def _row(found: Direction) -> Method:
     if found.kind == "control":
         against = tuple(_ROWS.get(edit, edit) for edit in found.beats)
         role = "claim" if against else _ROLES.get(name, "estimator")
-        return Method(
-            name, found.title, "control", role=role, control_of=against or (PAPER,)
-        )
+        return Method(name, found.title, "control", role=role, control_of=against or (PAPER,))
     if found.kind == "ceiling":
         return Method(name, found.title, "ceiling", labels="train")
     if name == PAPER:

@@ -125,9 +125,7 @@ def compute_cell(desk: Desk, draws: tuple[int, ...]) -> Cell:
         own = [pair for pair in pairs if pair.user_id in ids]
         n_random = -(-study.settings.controls_random_draws // len(draws))
         draw = build_draw(study, group, own, index, n_random)
-        sizes = {
-            name: edit_size(study, desk.test, draw.edits[Arm(name, index)]) for name in SIZED
-        }
+        sizes = {name: edit_size(study, desk.test, draw.edits[Arm(name, index)]) for name in SIZED}
         answers |= exam.answer(arms_of(draw))
         log = {**draw.log, **_pair_quality(data, own), "sizes": sizes}
         if rivals:

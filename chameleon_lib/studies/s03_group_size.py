@@ -128,9 +128,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _compute(
-    plan: Plan, backbone: str, *, sizes: Sequence[int], fit_between: bool
-) -> list[Cell]:
+def _compute(plan: Plan, backbone: str, *, sizes: Sequence[int], fit_between: bool) -> list[Cell]:
     desk = plan.open(backbone)
     study = desk.study
     # Golds are withheld from everything here: no method of this study needs one.

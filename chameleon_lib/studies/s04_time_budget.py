@@ -412,4 +412,3 @@ def _quality(full: Place) -> Claim:
         f"{counted(full, FITTED, 'share'):.0%} of the pairs",
         measure=f"accuracy change plus {TOLERANCE}",
     )
-

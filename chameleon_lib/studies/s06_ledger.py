@@ -88,9 +88,7 @@ def against_default(frame: pd.DataFrame, rows: pd.DataFrame, metric: str) -> Est
     return contrast([(1, edited), (-1, alike(_default(frame, rows, PAPER), edited))], metric)
 
 
-def added_to_default(
-    frame: pd.DataFrame, rows: pd.DataFrame, prompt: str, metric: str
-) -> Estimate:
+def added_to_default(frame: pd.DataFrame, rows: pd.DataFrame, prompt: str, metric: str) -> Estimate:
     """What the edit adds to the ``prompt`` of a reading minus what it adds by default."""
     edited = pick(rows, method=PAPER)
     plain = having_backbones(_default(frame, rows, "instruct"), rows)
@@ -208,9 +206,7 @@ def rescue(
         difference(rows, PAPER, variant.prompt, metric),
         added_to_default(frame, rows, variant.prompt, metric),
     )
-    gain, against = (
-        widened(one if higher_is_better(metric) else -one, tests) for one in found
-    )
+    gain, against = (widened(one if higher_is_better(metric) else -one, tests) for one in found)
     return gain, against
 
 

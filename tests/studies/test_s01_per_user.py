@@ -213,9 +213,7 @@ def test_official_files_run_without_planted_truth(
     use_small_models(monkeypatch)
     users = load_task_data(small_profile(n_dev=30), "LaMP_3").dev
     write_lamp(users, tmp_path / "data" / "LaMP_3", "dev")
-    profile = small_profile(
-        name="demo-data", data="lamp", tasks=TASKS, backbones=BACKBONES[:1]
-    )
+    profile = small_profile(name="demo-data", data="lamp", tasks=TASKS, backbones=BACKBONES[:1])
     store = ArtifactStore(tmp_path / "units")
     strict = SETTINGS.with_(pairs_on_too_few="error")
     done = table1.run(profile, strict, data_dir=str(tmp_path / "data"), max_users=6, store=store)
@@ -385,9 +383,7 @@ def test_every_table_may_be_saved_as_a_result(run: Run, task: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["results", "effects", "by_model"])
-def test_a_rows_n_is_that_of_its_primary_metric_and_a_part_has_its_own(
-    run: Run, name: str
-) -> None:
+def test_a_rows_n_is_that_of_its_primary_metric_and_a_part_has_its_own(run: Run, name: str) -> None:
     args = [agreeing_queries(run, "LaMP_2")] if name == "effects" else []
     frame = getattr(table1, name)(run.frame, "LaMP_2", *args)
     same = int(agreeing(run, "LaMP_2").sum())

@@ -347,9 +347,7 @@ PLANTED: dict[str, tuple[Rates, dict[str, str]]] = {
 
 @pytest.mark.parametrize("task", ["LaMP_2", "LaMP_3"])
 @pytest.mark.parametrize(("rates", "expected"), PLANTED.values(), ids=list(PLANTED))
-def test_a_verdict_says_what_was_planted(
-    task: str, rates: Rates, expected: dict[str, str]
-) -> None:
+def test_a_verdict_says_what_was_planted(task: str, rates: Rates, expected: dict[str, str]) -> None:
     found = words(planted_sizes(rates, tasks=(task,)))
     assert {claim: found[claim] for claim in expected} == expected
     assert set(found) == {*PAPERS, *OURS}

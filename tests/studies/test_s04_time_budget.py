@@ -231,9 +231,7 @@ def budget_run(
     rates, first = {"instruct": 0.4, **(rates or {})}, {"instruct": 0.4, **(first or {})}
     for backbone in BOTH:
         for point, planted in ((POINTS[0], first), (POINTS[-1], rates)):
-            done = planted_run(
-                planted, tasks=("LaMP_2",), backbones=(backbone,), n_users=n_users
-            )
+            done = planted_run(planted, tasks=("LaMP_2",), backbones=(backbone,), n_users=n_users)
             logs = [log(point, changes)] * 2
             cells.append(replace(done.cells[0], condition=point.name, draws=logs))
     return replace(done, cells=cells)

@@ -196,9 +196,7 @@ PLANTED: dict[str, tuple[Rates, dict[str, str]]] = {
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(("rates", "expected"), PLANTED.values(), ids=list(PLANTED))
-def test_a_verdict_says_what_was_planted(
-    task: str, rates: Rates, expected: dict[str, str]
-) -> None:
+def test_a_verdict_says_what_was_planted(task: str, rates: Rates, expected: dict[str, str]) -> None:
     found = verdicts_of(planted_history(rates, tasks=(task,)))
     assert {name: found[name].status for name in expected} == expected
     assert "change of Instruct" in found["more"].note
