@@ -411,7 +411,7 @@ def tabulate(
     for (task, model), part in places(frame, "task", "model"):
         metric = get_task(task).metrics[0]
         for shown, compute in rows(part):
-            row = {"task": task.replace("_", "-"), "family": title_of(model), **shown}
+            row = {"task": task.replace("_", "-"), "model": title_of(model), **shown}
             row["metric"] = metric
             row |= columns_of({metric: name.format(metric=metric)}, compute)
             margin = name if "{metric}" in name else f"margin {name}"
@@ -425,7 +425,7 @@ def counts_last(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def titled(table: pd.DataFrame, *facts: str) -> pd.DataFrame:
-    """The table with titles in place of the ids of tasks, models (as ``family``) and methods.
+    """The table with titles in place of the ids of tasks, models and methods.
 
     Args:
         table: As :func:`summarise` returns it.
@@ -437,7 +437,7 @@ def titled(table: pd.DataFrame, *facts: str) -> pd.DataFrame:
         if name == "task":
             shown["task"] = [task.replace("_", "-") for task in table[name]]
         elif name == "model":
-            shown["family"] = [title_of(model) for model in table[name]]
+            shown["model"] = [title_of(model) for model in table[name]]
         elif name == "method":
             rows = [method_of(method) for method in table[name]]
             shown["method"] = [row.title for row in rows]

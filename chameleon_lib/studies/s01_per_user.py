@@ -224,7 +224,7 @@ def effects(frame: pd.DataFrame, task: str, agree: Sequence[str] = ()) -> pd.Dat
             held = having(part, method.id, "instruct")
             one, other = pick(held, method=method.id), pick(held, method="instruct")
             row: dict[str, Any] = {
-                "family": title_of(model),
+                "model": title_of(model),
                 "method": method.title,
                 "kind": method.kind,
             }
@@ -434,7 +434,7 @@ def edit_sizes(run: Run) -> pd.DataFrame:
                 layers = np.average([len(log["layers"]) for log in logs], weights=weights)
                 row: dict[str, Any] = {
                     "task": task.replace("_", "-"),
-                    "family": title_of(model),
+                    "model": title_of(model),
                     "edit": method_of(edit).title,
                     "edited layers": float(layers),
                 }
@@ -531,7 +531,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def effect_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureOutput:
     """Forest plot of the differences to Instruct, one panel per model."""
     primary = get_task(task).metrics[0]
-    data = drawn(table, f"{primary} change", "family", "method", "kind")
+    data = drawn(table, f"{primary} change", "model", "method", "kind")
     return forest(
         publish,
         data,
@@ -543,7 +543,7 @@ def effect_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureO
             f"{span(data['n'])} test users; seeds are training seeds times groups"
         ),
         xlabel=f"{primary} change",
-        panel="family",
+        panel="model",
         reference_label="Instruct",
         better=better(primary),
     )

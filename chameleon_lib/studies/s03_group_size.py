@@ -57,7 +57,7 @@ from chameleon_lib.studies.frame import (
     pick,
     places,
 )
-from chameleon_lib.studies.methods import FITTED, PAPER, method_of, short_of, title_of
+from chameleon_lib.studies.methods import FITTED, PAPER, file_part, method_of, short_of, title_of
 from chameleon_lib.studies.run import Arm, Cell, Plan, Run, run_grid, split_of, studied
 from chameleon_lib.studies.s03_ladder import OTHER, OWN, SINGLES, Ladder, agreement_logs, chance
 from chameleon_lib.studies.sweeps import (
@@ -65,7 +65,6 @@ from chameleon_lib.studies.sweeps import (
     Results,
     ask,
     effects_of,
-    file_part,
     places_of,
     plot_reading,
 )
@@ -186,7 +185,7 @@ def levels(run: Run, task: str) -> pd.DataFrame:
                     continue
                 whose = _WHOSE.get(place.condition, "the group's")
                 row: dict[str, Any] = {
-                    "family": place.title,
+                    "model": place.title,
                     "users": 0 if plain else size_of(place),
                     "directions": "none" if plain else whose,
                     "method": method.title,
@@ -207,7 +206,7 @@ def levels(run: Run, task: str) -> pd.DataFrame:
 
 
 def pairs(run: Run, task: str) -> pd.DataFrame:
-    """Per family and condition: pairs behind one set of directions, and the layers they edit.
+    """Per model and condition: pairs behind one set of directions, and the layers they edit.
 
     For single users ``users`` counts those who have directions, and ``layers`` says how many of
     them edit each layer.
@@ -221,7 +220,7 @@ def pairs(run: Run, task: str) -> pd.DataFrame:
         kept = [log["kept"] / (log["users"] if single else 1) for log in logs]
         rows.append(
             {
-                "family": place.title,
+                "model": place.title,
                 "condition": place.condition,
                 "users": float(np.mean([log["users"] for log in logs])),
                 "pairs per direction": float(np.mean(kept)),
@@ -260,7 +259,7 @@ def agreement(run: Run, task: str) -> pd.DataFrame:
                     shared = float(np.mean([log["shared"] for log in logs]))
                 rows.append(
                     {
-                        "family": place.title,
+                        "model": place.title,
                         "condition": condition,
                         "users": size_of(place),
                         "direction": title,
@@ -282,7 +281,7 @@ def agreement(run: Run, task: str) -> pd.DataFrame:
 
 def curve_lines(table: pd.DataFrame, task: str, model: str) -> pd.DataFrame:
     """The points of Figure 3 with their line, from the table of :func:`levels`."""
-    part, lent = table[table["family"] == title_of(model)], _WHOSE[OTHER]
+    part, lent = table[table["model"] == title_of(model)], _WHOSE[OTHER]
     names = {method_of(method).title: name for method, name in _LINES.items()}
     line = part["method"].map(names)
     # Random directions at the layers of lent ones are in the table alone.
@@ -290,7 +289,7 @@ def curve_lines(table: pd.DataFrame, task: str, model: str) -> pd.DataFrame:
     line = line.mask(of_others, lent).where(~of_others | (line == _LINES[PAPER]))
     part = part.assign(line=pd.Categorical(line, [*_LINES.values(), lent])).dropna(subset="line")
     part = part.sort_values(["line", "users"]).astype({"line": str})
-    return drawn(part, f"{get_task(task).metrics[0]} change", "family", "line", "users")
+    return drawn(part, f"{get_task(task).metrics[0]} change", "model", "line", "users")
 
 
 def curve_figure(table: pd.DataFrame, task: str, model: str, publish: Publisher) -> FigureOutput:
@@ -323,7 +322,7 @@ def agreement_figure(
 ) -> FigureOutput:
     """Cosine of the paper's directions to those of the largest groups, by group size."""
     short = {_THETAS[PAPER, "theta_p"]: "θP", _THETAS[PAPER, "theta_n"]: "θN"}
-    part = table[(table["family"] == title_of(model)) & table["direction"].isin(short)]
+    part = table[(table["model"] == title_of(model)) & table["direction"].isin(short)]
     # One line has one point at 1 user; the users who lend their directions are in the table.
     part = part[(part["users"] > 1) | (part["condition"] == OWN)]
     data = part.assign(line=part["direction"].map(short) + ", " + part["large group of the"])
@@ -422,7 +421,7 @@ def claim_frame(found: Sequence[Claim]) -> pd.DataFrame:
     """Every claim's effect, and the effect minus each of its controls, one row each."""
     rows = [
         {
-            "family": title_of(claim.model),
+            "model": title_of(claim.model),
             "claim": f"{claim.words} ({get_task(claim.task).metrics[0]} change)",
             "minus the control": control.replace("_", " ") or "(none)",
             **estimate_columns(number),

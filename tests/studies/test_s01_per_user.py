@@ -399,8 +399,8 @@ def test_a_rows_n_is_that_of_its_primary_metric_and_a_part_has_its_own(run: Run,
 def test_results_show_every_method_with_the_papers_number_beside_it(run: Run) -> None:
     frame = table1.results(run.frame, "LaMP_2")
     assert frame["method"].tolist() == [method.title for method in METHODS] * 2
-    assert set(frame["family"]) == {title_of("demo:decoder"), title_of("demo:encdec")}
-    first = frame[frame["family"] == title_of("demo:decoder")].set_index("method")
+    assert set(frame["model"]) == {title_of("demo:decoder"), title_of("demo:encdec")}
+    first = frame[frame["model"] == title_of("demo:decoder")].set_index("method")
     assert first.loc["Instruct (A.3, no insight)", "paper accuracy"] == 0.198
     assert first.loc["CHAMELEON (paper)", "paper accuracy"] == 0.396
     assert first["paper accuracy"].notna().sum() == 4
@@ -417,7 +417,7 @@ def test_results_show_every_method_with_the_papers_number_beside_it(run: Run) ->
 
 def test_effects_are_differences_to_instruct_with_a_test_and_the_damage(run: Run) -> None:
     frame = table1.effects(run.frame, "LaMP_2", agreeing_queries(run, "LaMP_2"))
-    frame = frame.set_index(["family", "method"])
+    frame = frame.set_index(["model", "method"])
     row = frame.loc[(title_of("demo:decoder"), "CHAMELEON (paper)")]
     right = run.cells[0].scores["chameleon"]["accuracy"]
     base = run.cells[0].scores["instruct"]["accuracy"]

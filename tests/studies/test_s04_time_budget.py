@@ -345,7 +345,7 @@ def test_quality_is_judged_at_the_largest_share_whatever_the_others_reach() -> N
     assert "at 100% of the pairs" in found.note and "FLOPs 1/6.7" in found.note
     frame = study.same_quality(run)
     check_table(frame, "fig4_d_same_quality", "demo")
-    decoder = frame[frame["family"] == title_of(DECODER)]
+    decoder = frame[frame["model"] == title_of(DECODER)]
     assert decoder["has DPO's quality"].tolist() == ["yes", "yes"]
     assert decoder["ratio of parameters"].tolist() == [0.05, 0.05]
     assert decoder["ratio of FLOPs"].tolist() == pytest.approx([0.06, 0.15])
