@@ -112,9 +112,7 @@ def load_task_data(
     """
     _refuse_demo(profile, data_dir)
     limits = (profile.n_train, profile.n_dev, profile.n_test)
-    cap = dict(
-        zip(PARTS, (min(n, max_users) if max_users else n for n in limits), strict=True)
-    )
+    cap = dict(zip(PARTS, (min(n, max_users) if max_users else n for n in limits), strict=True))
     imported, overlap = False, MIN_OVERLAP
     truth: Mapping[str, Truth] | None = None
     if data_dir:

@@ -254,9 +254,7 @@ def group_sums(parts: Sequence[tuple[Sequence[str], Sequence[float]]]) -> np.nda
     return sums_by_user([value for _, values in parts for value in values], users) / groups
 
 
-def estimate(
-    frame: pd.DataFrame, method: str, metric: str, against: str | None = None
-) -> Estimate:
+def estimate(frame: pd.DataFrame, method: str, metric: str, against: str | None = None) -> Estimate:
     """Level of a method, or its paired difference to another on the same users.
 
     Backbones without the method, or without the one it is compared with, do not enter.
@@ -283,9 +281,7 @@ def between(rows: pd.DataFrame, other: pd.DataFrame | None, metric: str) -> Esti
     """The level of some rows, or their difference to others; each are of one method."""
     one, weights = sums(rows, metric)
     two, other_weights = (None, None) if other is None else sums(other, metric)
-    return bootstrap_metric(
-        STATISTICS[metric][1], one, two, seed_weights=(weights, other_weights)
-    )
+    return bootstrap_metric(STATISTICS[metric][1], one, two, seed_weights=(weights, other_weights))
 
 
 Term = tuple[float, pd.DataFrame]  # a weight, and the rows of one method under one condition
@@ -415,7 +411,7 @@ def tabulate(
     for (task, model), part in places(frame, "task", "model"):
         metric = get_task(task).metrics[0]
         for shown, compute in rows(part):
-            row = {"task": task.replace("_", "-"), "family": title_of(model), **shown}
+            row = {"task": task.replace("_", "-"), "model": title_of(model), **shown}
             row["metric"] = metric
             row |= columns_of({metric: name.format(metric=metric)}, compute)
             margin = name if "{metric}" in name else f"margin {name}"
@@ -429,7 +425,7 @@ def counts_last(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def titled(table: pd.DataFrame, *facts: str) -> pd.DataFrame:
-    """The table with titles in place of the ids of tasks, models (as ``family``) and methods.
+    """The table with titles in place of the ids of tasks, models and methods.
 
     Args:
         table: As :func:`summarise` returns it.
@@ -441,7 +437,7 @@ def titled(table: pd.DataFrame, *facts: str) -> pd.DataFrame:
         if name == "task":
             shown["task"] = [task.replace("_", "-") for task in table[name]]
         elif name == "model":
-            shown["family"] = [title_of(model) for model in table[name]]
+            shown["model"] = [title_of(model) for model in table[name]]
         elif name == "method":
             rows = [method_of(method) for method in table[name]]
             shown["method"] = [row.title for row in rows]

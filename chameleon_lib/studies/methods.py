@@ -16,6 +16,7 @@ import pandas as pd
 
 import chameleon_lib.rivals  # noqa: F401  all of them: a notebook runs again where one changes
 from chameleon_lib.core.directions import Direction, all_directions
+from chameleon_lib.errors import UserError
 from chameleon_lib.rivals.registry import RIVALS
 
 PAPER, FITTED = "chameleon", "fitted"  # the two edits that are compared: the paper's, and ours
@@ -71,9 +72,7 @@ def _row(found: Direction) -> Method:
     if found.kind == "control":
         against = tuple(_ROWS.get(edit, edit) for edit in found.beats)
         role = "claim" if against else _ROLES.get(name, "estimator")
-        return Method(
-            name, found.title, "control", role=role, control_of=against or (PAPER,)
-        )
+        return Method(name, found.title, "control", role=role, control_of=against or (PAPER,))
     if found.kind == "ceiling":
         return Method(name, found.title, "ceiling", labels="train")
     if name == PAPER:
@@ -162,6 +161,27 @@ def title_of(model: str) -> str:
 def short_of(model: str) -> str:
     """One word for a model, for sentences and names of files."""
     return title_of(model).split(" ")[0]
+
+
+def file_part(model: str) -> str:
+    """One word for a model in the name of a file."""
+    return short_of(model).replace("-", "_")
+
+
+def tell_apart(backbones: Sequence[str]) -> None:
+    """Refuse models that tables, figures and files would call by one name.
+
+    Raises:
+        UserError: Two of them have the same last part of their names.
+    """
+    known: dict[str, str] = {}
+    for model in map(model_of, backbones):
+        other = known.setdefault(file_part(model).lower(), model)
+        if other != model:
+            raise UserError(
+                f"The backbones {other} and {model} would both be called {short_of(model)} in "
+                "tables and files; load one of them from a folder with a name of its own."
+            )
 
 
 def is_papers_decoder(model: str) -> bool:

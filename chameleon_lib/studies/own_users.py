@@ -110,9 +110,7 @@ def halves(profile: RunProfile, users: list[User], user: User) -> TaskData:
     return _data(profile, users, train, test)
 
 
-def _data(
-    profile: RunProfile, users: list[User], train: list[User], test: list[User]
-) -> TaskData:
+def _data(profile: RunProfile, users: list[User], train: list[User], test: list[User]) -> TaskData:
     if not train:
         raise UserError(
             f"Only {len(users)} user is there, and the fit needs others than the one who asks; "
@@ -134,9 +132,7 @@ def _data(
     )
 
 
-def ask(
-    profile: RunProfile, backbone_id: str, data: TaskData, user: User, text: str = ""
-) -> Tour:
+def ask(profile: RunProfile, backbone_id: str, data: TaskData, user: User, text: str = "") -> Tour:
     """Open one query of one user, to be personalised by an edit that other users' pairs gave.
 
     ``data`` are users of whom the train users fit, and the user is none of them; an empty ``text``

@@ -106,8 +106,7 @@ def _modules(rival: Rival) -> tuple[str, ...]:
 
 
 def _own_code(rival: Rival) -> dict[str, Any]:
-    """For a key, where a rival is made outside the kit, such as in a notebook: fields and methods.
-    """
+    """For a key, if a rival is made outside the kit, as in a notebook: its fields and methods."""
     if _modules(rival):
         return {}
     own = {

@@ -22,14 +22,8 @@ from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies.data import TaskData, available_tasks, load_task_data, without_gold
 from chameleon_lib.studies.frame import NO_DRAW, Arm, long_frame
-from chameleon_lib.studies.methods import model_of
+from chameleon_lib.studies.methods import model_of, tell_apart
 from chameleon_lib.studies.study import Study
-
-# By family, where rows are about a backbone itself and not about results.
-FAMILY_TITLES = {
-    "decoder": "decoder (Mistral class)",
-    "encoder-decoder": "encoder-decoder (T5 class)",
-}
 
 
 @dataclass(frozen=True)
@@ -306,8 +300,9 @@ def plans_of(
         store: Artifact store; the default one if None.
 
     Raises:
-        UserError: Missing or malformed data.
+        UserError: Missing or malformed data, or two backbones that tables would call alike.
     """
+    tell_apart(profile.backbones)
     found, notes = available_tasks(profile, data_dir, settings.eval_split, tasks)
     if data_dir:
         # Real users are few in some files: a small group is then said, not refused (A20).

@@ -125,9 +125,7 @@ def compute_cell(desk: Desk, draws: tuple[int, ...]) -> Cell:
         own = [pair for pair in pairs if pair.user_id in ids]
         n_random = -(-study.settings.controls_random_draws // len(draws))
         draw = build_draw(study, group, own, index, n_random)
-        sizes = {
-            name: edit_size(study, desk.test, draw.edits[Arm(name, index)]) for name in SIZED
-        }
+        sizes = {name: edit_size(study, desk.test, draw.edits[Arm(name, index)]) for name in SIZED}
         answers |= exam.answer(arms_of(draw))
         log = {**draw.log, **_pair_quality(data, own), "sizes": sizes}
         if rivals:
@@ -226,7 +224,7 @@ def effects(frame: pd.DataFrame, task: str, agree: Sequence[str] = ()) -> pd.Dat
             held = having(part, method.id, "instruct")
             one, other = pick(held, method=method.id), pick(held, method="instruct")
             row: dict[str, Any] = {
-                "family": title_of(model),
+                "model": title_of(model),
                 "method": method.title,
                 "kind": method.kind,
             }
@@ -436,7 +434,7 @@ def edit_sizes(run: Run) -> pd.DataFrame:
                 layers = np.average([len(log["layers"]) for log in logs], weights=weights)
                 row: dict[str, Any] = {
                     "task": task.replace("_", "-"),
-                    "family": title_of(model),
+                    "model": title_of(model),
                     "edit": method_of(edit).title,
                     "edited layers": float(layers),
                 }
@@ -533,7 +531,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def effect_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureOutput:
     """Forest plot of the differences to Instruct, one panel per model."""
     primary = get_task(task).metrics[0]
-    data = drawn(table, f"{primary} change", "family", "method", "kind")
+    data = drawn(table, f"{primary} change", "model", "method", "kind")
     return forest(
         publish,
         data,
@@ -545,7 +543,7 @@ def effect_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureO
             f"{span(data['n'])} test users; seeds are training seeds times groups"
         ),
         xlabel=f"{primary} change",
-        panel="family",
+        panel="model",
         reference_label="Instruct",
         better=better(primary),
     )

@@ -465,7 +465,7 @@ def retention(main: Run) -> pd.DataFrame:
             )
             row: dict[str, Any] = {
                 "task": task.replace("_", "-"),
-                "family": title_of(model),
+                "model": title_of(model),
                 "method": method.title,
                 "metric": metric,
                 **estimate_columns(seen, "gain with history"),
@@ -516,7 +516,7 @@ def _paper_share(task: str, metric: str, model: str, method: str) -> float | Non
 def effect_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureOutput:
     """Forest plot of the differences to Instruct: a panel per model, a colour per condition."""
     primary = get_task(task).metrics[0]
-    data = drawn(table, f"{primary} change", "condition", "family", "method", "kind")
+    data = drawn(table, f"{primary} change", "condition", "model", "method", "kind")
     # Table order is that of the methods; here what is claimed comes first.
     order = {kind: place for place, kind in enumerate(("edit", "rival", "ceiling", "control"))}
     data = data.sort_values("kind", key=lambda kinds: kinds.map(order), kind="stable")
@@ -532,7 +532,7 @@ def effect_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureO
         ),
         xlabel=f"{primary} change",
         method="condition",
-        panel="family",
+        panel="model",
         reference_label="Instruct",
         better=better(primary),
     )

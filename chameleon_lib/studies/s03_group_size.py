@@ -58,7 +58,7 @@ from chameleon_lib.studies.frame import (
     pick,
     places,
 )
-from chameleon_lib.studies.methods import FITTED, PAPER, method_of, short_of, title_of
+from chameleon_lib.studies.methods import FITTED, PAPER, file_part, method_of, short_of, title_of
 from chameleon_lib.studies.run import Arm, Cell, Plan, Run, run_grid, split_of, studied
 from chameleon_lib.studies.s03_ladder import OTHER, OWN, SINGLES, Ladder, agreement_logs, chance
 from chameleon_lib.studies.sweeps import (
@@ -66,7 +66,6 @@ from chameleon_lib.studies.sweeps import (
     Results,
     ask,
     effects_of,
-    file_part,
     places_of,
     plot_reading,
 )
@@ -129,9 +128,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _compute(
-    plan: Plan, backbone: str, *, sizes: Sequence[int], fit_between: bool
-) -> list[Cell]:
+def _compute(plan: Plan, backbone: str, *, sizes: Sequence[int], fit_between: bool) -> list[Cell]:
     desk = plan.open(backbone)
     study = desk.study
     # Golds are withheld from everything here: no method of this study needs one.
@@ -189,7 +186,7 @@ def levels(run: Run, task: str) -> pd.DataFrame:
                     continue
                 whose = _WHOSE.get(place.condition, "the group's")
                 row: dict[str, Any] = {
-                    "family": place.title,
+                    "model": place.title,
                     "users": 0 if plain else size_of(place),
                     "directions": "none" if plain else whose,
                     "method": method.title,
@@ -210,7 +207,7 @@ def levels(run: Run, task: str) -> pd.DataFrame:
 
 
 def pairs(run: Run, task: str) -> pd.DataFrame:
-    """Per family and condition: pairs behind one set of directions, and the layers they edit.
+    """Per model and condition: pairs behind one set of directions, and the layers they edit.
 
     For single users ``users`` counts those who have directions, and ``layers`` says how many of
     them edit each layer.
@@ -224,7 +221,7 @@ def pairs(run: Run, task: str) -> pd.DataFrame:
         kept = [log["kept"] / (log["users"] if single else 1) for log in logs]
         rows.append(
             {
-                "family": place.title,
+                "model": place.title,
                 "condition": place.condition,
                 "users": float(np.mean([log["users"] for log in logs])),
                 "pairs per direction": float(np.mean(kept)),
@@ -263,7 +260,7 @@ def agreement(run: Run, task: str) -> pd.DataFrame:
                     shared = float(np.mean([log["shared"] for log in logs]))
                 rows.append(
                     {
-                        "family": place.title,
+                        "model": place.title,
                         "condition": condition,
                         "users": size_of(place),
                         "direction": title,
@@ -285,7 +282,7 @@ def agreement(run: Run, task: str) -> pd.DataFrame:
 
 def curve_lines(table: pd.DataFrame, task: str, model: str) -> pd.DataFrame:
     """The points of Figure 3 with their line, from the table of :func:`levels`."""
-    part, lent = table[table["family"] == title_of(model)], _WHOSE[OTHER]
+    part, lent = table[table["model"] == title_of(model)], _WHOSE[OTHER]
     names = {method_of(method).title: name for method, name in _LINES.items()}
     line = part["method"].map(names)
     # Random directions at the layers of lent ones are in the table alone.
@@ -293,7 +290,7 @@ def curve_lines(table: pd.DataFrame, task: str, model: str) -> pd.DataFrame:
     line = line.mask(of_others, lent).where(~of_others | (line == _LINES[PAPER]))
     part = part.assign(line=pd.Categorical(line, [*_LINES.values(), lent])).dropna(subset="line")
     part = part.sort_values(["line", "users"]).astype({"line": str})
-    return drawn(part, f"{get_task(task).metrics[0]} change", "family", "line", "users")
+    return drawn(part, f"{get_task(task).metrics[0]} change", "model", "line", "users")
 
 
 def curve_figure(table: pd.DataFrame, task: str, model: str, publish: Publisher) -> FigureOutput:
@@ -326,7 +323,7 @@ def agreement_figure(
 ) -> FigureOutput:
     """Cosine of the paper's directions to those of the largest groups, by group size."""
     short = {_THETAS[PAPER, "theta_p"]: "θP", _THETAS[PAPER, "theta_n"]: "θN"}
-    part = table[(table["family"] == title_of(model)) & table["direction"].isin(short)]
+    part = table[(table["model"] == title_of(model)) & table["direction"].isin(short)]
     # One line has one point at 1 user; the users who lend their directions are in the table.
     part = part[(part["users"] > 1) | (part["condition"] == OWN)]
     # Before the cosines lose their name, by which they are rounded in the table.
@@ -428,7 +425,7 @@ def claim_frame(found: Sequence[Claim]) -> pd.DataFrame:
     """Every claim's effect, and the effect minus each of its controls, one row each."""
     rows = [
         {
-            "family": title_of(claim.model),
+            "model": title_of(claim.model),
             "claim": f"{claim.words} ({get_task(claim.task).metrics[0]} change)",
             "minus the control": control.replace("_", " ") or "(none)",
             **estimate_columns(number),

@@ -44,9 +44,7 @@ _BATCH = 256  # users whose probes are fitted together; few pairs each, so many 
 # --- single users --------------------------------------------------------------------------------
 
 
-def single_users(
-    study: Study, pairs: Sequence[PreferencePair], seed: int
-) -> dict[str, Directions]:
+def single_users(study: Study, pairs: Sequence[PreferencePair], seed: int) -> dict[str, Directions]:
     """User id → directions of every user who has a pair with two different answers.
 
     ``pairs`` are those of any users, unfiltered; ``seed`` gives the starting points of the probes.
@@ -194,9 +192,7 @@ def _agreement(found: Found, top: Found, others: Sequence[Found]) -> dict[str, A
     compared = {"own draw": [top], "other draws": list(others)}
     agreement = {
         (method, name, against): float(
-            np.mean(
-                [cosine(theta, to.thetas[method][place], to.layers[method]) for to in large]
-            )
+            np.mean([cosine(theta, to.thetas[method][place], to.layers[method]) for to in large])
         )
         for method, thetas in found.thetas.items()
         for place, (name, theta) in enumerate(zip(("theta_p", "theta_n"), thetas, strict=True))

@@ -195,12 +195,12 @@ def ratios(fitted: Place, dpo: Place) -> tuple[float, float]:
 
 
 def points(run: Run) -> pd.DataFrame:
-    """One row per family, label and method: quality against Instruct, and what it cost."""
+    """One row per model, label and method: quality against Instruct, and what it cost."""
     rows = []
     for place in places_of(run, TASK):
         for method in (*OURS, *_rivals()):
             level = partial(estimate, place.rows, method)
-            row: dict[str, Any] = {"family": place.title, "budget": place.condition}
+            row: dict[str, Any] = {"model": place.title, "budget": place.condition}
             row["method"] = method_of(method).title
             row |= columns_of(
                 {metric: f"{metric} change" for metric in ("accuracy", "f1")},
@@ -226,7 +226,7 @@ def learned(run: Run) -> pd.DataFrame:
             fell = int((ends[:, 1] < ends[:, 0]).sum())
             rows.append(
                 {
-                    "family": full.title,
+                    "model": full.title,
                     "method": method_of(method).title,
                     "share": logs[0]["share"],
                     "gold labels": float(np.mean([log["gold"] for log in logs])),
@@ -248,7 +248,7 @@ def same_compute(run: Run) -> pd.DataFrame:
         for ours, rival in product(OURS, _rivals()):
             place, inside = rival_within(budgets, ours, rival)
             row: dict[str, Any] = {
-                "family": full.title,
+                "model": full.title,
                 "ours": method_of(ours).title,
                 "against": method_of(rival).title,
                 "share of the rival": counted(place, rival, "share"),
@@ -274,7 +274,7 @@ def same_quality(run: Run) -> pd.DataFrame:
         parameters, compute = ratios(place, best)
         rows.append(
             {
-                "family": place.title,
+                "model": place.title,
                 "share of the fitted edit": counted(place, FITTED, "share"),
                 "share of DPO": counted(best, "dpo", "share"),
                 **estimate_columns(found, "accuracy, fitted minus DPO"),
@@ -310,7 +310,7 @@ _CHANGE, _COST = "accuracy change", "FLOPs with pairs"
 
 def compute_figure(frame: pd.DataFrame, publish: Publisher) -> FigureOutput:
     """Figure 4 of the paper with compute in place of minutes, from the table of :func:`points`."""
-    data = drawn(frame, _CHANGE, "family", "method", _COST)
+    data = drawn(frame, _CHANGE, "model", "method", _COST)
     figure = line_ci(
         data,
         title="LaMP-2: what a budget buys",
@@ -319,7 +319,7 @@ def compute_figure(frame: pd.DataFrame, publish: Publisher) -> FigureOutput:
         xlabel="FLOPs, writing of the pairs included (log)",
         ylabel="accuracy change against Instruct",
         group="method",
-        panel="family",
+        panel="model",
         reference=0.0,
         reference_label="Instruct",
         decades=True,
@@ -412,4 +412,3 @@ def _quality(full: Place) -> Claim:
         f"{counted(full, FITTED, 'share'):.0%} of the pairs",
         measure=f"accuracy change plus {TOLERANCE}",
     )
-

@@ -32,13 +32,12 @@ from chameleon_lib.studies.frame import (
     titled,
 )
 from chameleon_lib.studies.methods import PAPER as EDIT
-from chameleon_lib.studies.methods import is_papers_decoder, method_of, title_of
+from chameleon_lib.studies.methods import file_part, is_papers_decoder, method_of, title_of
 from chameleon_lib.studies.run import Run, query_users, split_of
 from chameleon_lib.studies.s05_selections import PAPER, TRAINED_ITEMS, Choices, prompt_length
 from chameleon_lib.studies.sweeps import (
     Place,
     effects_of,
-    file_part,
     places_of,
     plot_reading,
 )
@@ -131,7 +130,7 @@ def against_controls(run: Run, task: str) -> pd.DataFrame:
             for method in methods_in(other.rows) if rule != PAPER else ():
                 terms = versus(found[PAPER, k], other, method.id)
                 if terms:
-                    row = {"family": other.title, "compared": f"{PAPER} minus {rule}", "items": k}
+                    row = {"model": other.title, "compared": f"{PAPER} minus {rule}", "items": k}
                     row |= {"method": method.title}
                     rows.append(row | columns_of(shown, contrast, terms))
     return counts_last(pd.DataFrame(rows))
@@ -142,7 +141,7 @@ def prompts(run: Run, task: str) -> pd.DataFrame:
     rows, users = [], query_users(run, task)
     for place in places_of(run, task):
         rule, k = selected(place)
-        row: dict[str, Any] = {"family": place.title, "rule": rule, "items": k}
+        row: dict[str, Any] = {"model": place.title, "rule": rule, "items": k}
         row["prompt"] = prompt_length(k, place.model)
         scores = [cell.scores["insight"] for cell in place.cells]
         if "named" in scores[0]:
@@ -212,7 +211,7 @@ def items_figure(table: pd.DataFrame, task: str, model: str, publish: Publisher)
     """Figure 5 of one task and model: every method of :func:`levels` over the number of items."""
     metric, title = get_task(task).metrics[0], title_of(model)
     short = {method_of(method).title: name for method, name in _LINES.items()}
-    part = table[(table["family"] == title) & (table["rule"] == PAPER)].replace({"method": short})
+    part = table[(table["model"] == title) & (table["rule"] == PAPER)].replace({"method": short})
     data = drawn(part, metric, "items", "method", "prompt")
     return curve(
         publish,
@@ -237,7 +236,7 @@ def rules_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureOu
     """Forest plot of :func:`against_controls`: the paper's rule minus each control."""
     metric = get_task(task).metrics[0]
     row = table["compared"] + ", " + table["items"].astype(str) + " items"
-    data = drawn(table.assign(row=row), metric, "family", "row", "method")
+    data = drawn(table.assign(row=row), metric, "model", "row", "method")
     return forest(
         publish,
         data,
@@ -251,7 +250,7 @@ def rules_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureOu
         xlabel=f"{metric}, PCA minus control",
         row="row",
         method="method",
-        panel="family",
+        panel="model",
         better=better(metric),
     )
 
@@ -344,7 +343,7 @@ def claim_frame(found: Sequence[Claim]) -> pd.DataFrame:
     """Every claim that was run and every control it must beat, one row each."""
     rows = [
         {
-            "family": title_of(claim.model),
+            "model": title_of(claim.model),
             "claim": claim.words,
             "control": f"minus {control}" if control else "the change itself",
             "metric": get_task(claim.task).metrics[0],

@@ -50,9 +50,7 @@ RULES: Mapping[str, Mapping[str, Any]] = {
 CONTROLS = tuple(rule for rule in RULES if rule != PAPER)
 
 log = logging.getLogger(__name__)
-_NO_PAIR = (
-    "A group has not one pair with different outputs and gets no edit; run with more users."
-)
+_NO_PAIR = "A group has not one pair with different outputs and gets no edit; run with more users."
 
 
 # --- the design ----------------------------------------------------------------------------------
@@ -303,9 +301,7 @@ def _edits(
     a group has no edit, and its log says 0 pairs.
     """
     settings = study.settings
-    ids = {
-        i: {user.user.id for user in draw_group(train, settings.group_size, i)} for i in draws
-    }
+    ids = {i: {user.user.id for user in draw_group(train, settings.group_size, i)} for i in draws}
     pairs = study.pairs([user for user in train if user.user.id in set().union(*ids.values())])
     edits: dict[Arm, Edit] = {}
     logs = []

@@ -148,7 +148,7 @@ def verdicts(run: Run, notebook: str) -> list[Verdict]:
 def factorial_figure(table: pd.DataFrame, task: str, publish: Publisher) -> FigureOutput:
     """Forest plot of the 2 × 2, a panel per model, a marker per edit."""
     part, metric = table[table["task"] == task.replace("_", "-")], get_task(task).metrics[0]
-    data = drawn(part, "change", "effect", "edit", "family")
+    data = drawn(part, "change", "effect", "edit", "model")
     return forest(
         publish,
         data,
@@ -162,7 +162,7 @@ def factorial_figure(table: pd.DataFrame, task: str, publish: Publisher) -> Figu
         xlabel=f"{metric} change",
         row="effect",
         method="edit",
-        panel="family",
+        panel="model",
         better=better(metric),
     )
 
@@ -174,7 +174,7 @@ def control_figure(table: pd.DataFrame, task: str, publish: Publisher) -> Figure
     """
     part, metric = table[table["task"] == task.replace("_", "-")], get_task(task).metrics[0]
     part = part[part["edit"] == method_of(PAPER).title]
-    data = drawn(part, "change", "control", "family")
+    data = drawn(part, "change", "control", "model")
     return forest(
         publish,
         data,
@@ -187,7 +187,7 @@ def control_figure(table: pd.DataFrame, task: str, publish: Publisher) -> Figure
         ),
         xlabel=f"{metric} difference",
         row="control",
-        panel="family",
+        panel="model",
         reference_label="the control",
         better=better(metric),
     )

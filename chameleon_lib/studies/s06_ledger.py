@@ -88,9 +88,7 @@ def against_default(frame: pd.DataFrame, rows: pd.DataFrame, metric: str) -> Est
     return contrast([(1, edited), (-1, alike(_default(frame, rows, PAPER), edited))], metric)
 
 
-def added_to_default(
-    frame: pd.DataFrame, rows: pd.DataFrame, prompt: str, metric: str
-) -> Estimate:
+def added_to_default(frame: pd.DataFrame, rows: pd.DataFrame, prompt: str, metric: str) -> Estimate:
     """What the edit adds to the ``prompt`` of a reading minus what it adds by default."""
     edited = pick(rows, method=PAPER)
     plain = having_backbones(_default(frame, rows, "instruct"), rows)
@@ -139,7 +137,7 @@ def effects(run: Run) -> pd.DataFrame:
         rows.append(
             {
                 "task": task.replace("_", "-"),
-                "family": title_of(model),
+                "model": title_of(model),
                 "id": variant.id,
                 "reading": variant.name,
                 "metric": metric,
@@ -208,9 +206,7 @@ def rescue(
         difference(rows, PAPER, variant.prompt, metric),
         added_to_default(frame, rows, variant.prompt, metric),
     )
-    gain, against = (
-        widened(one if higher_is_better(metric) else -one, tests) for one in found
-    )
+    gain, against = (widened(one if higher_is_better(metric) else -one, tests) for one in found)
     return gain, against
 
 
@@ -261,7 +257,7 @@ def ledger_figure(run: Run, table: pd.DataFrame, task: str, publish: Publisher) 
     part = part[~part["reading"].isin(same) & (part["id"] != "A13")]
     compared = ("against the default", "against Instruct")
     data = pd.concat(
-        [drawn(part.assign(comparison=column), column, "reading", "family", "comparison")
+        [drawn(part.assign(comparison=column), column, "reading", "model", "comparison")
          for column in compared],
         ignore_index=True,
     )  # fmt: skip
@@ -285,7 +281,7 @@ def ledger_figure(run: Run, table: pd.DataFrame, task: str, publish: Publisher) 
         ),
         xlabel=f"{metric} change",
         row="reading",
-        method="family",
+        method="model",
         panel="comparison",
         better=better(metric),
     )
@@ -321,4 +317,4 @@ def line_names(table: pd.DataFrame) -> pd.Series:
     """Short names of lines: the edit in one word, and the model in one."""
     words = {method_of(PAPER).title: "paper's", method_of(FITTED).title: "fitted"}
     edit = table["edit"].map(lambda title: words.get(title, title.split(" ")[0]))
-    return edit + ", " + table["family"].str.split(" ").str[0]
+    return edit + ", " + table["model"].str.split(" ").str[0]

@@ -35,8 +35,9 @@ from chameleon_lib.serving.export import Export, check_form, export_edit
 from chameleon_lib.serving.mixed import mixed_users
 from chameleon_lib.serving.store import ProfileStore
 from chameleon_lib.studies.arms import Exam, draw_group, reference_answers
-from chameleon_lib.studies.data import TaskData, available_tasks, load_task_data, without_gold
-from chameleon_lib.studies.run import Plan
+from chameleon_lib.studies.data import TaskData, load_task_data, without_gold
+from chameleon_lib.studies.methods import model_of, tell_apart, title_of
+from chameleon_lib.studies.run import Plan, plans_of
 from chameleon_lib.studies.study import Study, settings_for
 
 LEARNED, ASKED = 6, 2  # queries of a user of the embedded world
@@ -77,6 +78,11 @@ class Service:
     data: TaskData
     served: list[Served]
     pooled: EditProfile
+
+    @property
+    def title(self) -> str:
+        """Of the model, as in tables."""
+        return title_of(model_of(self.study.backbone_id))
 
     @property
     def profiles(self) -> dict[str, EditProfile]:
@@ -140,10 +146,12 @@ def run(
     """The service on every studied backbone.
 
     Raises:
-        UserError: Fewer than two users, too few in the files, or a user without a single pair.
+        UserError: Fewer than two users, too few in the files, a user without a single pair, or two
+            backbones that tables would call alike.
     """
     if users < 2:
         raise UserError(f"users is {users}; serve at least 2.")
+    tell_apart(profile.studied)
     if data_dir:
         data = load_task_data(profile, task, data_dir)
     else:
@@ -299,11 +307,7 @@ def solver_table(
     Layers are the reference's for both.
 
     """
-    root = (store or ArtifactStore()).root
-    tasks, _ = available_tasks(profile, data_dir, settings.eval_split)
-    if data_dir:
-        settings = settings.with_(pairs_on_too_few="warn")
-    plans = [Plan(profile, settings, task, data_dir, max_users, (_SEED,), root) for task in tasks]
+    plans, _ = plans_of(profile, settings, data_dir=data_dir, max_users=max_users, store=store)
     return pd.DataFrame([_solved(plan, name) for plan in plans for name in profile.studied])
 
 

@@ -28,7 +28,6 @@ from chameleon_lib.kit.stats import bootstrap_metric, sums_by_user
 from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.serving.factors import projection
 from chameleon_lib.studies.frame import forest
-from chameleon_lib.studies.run import FAMILY_TITLES
 from chameleon_lib.studies.s07_serving import (
     FORMS,
     PADDED,
@@ -52,7 +51,7 @@ def answer_table(service: Service, answers: Sequence[str]) -> pd.DataFrame:
     said = iter(answers)
     return pd.DataFrame(
         {
-            "family": FAMILY_TITLES[service.study.backbone.family],
+            "model": service.title,
             "user": user.name,
             "pairs": user.profile.n_pairs,
             "what the model notes of the user": user.asks.insight_p,
@@ -75,7 +74,7 @@ def batch_table(
     layers = {service.profiles[row.profile].edit.layers for row in rows if row.profile}
     return pd.DataFrame(
         {
-            "family": FAMILY_TITLES[service.study.backbone.family],
+            "model": service.title,
             "batch": f"{len(rows)} rows, {len({row.profile for row in rows})} different edits or "
             f"none, {len(layers)} different sets of layers",
             "served by": way,
@@ -99,7 +98,7 @@ def agreement_table(shipped: Shipped) -> pd.DataFrame:
         checks = [export.agreement for export in found.values()]
         rows.append(
             {
-                "family": FAMILY_TITLES[shipped.backbone.family],
+                "model": shipped.service.title,
                 "form": FORMS.get(form, f"PEFT adapter padded to rank {SERVER_RANK}"),
                 "profiles": len(found),
                 "smallest effect of an edit": significant(min(c.effect for c in checks), 2),
@@ -177,7 +176,7 @@ def measured_sizes(shipped: Shipped) -> pd.DataFrame:
             rows.append((f"{title}, tensors", shipped.tensors[form], formula))
     return pd.DataFrame(
         {
-            "family": FAMILY_TITLES[backbone.family],
+            "model": shipped.service.title,
             "one user's": what,
             "bytes of the file": found,
             "bytes by the formula": formula,
@@ -308,7 +307,7 @@ def whose_edit(service: Service) -> dict[str, Any]:
         return estimate_columns(bootstrap_metric("mean", sums), name)
 
     found: dict[str, Any] = {
-        "family": FAMILY_TITLES[service.study.backbone.family],
+        "model": service.title,
         "held-out queries": len(prompts),
         **share(own, base, "changed by the own edit", same=False),
         **share(others, [text for _, text in own], "another user's edit says the same"),

@@ -15,7 +15,7 @@ from chameleon_lib.core.edit import Edit
 from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.studies.arms import Exam
 from chameleon_lib.studies.frame import Claim, pick
-from chameleon_lib.studies.methods import is_papers_decoder, short_of, title_of
+from chameleon_lib.studies.methods import is_papers_decoder, title_of
 from chameleon_lib.studies.run import Answers, Arm, Cell, Run
 
 Asked = Mapping[tuple[str, Arm], tuple[str, Edit | None]]  # (condition, arm) → prompt kind, edit
@@ -78,8 +78,3 @@ def effects_of(found: Sequence[Claim]) -> Iterator[tuple[Claim, str, Estimate]]:
         for control, number in {"": claim.effect, **claim.margins}.items():
             if number is not None:
                 yield claim, control, number
-
-
-def file_part(model: str) -> str:
-    """One word for a model in the name of a file."""
-    return short_of(model).replace("-", "_")

@@ -141,9 +141,7 @@ def swapped(run: Run, one: str, other: str) -> Run:
         first, second = cell.answers[one], cell.answers[other] * len(cell.answers[one])
         pairs = [_exchange(a, b, turn) for a, b in zip(first, second, strict=False)]
         answers = {**cell.answers, one: [a for a, _ in pairs], other: [b for _, b in pairs]}
-        changed = {
-            name: scores_of(run, cell.task, answers[name]) for name in (one, other)
-        }
+        changed = {name: scores_of(run, cell.task, answers[name]) for name in (one, other)}
         cells.append(replace(cell, answers=answers, scores={**cell.scores, **changed}))
     return replace(run, cells=cells)
 

@@ -73,8 +73,7 @@ def reference_of(prepared: Sequence[PreparedUser]) -> Reference:
 
 @lru_cache(maxsize=8)
 def open_small(backbone_id: str, *_rest: Any) -> Any:
-    """Stands in for ``open_backbone``: random weights for any demo id, kept as the real ones are.
-    """
+    """In place of ``open_backbone``: random weights for any demo id, kept as real ones are."""
     _, family, seed = backbone_id.split(":")
     return small_backbone("mistral" if family == "decoder" else "t5", int(seed))
 

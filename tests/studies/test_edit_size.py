@@ -50,8 +50,7 @@ def test_the_boost_is_the_cosine_to_its_direction_and_grows_with_its_strength(
     # A projection is never longer than what is projected; a small one leaves the answer as it is.
     assert bool((sizes["boost"] > 0).all()) and bool((sizes["boost"] <= 1).all())
     small, smaller = (
-        edit_size(study, users, replace(edit, alpha_p=alpha, alpha_n=0.0))
-        for alpha in (2e-4, 1e-4)
+        edit_size(study, users, replace(edit, alpha_p=alpha, alpha_n=0.0)) for alpha in (2e-4, 1e-4)
     )
     ratio = torch.tensor(small["boost"]) / torch.tensor(smaller["boost"])
     assert torch.allclose(ratio, torch.tensor(2.0), rtol=1e-2)

@@ -10,6 +10,7 @@ import pytest
 from chameleon_lib.core import directions
 from chameleon_lib.core.task import get_task
 from chameleon_lib.data.metrics import evaluate
+from chameleon_lib.errors import UserError
 from chameleon_lib.kit.stats import (
     DIRECTION_ONLY,
     DOES_NOT_HOLD,
@@ -23,6 +24,7 @@ from chameleon_lib.kit.stats import (
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.studies import s01_per_user as table1
 from chameleon_lib.studies import s02_unseen_users as table2
+from chameleon_lib.studies import s07_serving as serving
 from chameleon_lib.studies.frame import (
     COLUMNS,
     Claim,
@@ -50,11 +52,13 @@ from chameleon_lib.studies.methods import (
     model_of,
     paper_numbers,
     paper_value,
+    tell_apart,
     title_of,
 )
-from chameleon_lib.studies.run import Arm, Run, agreeing, agreeing_queries, split_of
+from chameleon_lib.studies.run import Arm, Run, agreeing, agreeing_queries, plans_of, split_of
 from chameleon_lib.studies.s06_ledger import widened
 from tests.studies.planted import SEEDS, planted_run, query_golds, without_margins
+from tests.studies.small import SETTINGS, small_profile
 
 TASKS = ("LaMP_2", "LaMP_3", "LaMP_7")
 MISTRAL, LLAMA = "mistralai/Mistral-7B-Instruct-v0.3", "meta-llama/Llama-3.1-8B-Instruct"
@@ -135,14 +139,14 @@ def test_two_decoders_are_two_rows_and_only_the_papers_own_stands_beside_its_num
     run = side_by_side()
     assert run.models == [LLAMA, MISTRAL, "demo:decoder"]
     table = table1.results(run.frame, "LaMP_2")
-    rows = table[table["method"] == "CHAMELEON (paper)"].set_index("family")
+    rows = table[table["method"] == "CHAMELEON (paper)"].set_index("model")
     stand_in = title_of("demo:decoder")
     assert list(rows.index) == ["Llama-3.1-8B-Instruct", "Mistral-7B-Instruct-v0.3", stand_in]
     assert rows["accuracy"].tolist() == pytest.approx([0.9, 0.4, 0.9], abs=0.01)
     assert rows["seeds"].tolist() == [SEEDS, SEEDS, 2 * SEEDS]
     assert rows["paper accuracy"].isna().tolist() == [True, False, False]
     changes = table1.effects(run.frame, "LaMP_2", agreeing_queries(run, "LaMP_2"))
-    assert changes.groupby("family").size().nunique() == 1 and changes["family"].nunique() == 3
+    assert changes.groupby("model").size().nunique() == 1 and changes["model"].nunique() == 3
     found = [v for v in table1.verdicts(run, "x") if v.words == table1.questions()[0].words]
     assert [(v.model, v.status) for v in found] == [
         ("Llama-3.1-8B-Instruct", REPRODUCED),
@@ -158,6 +162,16 @@ def test_an_embedded_model_is_its_backbone_without_the_training_seed() -> None:
     assert title_of("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen2.5-0.5B-Instruct"
     assert paper_value("LaMP_2", "accuracy", "Qwen/Qwen2.5-0.5B-Instruct", "CHAMELEON") is None
     assert paper_value("LaMP_2", "accuracy", MISTRAL, "CHAMELEON") == 0.396
+
+
+@pytest.mark.parametrize("other", ["a/Llama-3.1-8B-Instruct", "x/llama_3.1_8B-Instruct"])
+def test_models_that_would_share_a_row_or_a_file_are_refused_by_name(other: str) -> None:
+    tell_apart([LLAMA, MISTRAL, "demo:decoder:0", "demo:decoder:1", "demo:encdec:0", LLAMA])
+    both = replace(small_profile(), backbones=(LLAMA, other), studied=(LLAMA, other))
+    with pytest.raises(UserError, match=f"{LLAMA} and {other} would both be called"):
+        plans_of(both, SETTINGS)
+    with pytest.raises(UserError, match="a name of its own"):
+        serving.run(both, SETTINGS, task="LaMP_7")
 
 
 # Read from the paper's Table 1: before → after, two models.
@@ -314,8 +328,8 @@ def test_a_summary_has_a_row_per_place_and_method_with_titles_on_demand() -> Non
     row = table.set_index("method").loc["fitted"]
     assert row["gain"] == pytest.approx(0.5, abs=0.01) and row["margin n"] < row["n"] == 120
     shown = titled(table, "kind", "labels")
-    assert list(shown.columns[:4]) == ["family", "method", "kind", "gold labels"]
-    assert shown["family"].unique().tolist() == ["decoder (Mistral class)"]
+    assert list(shown.columns[:4]) == ["model", "method", "kind", "gold labels"]
+    assert shown["model"].unique().tolist() == ["decoder (Mistral class)"]
     by = summarise(run.frame, ["f1"], by=("task", "backbone"), methods=METHODS[:2])
     assert by[["task", "backbone"]].drop_duplicates().values.tolist() == [
         ["LaMP_2", "demo:decoder:0"]

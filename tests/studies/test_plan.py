@@ -62,7 +62,6 @@ def test_several_workers_fill_the_store_stage_by_stage_and_the_longest_task_firs
     assert len(warmed) == 3
 
 
-
 def _compute_nothing(_plan: Plan, _backbone: str) -> list[Cell]:
     return []
 

@@ -213,9 +213,7 @@ def test_official_files_run_without_planted_truth(
     use_small_models(monkeypatch)
     users = load_task_data(small_profile(n_dev=30), "LaMP_3").dev
     write_lamp(users, tmp_path / "data" / "LaMP_3", "dev")
-    profile = small_profile(
-        name="demo-data", data="lamp", tasks=TASKS, backbones=BACKBONES[:1]
-    )
+    profile = small_profile(name="demo-data", data="lamp", tasks=TASKS, backbones=BACKBONES[:1])
     store = ArtifactStore(tmp_path / "units")
     strict = SETTINGS.with_(pairs_on_too_few="error")
     done = table1.run(profile, strict, data_dir=str(tmp_path / "data"), max_users=6, store=store)
@@ -385,9 +383,7 @@ def test_every_table_may_be_saved_as_a_result(run: Run, task: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["results", "effects", "by_model"])
-def test_a_rows_n_is_that_of_its_primary_metric_and_a_part_has_its_own(
-    run: Run, name: str
-) -> None:
+def test_a_rows_n_is_that_of_its_primary_metric_and_a_part_has_its_own(run: Run, name: str) -> None:
     args = [agreeing_queries(run, "LaMP_2")] if name == "effects" else []
     frame = getattr(table1, name)(run.frame, "LaMP_2", *args)
     same = int(agreeing(run, "LaMP_2").sum())
@@ -403,8 +399,8 @@ def test_a_rows_n_is_that_of_its_primary_metric_and_a_part_has_its_own(
 def test_results_show_every_method_with_the_papers_number_beside_it(run: Run) -> None:
     frame = table1.results(run.frame, "LaMP_2")
     assert frame["method"].tolist() == [method.title for method in METHODS] * 2
-    assert set(frame["family"]) == {title_of("demo:decoder"), title_of("demo:encdec")}
-    first = frame[frame["family"] == title_of("demo:decoder")].set_index("method")
+    assert set(frame["model"]) == {title_of("demo:decoder"), title_of("demo:encdec")}
+    first = frame[frame["model"] == title_of("demo:decoder")].set_index("method")
     assert first.loc["Instruct (A.3, no insight)", "paper accuracy"] == 0.198
     assert first.loc["CHAMELEON (paper)", "paper accuracy"] == 0.396
     assert first["paper accuracy"].notna().sum() == 4
@@ -421,7 +417,7 @@ def test_results_show_every_method_with_the_papers_number_beside_it(run: Run) ->
 
 def test_effects_are_differences_to_instruct_with_a_test_and_the_damage(run: Run) -> None:
     frame = table1.effects(run.frame, "LaMP_2", agreeing_queries(run, "LaMP_2"))
-    frame = frame.set_index(["family", "method"])
+    frame = frame.set_index(["model", "method"])
     row = frame.loc[(title_of("demo:decoder"), "CHAMELEON (paper)")]
     right = run.cells[0].scores["chameleon"]["accuracy"]
     base = run.cells[0].scores["instruct"]["accuracy"]

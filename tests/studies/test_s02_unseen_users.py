@@ -424,7 +424,7 @@ def test_the_papers_second_table_is_read(levels: pd.DataFrame) -> None:
     assert paper_value("LaMP_2", "accuracy", "demo:decoder", "CHAMELEON", "table2") == 0.363
     assert paper_value("LaMP_7", "rougeL", "demo:encdec", "ALOE", "table2") == 0.206
     assert paper_value("LaMP_2", "accuracy", "demo:decoder", "Instruct", "table2") is None
-    printed = levels.set_index(["condition", "family", "method"])["paper accuracy"]
+    printed = levels.set_index(["condition", "model", "method"])["paper accuracy"]
     for condition in (NO_HISTORY, WITH_HISTORY):
         assert printed.loc[(condition, DECODER, "CHAMELEON (paper)")] == 0.363
         assert printed.loc[(condition, DECODER, "ALOE (trained on gold answers)")] == 0.227
@@ -455,9 +455,9 @@ def test_levels_and_effects_are_those_of_the_condition(
     golds = query_golds(runs[0], "LaMP_2")
     expected = np.mean([evaluate("LaMP_2", golds, a.texts)["f1"] for a in cell.answers["fitted"]])
     row = (WITH_HISTORY, DECODER, "CHAMELEON fitted (ours)")
-    shown = levels.set_index(["condition", "family", "method"])
+    shown = levels.set_index(["condition", "model", "method"])
     assert shown.loc[row, "f1"] == pytest.approx(expected)
-    changes = effects["LaMP_2"].set_index(["condition", "family", "method"])
+    changes = effects["LaMP_2"].set_index(["condition", "model", "method"])
     assert changes.loc[row, "accuracy change"] == pytest.approx(0.9 - 0.4, abs=0.01)
     assert changes.loc[(NO_HISTORY, *row[1:]), "accuracy change"] == pytest.approx(0, abs=0.01)
 

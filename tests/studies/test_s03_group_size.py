@@ -230,7 +230,7 @@ def test_the_curve_has_every_method_at_every_size_with_level_and_change(
     assert set(frame["margin change n"]) == {different} and different < 120
     empty = check_table(levels(without_margins(planted), task), "x", "demo")
     assert set(empty["margin change n"]) == {0} and set(empty["n"]) == {120}
-    one = frame[frame["family"] == DECODER]
+    one = frame[frame["model"] == DECODER]
     assert len(frame) == 2 * len(one) and set(frame["n"]) == {120}
     assert one.groupby("users").size().to_dict() == {0: 1, 1: 4, 20: 6, 100: 6}
     assert set(one[one["users"] == 1]["directions"]) == {"the user's own", "one other user's"}
@@ -254,7 +254,7 @@ def test_the_spread_is_over_the_sets_of_train_users_and_empty_for_one_set() -> N
 
 def test_pairs_are_counted_per_direction_and_few_are_marked(planted: Run) -> None:
     frame = check_table(pairs(planted, "LaMP_2"), "x", "demo", "diagnostic")
-    one = frame[frame["family"] == DECODER].set_index("condition")
+    one = frame[frame["model"] == DECODER].set_index("condition")
     assert list(one.index) == list(CONDITIONS)
     assert one["pairs per direction"].to_dict() == {
         OWN: 1.0, OTHER: 1.0, "20 users": 20.0, "100 users": 100.0
@@ -270,7 +270,7 @@ def test_pairs_are_counted_per_direction_and_few_are_marked(planted: Run) -> Non
 
 def test_agreement_shows_mean_range_chance_and_shared_users(planted: Run) -> None:
     frame = check_table(agreement(planted, "LaMP_2"), "x", "demo", "diagnostic")
-    one = frame[frame["family"] == DECODER]
+    one = frame[frame["model"] == DECODER]
     assert one.groupby("condition").size().to_dict() == {
         OWN: 4, OTHER: 4, "20 users": 8, "100 users": 8
     }  # fmt: skip
@@ -348,9 +348,7 @@ PLANTED: dict[str, tuple[Rates, dict[str, str]]] = {
 
 @pytest.mark.parametrize("task", ["LaMP_2", "LaMP_3"])
 @pytest.mark.parametrize(("rates", "expected"), PLANTED.values(), ids=list(PLANTED))
-def test_a_verdict_says_what_was_planted(
-    task: str, rates: Rates, expected: dict[str, str]
-) -> None:
+def test_a_verdict_says_what_was_planted(task: str, rates: Rates, expected: dict[str, str]) -> None:
     found = words(planted_sizes(rates, tasks=(task,)))
     assert {claim: found[claim] for claim in expected} == expected
     assert set(found) == {*PAPERS, *OURS}

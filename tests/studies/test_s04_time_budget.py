@@ -231,9 +231,7 @@ def budget_run(
     rates, first = {"instruct": 0.4, **(rates or {})}, {"instruct": 0.4, **(first or {})}
     for backbone in BOTH:
         for point, planted in ((POINTS[0], first), (POINTS[-1], rates)):
-            done = planted_run(
-                planted, tasks=("LaMP_2",), backbones=(backbone,), n_users=n_users
-            )
+            done = planted_run(planted, tasks=("LaMP_2",), backbones=(backbone,), n_users=n_users)
             logs = [log(point, changes)] * 2
             cells.append(replace(done.cells[0], condition=point.name, draws=logs))
     return replace(done, cells=cells)
@@ -347,7 +345,7 @@ def test_quality_is_judged_at_the_largest_share_whatever_the_others_reach() -> N
     assert "at 100% of the pairs" in found.note and "FLOPs 1/6.7" in found.note
     frame = study.same_quality(run)
     check_table(frame, "fig4_d_same_quality", "demo")
-    decoder = frame[frame["family"] == title_of(DECODER)]
+    decoder = frame[frame["model"] == title_of(DECODER)]
     assert decoder["has DPO's quality"].tolist() == ["yes", "yes"]
     assert decoder["ratio of parameters"].tolist() == [0.05, 0.05]
     assert decoder["ratio of FLOPs"].tolist() == pytest.approx([0.06, 0.15])

@@ -79,7 +79,7 @@ def test_a_margin_is_counted_on_those_who_have_one(run: Run) -> None:
 def test_levels_have_a_row_per_family_condition_and_method(run: Run) -> None:
     frame = study.levels(run, "LaMP_2")
     assert len(frame) == 2 * (4 * len(CONDITIONS) - 2)
-    row = frame.set_index(["family", "rule", "items", "method"]).loc[
+    row = frame.set_index(["model", "rule", "items", "method"]).loc[
         (title_of("demo:decoder"), "pca", K, CHAMELEON)
     ]
     assert row["accuracy"] == pytest.approx(score(run, PAPER, "chameleon"))
@@ -94,7 +94,7 @@ def test_rules_are_compared_where_both_have_the_method(run: Run) -> None:
     assert set(rest["compared"]) == {f"pca minus {r}" for r in ("random", "recent", "nearest")}
     assert set(rest.groupby("compared").size()) == {2 * 4}
     assert set(frame["items"]) == {K}
-    found = raw.set_index(["family", "method"])["accuracy"]
+    found = raw.set_index(["model", "method"])["accuracy"]
     expected = score(run, PAPER, "insight") - score(run, RAW, "insight")
     here = found[title_of("demo:decoder"), "A.3 with insight, no edit"]
     assert here == pytest.approx(expected) and here > 0.2
@@ -196,9 +196,7 @@ PLANTED: dict[str, tuple[Rates, dict[str, str]]] = {
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(("rates", "expected"), PLANTED.values(), ids=list(PLANTED))
-def test_a_verdict_says_what_was_planted(
-    task: str, rates: Rates, expected: dict[str, str]
-) -> None:
+def test_a_verdict_says_what_was_planted(task: str, rates: Rates, expected: dict[str, str]) -> None:
     found = verdicts_of(planted_history(rates, tasks=(task,)))
     assert {name: found[name].status for name in expected} == expected
     assert "change of Instruct" in found["more"].note

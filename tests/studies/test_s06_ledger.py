@@ -273,7 +273,7 @@ def ledger() -> Run:
 
 
 def test_a_reading_is_compared_with_the_default_and_with_instruct(ledger: Run) -> None:
-    frame = effects(ledger).set_index(["family", "id"])
+    frame = effects(ledger).set_index(["model", "id"])
     up, same, down = (frame.loc[(title_of("demo:decoder"), name)] for name in ("A11", "A8", "B4"))
     assert up["against the default"] == pytest.approx(0.4, abs=0.01)
     assert up["matters"] == "answers and edit"
@@ -286,7 +286,7 @@ def test_a_reading_is_compared_with_the_default_and_with_instruct(ledger: Run) -
 
 
 def test_a_group_without_an_edit_is_left_out_of_both_sides(ledger: Run) -> None:
-    frame = effects(ledger).set_index(["family", "id"])
+    frame = effects(ledger).set_index(["model", "id"])
     row = frame.loc[(title_of("demo:encdec"), "B4")]
     [variant] = ledger.at("LaMP_2", "demo:encdec", COMPARED[2])
     [default] = ledger.at("LaMP_2", "demo:encdec", DEFAULT)
@@ -328,7 +328,7 @@ def test_a_better_prompt_moves_the_answers_and_not_what_the_edit_adds() -> None:
         }
     )
     frame = effects(run)
-    frame = frame[frame["family"] == title_of("demo:decoder")].set_index("id")
+    frame = frame[frame["model"] == title_of("demo:decoder")].set_index("id")
     for name in ("B3", "A13"):
         row = frame.loc[name]
         assert row["against the default"] == pytest.approx(0.4, abs=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,25 @@ def test_one_query_under_every_edit_in_one_batch_is_what_single_runs_give(
         ways = {"batch": together, "alone": alone, "other": ["another text", *alone[1:]]}
         table = tables.batch_table(service, rows, ways)
         assert table["equal answers"].tolist() == [3 * USERS, 3 * USERS - 1]
+
+
+def test_two_decoders_side_by_side_have_rows_of_their_own(
+    services: list[Service], batches: list[list[Row]], shipped: list[Shipped]
+) -> None:
+    """Rows about a backbone are titled by its model, as the tables of results are."""
+    decoder, rows, out = services[0], batches[0], shipped[0]
+    other = replace(decoder, study=copy(decoder.study))
+    other.study.backbone_id = "meta-llama/Llama-3.1-8B-Instruct"
+    said = decoder.together(rows)
+    for table in (
+        [tables.answer_table(one, said) for one in (decoder, other)],
+        [tables.batch_table(one, rows, {"a": said, "b": said}) for one in (decoder, other)],
+        [tables.agreement_table(replace(out, service=one)) for one in (decoder, other)],
+        [tables.measured_sizes(replace(out, service=one)) for one in (decoder, other)],
+        [pd.DataFrame([tables.whose_edit(one)]) for one in (decoder, other)],
+    ):
+        titles = pd.concat(table)["model"].unique().tolist()
+        assert titles == ["decoder (Mistral class)", "Llama-3.1-8B-Instruct"]
 
 
 def test_every_form_agrees_with_the_hook_and_leaves_the_base(shipped: list[Shipped]) -> None:
