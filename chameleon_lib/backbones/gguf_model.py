@@ -16,7 +16,6 @@ float file.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 import shutil
@@ -44,6 +43,7 @@ from transformers.utils import logging as transformers_logging
 from chameleon_lib.backbones.families import model_family
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
+from chameleon_lib.kit.hashing import file_digest
 from chameleon_lib.kit.progress import Progress, tell
 
 Check = Callable[[str, Any, Any, Mapping[str, Any]], None]
@@ -65,11 +65,9 @@ def checkpoint_of(file: Path, check: Check) -> Path:
         raise UserError(f"There is no file {file}; give a GGUF model, a folder or a hub id.")
     with file.open("rb") as stream:
         magic = stream.read(4)
-        stream.seek(0)
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if magic != b"GGUF":
         raise UserError(f"{file} is no GGUF file (it begins with {magic!r}); download it again.")
-    folder = paths.cache_dir() / "models" / digest[:32]
+    folder = paths.cache_dir() / "models" / file_digest(file)[:32]
     if not folder.is_dir():  # it gets its name when it is complete
         tell(f"Dequantising {file.name} into {paths.display(folder)}, once: half a minute or more.")
         _dequantise(file, folder, check)

