@@ -59,8 +59,9 @@ STAGES = {  # of the store → title
 }
 OTHER = "shown"  # what a notebook asks outside the store, and units of its own
 # Rows of the mini-batches of a fit until its held-out users stop it (steps × rows): embedded models
-# with their own recipe, others. Passes of ALOE of embedded decoders and encoder-decoders.
+# with their own recipe, others, and the most that a profile's own settings allow. Passes of ALOE of embedded decoders and encoder-decoders.
 _FIT_ROWS = {True: 18 * 16, False: 30 * 32}
+_MOST_ROWS = {"small": 20 * 16}
 _ALOE_PASSES = {False: 3, True: 2}
 _BYTES_PER_ANSWER = 120  # JSON and margin, in the store
 
@@ -100,12 +101,14 @@ class Scope:
         users: Cap on train and on test users; 0 for the profile's numbers.
         draws: Random groups; 0 for the profile's number.
         designs: Number of a notebook → the ``cost`` of its metadata.
+        tasks: Tasks whose users are there; all of the profile if empty.
     """
 
     profile: RunProfile
     users: int = 0
     draws: int = 0
     designs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
 
     @property
     def embedded_world(self) -> bool:
@@ -143,7 +146,8 @@ class Scope:
 
     def memory(self, model: Model) -> dict[str, float]:
         """Kind of work → bytes on the device; the largest of the profile's tasks."""
-        lengths = [self.lengths(model, task) for task in self.profile.tasks]
+        tasks = self.tasks or self.profile.tasks
+        lengths = [self.lengths(model, task) for task in tasks]
         longest = max(one.prompt + one.answer for one in lengths)
         return device_bytes(self.profile, model, longest, self.test)
 
@@ -247,7 +251,7 @@ def costs(
         notebooks: Numbers of those that will run.
         stored: Numbers of those that are up to date: what they share is in the store.
     """
-    found, tasks = [], ("", *scope.profile.tasks)
+    found, tasks = [], ("", *(scope.tasks or scope.profile.tasks))
     for row in counted():
         users = {*row["notebooks"].split(",")}
         if not users & {*notebooks} or users & {*stored} or row["task"] not in tasks:
@@ -317,7 +321,8 @@ def _scaled(
     elif stage == "summaries":
         said = now.summary / before.summary
     if not model.embedded:
-        times *= _FIT_ROWS[False] / _FIT_ROWS[True] if stage == "fit" else 1
+        rows = _MOST_ROWS.get(profile.base or profile.name, _FIT_ROWS[False])
+        times *= rows / _FIT_ROWS[True] if stage == "fit" else 1
         times /= _ALOE_PASSES[model.encoder] if stage == "aloe" else 1
     read, scored, written = (
         row[name] * times * each
@@ -495,7 +500,8 @@ def _memory(scope: Scope) -> list[str]:
     lines = [f"{where}, {kind}, at most:"]
     for model in scope.models:
         words = [f"{name} {size(n)}" for name, n in scope.memory(model).items()]
-        shown = words if model.id in scope.profile.studied else words[:1]
+        trained = scope.profile.trains and model.id in scope.profile.studied
+        shown = words if trained else words[:1]
         lines.append(f"  {model.id}: {', '.join(shown)}")
     return lines
 

@@ -87,7 +87,15 @@ class Run:
         """The size of this run, as its notebooks will see it."""
         designs = {notebook.number: notebook.facts.get("cost", {}) for notebook in self.all}
         users, draws = (self.overrides.get(name, 0) for name in ("users", "seeds"))
-        return Scope(self.profile, users, draws, designs)
+        return Scope(self.profile, users, draws, designs, self._tasks())
+
+    def _tasks(self) -> tuple[str, ...]:
+        """The profile's tasks that the data folder has files of; empty where it is not known."""
+        folder = self.overrides.get("data_dir")
+        if not folder:
+            return ()
+        found = (Path(str(folder)) / task for task in self.profile.tasks)
+        return tuple(at.name for at in found if any(at.rglob("*_outputs.json")))
 
     def _parameters(self, notebook: Notebook) -> dict[str, Any]:
         declared = notebook.parameters()
