@@ -59,7 +59,8 @@ STAGES = {  # of the store → title
 }
 OTHER = "shown"  # what a notebook asks outside the store, and units of its own
 # Rows of the mini-batches of a fit until its held-out users stop it (steps × rows): embedded models
-# with their own recipe, others, and the most that a profile's own settings allow. Passes of ALOE of embedded decoders and encoder-decoders.
+# with their own recipe, others, and the most that a profile's own settings allow. Passes of ALOE of
+# embedded decoders and encoder-decoders.
 _FIT_ROWS = {True: 18 * 16, False: 30 * 32}
 _MOST_ROWS = {"small": 20 * 16}
 _ALOE_PASSES = {False: 3, True: 2}

@@ -28,7 +28,7 @@ _FITS = {"fit_steps": 20, "fit_lr": 0.1, "fit_batch": 16}
 SIZES: dict[str, dict[str, Any]] = {
     "demo": _FITS,
     "demo-data": _FITS,
-    "small": {"fit_steps": 20, "fit_batch": 16},
+    "small": {"fit_steps": 20, "fit_batch": 16, "controls_random_draws": 3},
 }
 
 

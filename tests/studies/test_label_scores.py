@@ -90,7 +90,7 @@ def test_both_ways_stand_beside_each_other(
     counts = ways["method"].nunique()
     assert (counts == len(label_scores.SCORED)).all()
     assert (shown[shown["answers"] == label_scores.LIKELIEST]["valid"] == 1).all()
-    assert {"MAE_low", "RMSE_high", "n", "seeds"} <= set(shown.columns)
+    assert {"mae_low", "rmse_high", "n", "seeds"} <= set(shown.columns)
 
 
 def test_free_text_has_no_labels(run: Run) -> None:
