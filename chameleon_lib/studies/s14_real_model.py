@@ -9,7 +9,7 @@ of what the user wrote; generation and, for stars, scoring of the labels stand b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from chameleon_lib.core.pairs import (
     PreferencePair,
     PreparedUser,
     decode_settings,
+    keep_different,
     max_new_tokens,
     prompt_texts,
 )
@@ -49,19 +50,22 @@ from chameleon_lib.studies.study import Study
 
 POSTS, REVIEWS = "LaMP_7", "LaMP_3"
 TABLES = {
-    POSTS: (Path(__file__).with_name("real_posts.csv"), 3),
+    POSTS: (Path(__file__).with_name("real_posts.csv"), 2),
     REVIEWS: (Path(__file__).with_name("real_reviews.csv"), 2),
 }  # task → table, and how many of a user's latest rows are asked
 FETCHED = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf"}  # name → file of `models get`
 NO_EDIT = "no edit"
 NATS = "nats per token"
-RANDOM_DRAWS = 3
-# Edits of a case (names of the registry), and what the tables call them.
+RANDOM_DRAWS = 2
+Arm = tuple[str, int]  # title, and which of several draws
+# Edits of a case (names of the registry), and what the tables call them. Where both answers are one
+# digit the paper's directions read little but the digit (A4); they cost minutes and are left out.
 EDITS = {
     "paper": "paper's edit",
     "fitted": "fitted on self-made pairs",
     "fitted_gold": "fitted on gold pairs (positive control)",
 }
+MADE = {POSTS: tuple(EDITS), REVIEWS: ("fitted", "fitted_gold")}
 PROMPTS = {
     "unseen": "no history in the prompt",
     "insight": "insight in the prompt",
@@ -157,20 +161,19 @@ class Half:
         return self.study.case(self.pairs, 0, with_gold(self.users, self.people))
 
     @cached_property
-    def edits(self) -> dict[str, Edit | str]:
-        """Name → the edit, or one sentence why there is none."""
-        found: dict[str, Edit | str] = {}
-        names = [*EDITS, *(f"{RANDOM} {draw}" for draw in range(RANDOM_DRAWS))]
-        for name in names:
-            kind, _, draw = name.rpartition(" ")
+    def made(self) -> tuple[dict[Arm, Edit], dict[Arm, str]]:
+        """The edits by arm (title, draw), and of every other arm one sentence why it has none."""
+        made, refused = dict[Arm, Edit](), dict[Arm, str]()
+        kinds, wanted = MADE[self.study.task], dict[Arm, tuple[str, int | None]]()
+        wanted |= {(EDITS[name], 0): (name, None) for name in kinds}
+        if "paper" in kinds:  # random directions sit at its layers
+            wanted |= {(RANDOM, draw): ("random", 1000 + draw) for draw in range(RANDOM_DRAWS)}
+        for arm, (name, seed) in wanted.items():
             try:
-                if kind == RANDOM:
-                    found[name] = self.case.edit("random", 1000 + int(draw))
-                else:
-                    found[name] = self.case.edit(name)
+                made[arm] = self.case.edit(name, seed)
             except UserError as error:
-                found[name] = str(error)
-        return found
+                refused[arm] = str(error)
+        return made, refused
 
     def prompts(self, kind: str) -> list[str]:
         """The prompts of all queries; :data:`WRONG` shows each user the next one's history."""
@@ -189,9 +192,9 @@ class RealRun:
     Attributes:
         study: Backbone, task and settings.
         halves: Of the users.
-        arms: One row per arm, draw and query: ``arm``, ``draw``, ``user``, ``query``, ``answer``,
-            :data:`NATS`, the scores of the task and of :data:`FORM`, for stars also those of the
-            likeliest label.
+        arms: One row per arm, draw and query: ``arm``, ``draw``, ``user``, ``query``, ``source``,
+            ``gold``, :data:`NATS`, for stars the error of the likeliest label; and where answers
+            are written, ``answer``, its scores and those of its form.
         refused: Arm → why it has no rows.
     """
 
@@ -243,30 +246,30 @@ def run(
     if len(people) < 2:
         raise UserError(f"users is {users}; two halves need 2 or more.")
     halves = (_half(study, people[::2]), _half(study, people[1::2]))
-    parts, refused = [], dict[str, str]()
-    for half, other in (halves, halves[::-1]):
-        arms: dict[tuple[str, int], tuple[str, Edit | None]] = {
-            (NO_EDIT, 0): ("instruct", None),
-            **{(title, 0): (kind, None) for kind, title in PROMPTS.items()},
-            (WRONG, 0): (WRONG, None),
-        }
-        for name, edit in other.edits.items():
-            kind, _, draw = name.rpartition(" ")
-            arm = (EDITS[name], 0) if name in EDITS else (kind, int(draw))
-            if isinstance(edit, str):
-                refused[arm[0]] = edit
-            else:
-                arms[arm] = ("instruct", edit)
-        for name in ("paper", "fitted"):
-            edit = half.edits[name]
-            if not isinstance(edit, str):
-                arms[OWN_GROUP.format(edit=EDITS[name]), 0] = ("instruct", edit)
-        for name in ("fitted", "fitted_gold"):
-            edit = other.edits[name]
-            if not isinstance(edit, str):
-                arms[f"{EDITS[name]}; {WRONG}", 0] = (WRONG, edit)
-        parts.append(_answered(half, arms))
-    return RealRun(study, halves, pd.concat(parts, ignore_index=True), refused)
+    refused = {arm: why for half in halves for arm, why in half.made[1].items()}
+    parts = [
+        _answered(half, _arms(half, other, refused)) for half, other in (halves, halves[::-1])
+    ]
+    told = {title: why for (title, _), why in refused.items()}
+    return RealRun(study, halves, pd.concat(parts, ignore_index=True), told)
+
+
+def _arms(half: Half, other: Half, refused: Collection[Arm]) -> dict[Arm, tuple[str, Edit | None]]:
+    """Arm → prompt and edit for the users of one half; without those that either half lacks."""
+    arms: dict[Arm, tuple[str, Edit | None]] = {
+        (NO_EDIT, 0): ("instruct", None),
+        **{(title, 0): (kind, None) for kind, title in PROMPTS.items()},
+        (WRONG, 0): (WRONG, None),
+    }
+    theirs = {arm: edit for arm, edit in other.made[0].items() if arm not in refused}
+    arms |= {arm: ("instruct", edit) for arm, edit in theirs.items()}
+    for title in (EDITS["paper"], EDITS["fitted"]):  # of the positive control it would be a leak
+        if (title, 0) in theirs:
+            arms[OWN_GROUP.format(edit=title), 0] = ("instruct", half.made[0][title, 0])
+    for title in (EDITS["fitted"], EDITS["fitted_gold"]):
+        if (title, 0) in theirs:
+            arms[f"{title}; {WRONG}", 0] = (WRONG, theirs[title, 0])
+    return arms
 
 
 def _half(study: Study, people: list[User]) -> Half:
@@ -277,25 +280,27 @@ def _half(study: Study, people: list[User]) -> Half:
     return Half(study, prepared.users, people, study.pairs(prepared.users))
 
 
-def _answered(
-    half: Half, arms: Mapping[tuple[str, int], tuple[str, Edit | None]]
-) -> pd.DataFrame:
+def _answered(half: Half, arms: Mapping[Arm, tuple[str, Edit | None]]) -> pd.DataFrame:
     """The rows of all arms on the queries of one half."""
     study, settings, golds = half.study, half.study.settings, half.golds
     labels, read = get_task(study.task).labels, dict[str, Any]()
     texts = {kind: half.prompts(kind) for kind, _ in arms.values()}
 
-    def ask(kind: str, edit: Edit | None) -> dict[str, Any]:
+    groups = [at for at, user in enumerate(half.people) for _ in user.queries]
+
+    def ask(written: bool, kind: str, edit: Edit | None) -> dict[str, Any]:
         backbone = study.backbone
         if kind not in read:
-            read[kind] = backbone.prepare(texts[kind])
+            read[kind] = backbone.prepare(texts[kind], groups=groups)
         with torch.no_grad():
-            answers = backbone.generate_prepared(
-                read[kind],
-                max_new_tokens=max_new_tokens(study.task, settings),
-                edit=edit,
-                decode=decode_settings(settings),
-            )
+            answers: list[str] = []
+            if written:
+                answers = backbone.generate_prepared(
+                    read[kind],
+                    max_new_tokens=max_new_tokens(study.task, settings),
+                    edit=edit,
+                    decode=decode_settings(settings),
+                )
             tensors = {"nats": backbone.score(read[kind], golds, edit=edit, reduce="mean")}
             if labels:
                 scored = backbone.score_many(read[kind], [labels] * len(golds), edit=edit)
@@ -304,14 +309,14 @@ def _answered(
 
     records = study.store.map(
         "real_answers",
-        list(arms.values()),
-        lambda batch: [ask(kind, edit) for kind, edit in batch],
+        [(is_written(arm), *asked) for arm, asked in arms.items()],
+        lambda batch: [ask(*one) for one in batch],
         inputs={
             **study.inputs("decode_", "model_"),
             "max_new_tokens": max_new_tokens(study.task, settings),
             "golds": golds,
         },
-        key_of=lambda arm: [digest(texts[arm[0]]), edit_key(arm[1])],
+        key_of=lambda one: [one[0], digest(texts[one[1]]), edit_key(one[2])],
         batch_size=1,
         label=f"{study.backbone.name} {study.task} answers",
         modules=("chameleon_lib.core.edit", "chameleon_lib.backbones"),
@@ -320,7 +325,6 @@ def _answered(
     sources = [query.text for user in half.people for query in user.queries]
     parts = []
     for (arm, draw), record in zip(arms, records, strict=True):
-        said = record["json"]
         part = {
             "arm": arm,
             "draw": draw,
@@ -328,22 +332,38 @@ def _answered(
             "query": asked,
             "source": sources,
             "gold": golds,
-            "answer": said,
+            "answer": record["json"] or None,
             NATS: np.asarray(record["tensors"]["nats"], dtype=np.float64),
-            **per_sample_scores(study.task, golds, said),
-            "valid": [float(get_task(study.task).is_valid(text)) for text in said],
-            **form_scores(said),
         }
+        if record["json"]:
+            part |= _scores(study.task, golds, sources, record["json"])
         if labels:
             likely = np.asarray(record["tensors"]["labels"]).argmax(axis=1)
             scores = per_sample_scores(study.task, golds, [labels[at] for at in likely])
-            part |= {f"{name} of labels": values for name, values in scores.items()}
-        else:
-            bare = [without_preamble(text) for text in said]
-            part["rouge1 stripped"] = per_sample_scores(study.task, golds, bare)["rouge1"]
-            part["echo"] = [float(is_echo(*pair)) for pair in zip(said, sources, strict=True)]
+            part["abs_error of labels"] = scores["abs_error"]
         parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True)
+
+
+def is_written(arm: Arm) -> bool:
+    """Whether an arm writes answers; controls of the likelihood alone are scored and no more."""
+    return arm[0] in (NO_EDIT, *PROMPTS.values(), WRONG, *EDITS.values(), RANDOM)
+
+
+def _scores(
+    task: str, golds: Sequence[str], sources: Sequence[str], said: Sequence[str]
+) -> dict[str, Any]:
+    """Scores of generated answers, and of their form."""
+    scores: dict[str, Any] = {
+        **per_sample_scores(task, golds, said),
+        "valid": [float(get_task(task).is_valid(text)) for text in said],
+        **form_scores(said),
+    }
+    if get_task(task).labels:
+        return scores
+    bare = [without_preamble(text) for text in said]
+    scores["rouge1 stripped"] = per_sample_scores(task, golds, bare)["rouge1"]
+    return scores | {"echo": [float(is_echo(*pair)) for pair in zip(said, sources, strict=True)]}
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -384,7 +404,7 @@ def results(run: RealRun) -> pd.DataFrame:
     (those with an interval are the first two), ``warning``, ``n`` users and ``seeds``.
     """
     rows = []
-    for arm in arms_of(run):
+    for arm in filter(lambda arm: is_written((arm, 0)), arms_of(run)):
         row: dict[str, Any] = {"arm": arm}
         gain = change(run, arm, NATS)
         row |= estimate_columns(gain, f"gain, {NATS}")
@@ -477,7 +497,7 @@ def pair_quality(run: RealRun) -> pd.DataFrame:
 
     The fit learns to prefer ŷP over ŷN: whatever is commoner in ŷP than in ŷN is what it is taught.
     """
-    kept = {id(pair) for half in run.halves for pair in half.case.kept}
+    kept, _ = keep_different(run.pairs, run.study.settings)
     rows = []
     said = {
         "ŷP, personalised": [pair.answer_p for pair in run.pairs],
@@ -533,13 +553,14 @@ def edits(run: RealRun) -> pd.DataFrame:
     """What every edit is: from how many pairs of which half, at which layers, how it was fitted."""
     rows = []
     for number, half in enumerate(run.halves, start=1):
-        for name, edit in half.edits.items():
-            if isinstance(edit, str) or name not in EDITS:
+        for name, title in EDITS.items():
+            edit = half.made[0].get((title, 0))
+            if edit is None:
                 continue
             fit = half.case.fits.get(name)
             rows.append(
                 {
-                    "edit": EDITS[name],
+                    "edit": title,
                     "half": number,
                     "pairs": len(half.case.kept) if fit is None else fit.n_pairs,
                     "layers": f"{len(edit.layers)} of {run.study.backbone.n_layers}",
@@ -554,7 +575,7 @@ def edits(run: RealRun) -> pd.DataFrame:
 
 def one_query(run: RealRun, user: str) -> pd.DataFrame:
     """What every arm answers to one query of a user."""
-    rows = run.arms[(run.arms["user"] == user) & (run.arms["draw"] == 0)]
+    rows = run.arms[(run.arms["user"] == user) & (run.arms["draw"] == 0)].dropna(subset="answer")
     if rows.empty:
         raise UserError(f"There is no user {user!r}; choose among {', '.join(_names(run))}.")
     rows = rows[rows["query"] == rows["query"].iloc[0]]
