@@ -35,9 +35,9 @@ from chameleon_lib.core.task import User, get_task
 from chameleon_lib.data.importing import ImportOptions, read_table
 from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit import paths
 from chameleon_lib.kit.figures import FigureOutput
 from chameleon_lib.kit.hashing import digest
+from chameleon_lib.kit.needs import FETCHED, fetched
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import Estimate, bootstrap_mean
@@ -53,7 +53,6 @@ TABLES = {
     POSTS: (Path(__file__).with_name("real_posts.csv"), 2),
     REVIEWS: (Path(__file__).with_name("real_reviews.csv"), 2),
 }  # task → table, and how many of a user's latest rows are asked
-FETCHED = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf"}  # name → file of `models get`
 NO_EDIT = "no edit"
 NATS = "nats per token"
 RANDOM_DRAWS = 2
@@ -104,7 +103,7 @@ def model_of(name: str) -> str:
     """
     if name not in FETCHED:
         return name
-    file = paths.cache_dir() / "models" / FETCHED[name]
+    file = fetched(name)
     if not file.is_file():
         raise UserError(f"{name} is not here: run 'python -m chameleon_lib models get {name}'.")
     return str(file)

@@ -15,6 +15,7 @@ from chameleon_lib.core.answers import is_refusal, preamble
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
+from chameleon_lib.kit.needs import fetched
 from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies import s14_real_model as real
@@ -149,7 +150,7 @@ def test_too_few_users_and_a_model_that_is_not_here_are_refused(
     monkeypatch.setattr(paths, "cache_dir", lambda: tmp_path)
     with pytest.raises(UserError, match=r"smollm2 is not here: run .* models get smollm2"):
         real.model_of("smollm2")
-    file = tmp_path / "models" / real.FETCHED["smollm2"]
+    file = fetched("smollm2")
     file.parent.mkdir()
     file.touch()
     assert real.model_of("smollm2") == str(file) and real.model_of("a/b") == "a/b"
