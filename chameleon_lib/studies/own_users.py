@@ -171,13 +171,13 @@ def answer_lines(
     Who does not ask fits. Empty texts stand for the first user, the user's first held-out row, and
     the profile's first studied backbone.
     """
-    profile = get_profile(profile_name)
+    profile = get_profile(profile_name, [backbone_id] if backbone_id else [])
     asking = find_user(users, user_id)
     data = everyone_else(profile, users, asking)
     yield profile.banner
     torch.set_num_threads(profile.threads)
     transformers_logging.disable_progress_bar()
-    backbone = backbone_id or profile.studied[0]
+    backbone = profile.studied[0]
     tour = ask(profile, backbone, data, asking, query)
     user, case = tour.user, tour.case
     yield ""

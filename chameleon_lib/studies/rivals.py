@@ -173,6 +173,8 @@ def tunings_of(
     study: Study, group: Sequence[PreparedUser], pairs: Sequence[PreferencePair], seed: int
 ) -> dict[str, Tuned]:
     """Every trained rival's training of a draw, by row id; arguments as in :func:`lesson_of`."""
+    if not study.profile.trains:
+        return {}
     lesson = lesson_of(study, group, pairs)
     return {
         rival.id: stored_tuning(study, rival, lesson, settings_of(study, rival), seed)
@@ -198,6 +200,8 @@ def trained_rivals(
             it was trained on (``seen`` of its log).
     """
     study = exam.study
+    if not study.profile.trains:
+        return {}
     tunings = tunings_of(study, group, pairs, seed)
     found = {}
     for rival in trained():

@@ -37,7 +37,6 @@ from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.figures import FigureOutput
 from chameleon_lib.kit.hashing import digest
-from chameleon_lib.kit.needs import FETCHED, fetched
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import Estimate, bootstrap_mean
@@ -56,6 +55,7 @@ TABLES = {
 NO_EDIT = "no edit"
 NATS = "nats per token"
 RANDOM_DRAWS = 2
+MODEL = "smollm2"  # of `kit.wheels`
 Arm = tuple[str, int]  # title, and which of several draws
 # Edits of a case (names of the registry), and what the tables call them. Where both answers are one
 # digit the paper's directions read little but the digit (A4); they cost minutes and are left out.
@@ -93,20 +93,6 @@ def settings_of(profile: RunProfile, **changes: Any) -> EditSettings:
             **changes,
         }
     )
-
-
-def model_of(name: str) -> str:
-    """What to load for a notebook's ``backbone``: the file of a fetched model, else the name.
-
-    Raises:
-        UserError: The model has not been fetched.
-    """
-    if name not in FETCHED:
-        return name
-    file = fetched(name)
-    if not file.is_file():
-        raise UserError(f"{name} is not here: run 'python -m chameleon_lib models get {name}'.")
-    return str(file)
 
 
 def invented_users(task: str) -> list[User]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +18,17 @@ from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import counting, paths, progress
-from chameleon_lib.kit.profiles import RunProfile
+from chameleon_lib.kit.profiles import RunProfile, model_title
 from chameleon_lib.kit.store import ArtifactStore
 
-# Answers of the embedded world are short; real tweets cost the embedded tokenizer more tokens. The
-# fits take half the steps at twice the rate in batches half as large: chosen on train and dev users
-# of the embedded world alone (`candidates`), for the time that they save.
+# Fits of embedded models take half the steps at twice the rate in batches half as large: chosen on
+# train and dev users of the embedded world alone (`candidates`), for the time that they save. Those
+# of the small run take half the steps in half the batches, for the same reason, without a choice.
 _FITS = {"fit_steps": 20, "fit_lr": 0.1, "fit_batch": 16}
 SIZES: dict[str, dict[str, Any]] = {
-    "demo": {"decode_insight_tokens": 48, "decode_max_new_tokens": 48, **_FITS},
-    "demo-data": {"decode_insight_tokens": 48, "decode_max_new_tokens": 96, **_FITS},
+    "demo": _FITS,
+    "demo-data": _FITS,
+    "small": {"fit_steps": 20, "fit_batch": 16},
 }
 
 
@@ -39,8 +39,12 @@ def settings_for(profile: RunProfile, **changes: Any) -> EditSettings:
         "group_draws": profile.draws,
         "group_seeds": tuple(range(profile.draws)),
         "model_dtype": profile.dtype,
+        "selection_k": profile.items,
+        "decode_insight_tokens": profile.insight_tokens,
+        "decode_max_new_tokens": profile.answer_tokens or None,
     }
-    return EditSettings().with_(**{**size, **SIZES.get(profile.name, {}), **changes})
+    size |= SIZES.get(profile.base or profile.name, {})
+    return EditSettings().with_(**{**size, **changes})
 
 
 def open_backbone(backbone_id: str, settings: EditSettings, profile: RunProfile) -> Backbone:
@@ -82,7 +86,7 @@ def _from_hub(backbone_id: str, dtype: str, prompts_chat: str, profile: RunProfi
         gpu = torch.cuda.is_available()
         _latest[key] = load_backbone(
             backbone_id,
-            name=Path(backbone_id).name,
+            name=model_title(backbone_id),
             dtype=dtype,
             device="cuda" if gpu else "cpu",
             prompts_chat=prompts_chat,

