@@ -204,11 +204,12 @@ def test_the_page_stands_beside_its_tables_and_opens_from_disk(
     page = (folder / "audit.html").read_text("utf-8")
     assert not page_problems(page) and "&lt;chatty&gt;" in page and "<chatty>" not in page
     table = pd.read_csv(folder / "levels.csv").set_index("system")
-    assert table.at["<chatty>, preambles stripped", "rouge1"] == pytest.approx(2 / 3, abs=1e-3)
+    assert table.at["<chatty>, preambles stripped", "rouge1"] == pytest.approx(2 / 3, abs=0.01)
     assert table.at["<chatty>", "rouge1"] < 0.6 and table.at["gold", "rouge1"] == 1
     assert "floor: copy input" in table.index and set(table["n"]) == {3}
     looks = pd.read_csv(folder / "form.csv").set_index("system")
-    assert looks.loc["<chatty>", ["refusal", "preamble", "empty"]].tolist() == [0.333, 0.667, 0]
+    shown = looks.loc["<chatty>", ["refusal", "preamble", "empty"]]
+    assert shown.tolist() == pytest.approx([1 / 3, 2 / 3, 0], abs=0.01)
 
 
 def test_without_questions_floors_of_labels_look_at_the_golds(tmp_path: Path) -> None:
