@@ -34,6 +34,15 @@ def _score_batch(
     backbone: FrozenModel, prefix: Prefix, answers: list[list[int]], edit: Edit | None
 ) -> Tensor:
     """Summed log-probabilities ``(B,)`` of one batch."""
+    logp, targets, real = _log_probs(backbone, prefix, answers, edit)
+    picked = logp.gather(-1, targets[..., None])[..., 0]  # (B, q)
+    return (picked * real).sum(dim=1)
+
+
+def _log_probs(
+    backbone: FrozenModel, prefix: Prefix, answers: list[list[int]], edit: Edit | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Next-token log-probabilities ``(B, q, V)`` along answers and EOS, targets, and their mask."""
     codec, device = backbone.codec, backbone.device
     # Right padding: later positions cannot reach back, so the mask of the answer part is all ones.
     ids, _ = pad(answers, value=codec.pad_id, side="right", device=device)
@@ -63,9 +72,7 @@ def _score_batch(
         with backbone.editing(edit):
             rest = (inputs[:, start:], mask, positions[:, start:])
             logits.append(backbone.step(prefix, cache, *rest, last_only=False))
-    logp = torch.cat(logits, dim=1).float().log_softmax(dim=-1)  # (B, q, V)
-    picked = logp.gather(-1, targets[..., None])[..., 0]  # (B, q)
-    return (picked * real).sum(dim=1)
+    return torch.cat(logits, dim=1).float().log_softmax(dim=-1), targets, real
 
 
 def _read_batch(
@@ -193,6 +200,29 @@ class ReadingModel(FrozenModel):
         columns = [self._scores(batches, column, edit, reduce) for column in asked]
         table = torch.stack(columns, dim=1)  # (B, width)
         return [scores[: len(row)] for scores, row in zip(table, answers, strict=True)]
+
+    def divergence(
+        self, prepared: Prepared, answers: Sequence[str], *, edit: Edit, tokens: int
+    ) -> Tensor:
+        """What an edit does to the next token at the first ``tokens`` of each answer and its EOS.
+
+        Returns:
+            ``(B, 2)`` float32: KL(unedited || edited) in nats, and the share of the tokens at which
+            the likeliest token is another one; means over the tokens that there are.
+        """
+        self.usage, batches = EditUsage(), own_batches(prepared)
+        batches.check_edit(edit)
+        ids = [tokens_of[: tokens - 1] for tokens_of in self.codec.answers(answers)]
+        found = torch.zeros(len(batches), 2, device=self.device)
+        for batch in batches.batches:
+            own, some = edit.rows(batch.rows), [ids[row] for row in batch.rows]
+            before, _, real = _log_probs(self, self.prefix_of(batch, None), some, None)
+            after, _, _ = _log_probs(self, self.prefix_of(batch, own), some, own)
+            kl = (before.exp() * (before - after)).sum(dim=-1)  # (B, q)
+            moved = (before.argmax(dim=-1) != after.argmax(dim=-1)).float()
+            means = [(part * real).sum(dim=1) / real.sum(dim=1) for part in (kl, moved)]
+            found[batch.rows] = torch.stack(means, dim=1)
+        return found
 
     def activations(
         self,

@@ -54,6 +54,11 @@ class Backbone(Protocol):
     never changes a result beyond float rounding.
     """
 
+    diagnostics: bool  # whether ``usage`` holds edit ratios as well
+
+    @property
+    def usage(self) -> Any: ...  # ``mean_ratios()`` of the latest call's edit, by layer
+
     @property
     def name(self) -> str: ...  # short, for tables
 
@@ -118,6 +123,15 @@ class Backbone(Protocol):
         reduce: Reduce = "sum",
     ) -> Tensor:
         """``log p(answer + EOS | prompt)`` in nats, ``(B,)``; carries gradients to the edit."""
+
+    def divergence(
+        self, prepared: Prepared, answers: Sequence[str], *, edit: Edit, tokens: int
+    ) -> Tensor:
+        """What an edit does to the next token at the first ``tokens`` of each answer, ``(B, 2)``.
+
+        KL(unedited || edited) in nats, and the share of the tokens at which the likeliest token is
+        another one.
+        """
 
     def score_many(
         self,

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chameleon_lib.core.backbone import Backbone, Embedder, Keep, Unit, Unkept
+from chameleon_lib.core.checks import FitCheck, check_fit, guarded
 from chameleon_lib.core.directions import Directions, find_directions, get_direction
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.estimators import ccs_checks
@@ -47,6 +48,7 @@ from chameleon_lib.core.pairs import (
     keep_different,
     max_new_tokens,
     pair_texts,
+    plain_prompt,
     pooled,
     prompt_texts,
     prompts_digest,
@@ -54,6 +56,15 @@ from chameleon_lib.core.pairs import (
     write_query_insights,
 )
 from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.core.sources import (
+    PairQuality,
+    filtered,
+    held_out_users,
+    history_pairs,
+    own_history_gains,
+    pair_quality,
+    with_golds,
+)
 from chameleon_lib.core.task import HistoryItem, User, get_task
 from chameleon_lib.errors import UserError
 
@@ -330,9 +341,7 @@ class Chameleon:
         def compute() -> dict[str, Any]:
             self.tell(f"{self.backbone.name}: fitting {name}, draw {seed}")
             start, scorer = time.perf_counter(), self.scorer
-            fit = fit_by_preference(
-                scorer, contrasts, layers, settings, seed=seed, prompts=prompts
-            )
+            fit = fit_by_preference(scorer, contrasts, layers, settings, seed=seed, prompts=prompts)
             told = {
                 **fit.log(),
                 "learned_tokens": getattr(scorer, "learned", 0),
@@ -357,7 +366,10 @@ class Chameleon:
             ),
         )
         tensors = {name: torch.as_tensor(value) for name, value in record["tensors"].items()}
-        return FittedDirections.of(Edit.of(settings, layers, **tensors), record["json"])
+        edit = Edit.of(settings, layers, **tensors)
+        if record["json"]["best_step"] == 0:  # no edit was better on those held out
+            edit = edit.without_strength()
+        return FittedDirections.of(edit, record["json"])
 
     def case(
         self,
@@ -389,21 +401,145 @@ class Chameleon:
         case = self.case(pairs, seed, users)
         return {name: case.edit(name) for name in names}
 
-    def fit(self, users: Sequence[User]) -> EditProfile:
-        """One edit for all ``users``: their pairs pooled (group mode), or one user's own.
+    def source_pairs(self, users: Sequence[User]) -> list[PreferencePair]:
+        """The pairs that a fit of ``users`` learns from, by ``pairs_source``.
+
+        Source "history" needs no insights, so none are written for it.
 
         Raises:
-            UserError: Fewer than ``pairs_k_min`` pairs with different outputs are left
-                (``pairs_on_too_few``), or users of different tasks.
+            UserError: Users of different tasks, or source "gold" and a query without a gold answer.
         """
         _one_task(users)
+        source = self.settings.pairs_source
+        if source == "history":
+            return self.history_pairs(users)
         prepared = self.prepare(users)
         if prepared.left_out or prepared.counts["dropped_items"]:
             log.warning("history preparation: %s", prepared.counts)
-        return self.fit_pairs(self.pairs(prepared))
+        pairs = self.pairs(prepared)
+        if source == "gold":
+            return with_golds(pairs, prepared.users)
+        return filtered(pairs, self.settings, self._own(pairs)) if source == "filtered" else pairs
 
-    def fit_pairs(self, pairs: Sequence[PreferencePair]) -> EditProfile:
-        """The edit of pairs, at most ``pairs_k_max`` of them, by ``theta_method``."""
+    def history_pairs(self, users: Sequence[User], skip: int = 0) -> list[PreferencePair]:
+        """What ``users`` wrote against the model's neutral version (``sources.history_pairs``).
+
+        Users whose history does not fit the context, or is empty, are left out and named in a
+        warning.
+        """
+        selected, left = self._selected(users)
+        for why in dict.fromkeys(left.values()):
+            named = ", ".join(one for one in left if left[one] == why)
+            log.warning("no pairs of %s: %s", named, why)
+        if not selected:
+            return []
+        neutral = partial(self.neutral_outputs, selected[0].user.task)
+        return history_pairs(selected, neutral, self.settings, skip)
+
+    def neutral_outputs(self, task: str, prompts: Sequence[str]) -> list[str]:
+        """The unedited backbone's answers to prompts that show no history."""
+        limit = max_new_tokens(task, self.settings)
+        answers: list[str] = self.keep.get_or_compute(
+            "neutral_outputs",
+            {
+                "backbone": self.fingerprint,
+                "prompts": list(prompts),
+                "max_new_tokens": limit,
+                "settings": self.settings.starting("decode_", "model_"),
+            },
+            lambda: self.backbone.generate(
+                prompts, max_new_tokens=limit, decode=decode_settings(self.settings)
+            ),
+            modules=("chameleon_lib.core.pairs",),
+        )
+        return answers
+
+    def pair_quality(self, pairs: Sequence[PreferencePair], *, own: bool = True) -> PairQuality:
+        """How good pairs are, before a fit learns from them; ``sentence()`` is to be printed.
+
+        Args:
+            own: Whether the personalised answers are scored under the own and another history,
+                which reads two prompts per pair.
+        """
+        return pair_quality(pairs, self.settings, self._own(pairs) if own else None)
+
+    def _own(self, pairs: Sequence[PreferencePair]) -> list[float] | None:
+        """``own_history_gains``, kept."""
+        told = [[pair.user_id, plain_prompt(pair, self.settings), pair.answer_p] for pair in pairs]
+        gains: list[float] | None = self.keep.get_or_compute(
+            "own_history",
+            {"backbone": self.fingerprint, "pairs": told},
+            lambda: own_history_gains(self.backbone, pairs, self.settings),
+            modules=_library("chameleon_lib.core.sources", self.code[0]),
+        )
+        return gains
+
+    def check(self, edit: Edit, users: Sequence[User], skip: int = 0) -> FitCheck:
+        """What an edit does to users held out of its fit, on texts of their own histories.
+
+        Measures only: ``action`` is "kept" whatever comes out.
+
+        Args:
+            edit: Any edit of this backbone.
+            users: Train-side users that the fit did not see.
+            skip: History items per user that are left out at the start, because a fit saw them.
+
+        Raises:
+            UserError: Fewer than two texts.
+        """
+        return self._check(edit, self.history_pairs(users, skip))
+
+    def _check(self, edit: Edit, texts: Sequence[PreferencePair]) -> FitCheck:
+        entry, tensors = edit.record()
+        record = self.keep.get_or_compute(
+            "fit_check",
+            {
+                "backbone": self.fingerprint,
+                "edit": [entry, [tensors[name] for name in sorted(tensors)]],
+                "texts": [
+                    [pair.user_id, plain_prompt(pair, self.settings), pair.answer_p]
+                    for pair in texts
+                ],
+                "max_new_tokens": self.settings.decode_max_new_tokens,
+                "settings": self.settings.starting("decode_", "model_"),
+            },
+            lambda: check_fit(self.backbone, edit, texts, self.settings).record(),
+            modules=_library("chameleon_lib.core.checks", self.code[0]),
+        )
+        return FitCheck.of(record)
+
+    def fit(self, users: Sequence[User], held_out: Sequence[User] = ()) -> EditProfile:
+        """One edit for all ``users``: their pairs pooled (group mode), or one user's own.
+
+        Args:
+            users: Users of one task.
+            held_out: Train-side users to check the edit on, none of them of ``users``. By default
+                ``check_share`` of ``users`` are held out of the fit; with fewer than 1 / share
+                users nobody is, and the check takes texts of their own histories that the fit did
+                not see.
+
+        Raises:
+            UserError: Fewer than ``pairs_k_min`` pairs with different outputs are left
+                (``pairs_on_too_few``), users of different tasks, or an edit that is not better
+                than none (``check_edit`` "refuse").
+        """
+        _one_task([*users, *held_out])
+        inside, outside = list(users), list(held_out)
+        if self.settings.check_edit != "off" and not outside:
+            inside, outside = held_out_users(users, self.settings)
+        return self.fit_pairs(self.source_pairs(inside), outside or inside)
+
+    def fit_pairs(
+        self, pairs: Sequence[PreferencePair], held_out: Sequence[User] = ()
+    ) -> EditProfile:
+        """The edit of pairs, at most ``pairs_k_max`` of them, by ``theta_method``.
+
+        Args:
+            pairs: Of any source.
+            held_out: Users to check the edit on (``check_edit``). Without any it is not checked,
+                and the profile's ``check`` is None. Of users who have pairs, only texts that the
+                fit did not see are taken.
+        """
         pool, settings = pooled(pairs, self.settings), self.settings
         case = self.case([*pool.different, *pool.identical], checks=True)
         fitted = None
@@ -411,10 +547,13 @@ class Chameleon:
             layers = None if settings.fit_layers == "all" else case.layers
             fitted = self.preference_fit(case.contrasts, layers=layers)
         found = None if fitted is not None and settings.fit_layers == "all" else case.main
-        task = pairs[0].task
+        task, edit = pairs[0].task, case.edit("paper") if fitted is None else fitted.edit
+        check = None
+        if settings.check_edit != "off" and held_out:
+            edit, check = self._guarded(edit, held_out, pool.users)
         return EditProfile(
             task=task,
-            edit=case.edit("paper") if fitted is None else fitted.edit,
+            edit=edit,
             settings=settings,
             backbone=(self.backbone.name, self.fingerprint),
             users=pool.users,
@@ -422,9 +561,24 @@ class Chameleon:
             n_identical=pool.n_identical,
             directions=found,
             fitted=fitted,
+            check=check,
             revision=self.backbone.revision,
             prompts=prompts_digest(task, settings),
         )
+
+    def _guarded(
+        self, edit: Edit, held_out: Sequence[User], seen: Collection[str]
+    ) -> tuple[Edit, FitCheck | None]:
+        """What ``check_edit`` lets pass, checked on held-out users; unchecked without texts."""
+        learned = self.settings.pairs_source == "history" and {u.id for u in held_out} & set(seen)
+        texts = self.history_pairs(held_out, self.settings.pairs_items if learned else 0)
+        if len(texts) < 2:
+            log.warning(
+                "The edit is not checked: %d texts of held-out users can be scored, two are "
+                "needed; give the fit more users, or users with longer histories.", len(texts),
+            )  # fmt: skip
+            return edit, None
+        return guarded(edit, self._check(edit, texts), self.settings)
 
     def answer(self, users: Sequence[User], profile: EditProfile | None = None) -> list[str]:
         """Answer every query of ``users``, in order (sections 3.2 and 4.3; A13, A19).
@@ -546,9 +700,7 @@ class Case:
         if name == "paper" and seed is None:
             return self.main.to_edit(settings, self.layers)
         main = self.main if seed is None else None
-        found = self.method.directions(
-            name, *self.h, self.seed if seed is None else seed, main
-        )
+        found = self.method.directions(name, *self.h, self.seed if seed is None else seed, main)
         return found.to_edit(settings, self.layers)
 
     def fit(self, name: str, contrasts: Sequence[Contrast]) -> Edit:

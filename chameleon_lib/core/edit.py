@@ -234,6 +234,10 @@ class Edit:
             values.append(value.to(self.theta_p.device))
         return values[0], values[1]
 
+    def without_strength(self) -> Edit:
+        """The edit at strength 0: it changes nothing, and can be used wherever an edit can."""
+        return replace(self, alpha_p=0.0, alpha_n=0.0)
+
     def factors(self, row: int) -> tuple[Tensor, Tensor]:
         """``U`` and ``Z`` of layer ``layers[row]``, float64, with gates and strengths baked in."""
         strength_p, strength_n = self.strengths(row)

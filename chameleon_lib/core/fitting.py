@@ -23,15 +23,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from chameleon_lib.core.backbone import Backbone, Prepared
+from chameleon_lib.core.backbone import Backbone, Prepared, Reduce
+from chameleon_lib.core.checks import FitCheck
 from chameleon_lib.core.directions import Directions
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import PreferencePair, PreparedUser, keep_different
 from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.core.sources import with_golds
 from chameleon_lib.core.task import answer_prompt
 from chameleon_lib.errors import UserError
 
 CHECK_EVERY = 5  # steps between looks at the held-out users
+SAMPLE = 64  # edited positions per layer that the size of a step is measured at
+_READ = 16  # answers they are read from, at most
+# What a user's edit has no business with; the leash of a guarded fit holds the model's own answers.
+UNRELATED = (
+    "What is the capital of Australia?",
+    "Write a short poem about the sea.",
+    "Explain photosynthesis in one sentence.",
+    "Translate 'good morning' into French.",
+    "What is 17 plus 25?",
+    "List three fruits.",
+    "Who wrote Romeo and Juliet?",
+    "Give one tip for sleeping better.",
+)
+_UNRELATED_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +95,7 @@ def gold_contrasts(
     Raises:
         UserError: A query has no gold answer.
     """
-    golds = {q.id: q.gold for user in users for q in user.user.queries}
-    replaced = []
-    for pair in pairs:
-        gold = golds[pair.query_id]
-        if gold is None:
-            raise UserError(f"Query {pair.query_id} has no gold; the positive control needs it.")
-        replaced.append(replace(pair, answer_p=gold))
-    kept, identical = keep_different(replaced, settings)
+    kept, identical = keep_different(with_golds(pairs, users), settings)
     return contrasts_from_pairs(task, kept, identical, settings)
 
 
@@ -133,9 +142,11 @@ class FittedDirections:
 
     edit: Edit  # the fitted edit
     loss: list[float]  # training loss per step, nats
-    # (step, held-out preference loss + leash) at each check; empty without hold-out
+    # (step, held-out preference loss + leash) at each check, from step 0, the unedited model, where
+    # the fit is guarded; empty without hold-out
     held_out: list[tuple[int, float]]
-    # Steps taken by the returned directions (early stopping); the last one without hold-out
+    # Steps taken by the returned directions (early stopping); the last one without hold-out. 0: no
+    # edit was better on those held out, and the one returned has strength 0
     best_step: int
     n_pairs: int  # contrasts used for gradient steps
     n_agreed: int  # agreed queries on the leash
@@ -175,6 +186,8 @@ class EditProfile:
     directions: Directions | None = None
     # Record of the gradient fit; None for the paper's directions
     fitted: FittedDirections | None = None
+    # What the edit does to users held out of its fit; None where nobody was (``check_edit``)
+    check: FitCheck | None = None
     revision: str = ""  # revision of the model on the hub; empty for a local checkpoint
     # SHA-256 of the wording of all prompts (``prompts_digest``); empty if unknown
     prompts: str = ""
@@ -187,28 +200,36 @@ class _Chunk:
     prepared: Prepared
     chosen: list[str]
     rejected: list[str] | None
-    base: Tensor
+    base: Tensor  # of the chosen answers, (B,): sums, or means per token
+    reduce: Reduce = "sum"
 
-    def loss(self, backbone: Backbone, edit: Edit, leash: float) -> Tensor:
-        """Mean preference loss, or mean leash penalty for agreed queries. Scalar, nats."""
-        chosen = backbone.score(self.prepared, self.chosen, edit=edit)  # (B,)
+    def loss(self, backbone: Backbone, edit: Edit | None, leash: float) -> Tensor:
+        """Mean loss of the contrasts, or mean leash penalty for agreed queries. Scalar, nats."""
+        chosen = self.base  # (B,)
+        if edit is not None:
+            chosen = backbone.score(self.prepared, self.chosen, edit=edit, reduce=self.reduce)
         strain = leash * (self.base - chosen).clamp_min(0).mean()
         if self.rejected is None:
             return strain
+        if self.reduce == "mean":  # likelihood
+            return strain - (chosen - self.base).mean()
         rejected = backbone.score(self.prepared, self.rejected, edit=edit)  # (B,)
         return strain - logsigmoid(chosen - rejected).mean()
 
 
-def _chunks(prompts: PlainPrompts, contrasts: Sequence[Contrast], size: int) -> list[_Chunk]:
-    chunks = []
+def _chunks(
+    prompts: PlainPrompts, contrasts: Sequence[Contrast], settings: EditSettings
+) -> list[_Chunk]:
+    chunks, size = [], settings.fit_batch
+    reduce: Reduce = "mean" if settings.fit_loss == "likelihood" else "sum"
     for start in range(0, len(contrasts), size):
         part = contrasts[start : start + size]
         prepared = prompts.chunk([contrast.prompt for contrast in part])
         chosen = [contrast.chosen for contrast in part]
         with torch.no_grad():
-            base = prompts.backbone.score(prepared, chosen).detach()
+            base = prompts.backbone.score(prepared, chosen, reduce=reduce).detach()
         rejected = [c.rejected for c in part if c.rejected is not None] or None
-        chunks.append(_Chunk(prepared, chosen, rejected, base))
+        chunks.append(_Chunk(prepared, chosen, rejected, base, reduce))
     return chunks
 
 
@@ -229,11 +250,101 @@ def _split(
 
 @torch.no_grad()
 def _held_out(
-    backbone: Backbone, edit: Edit, chunks: tuple[list[_Chunk], list[_Chunk]], leash: float
+    backbone: Backbone, edit: Edit | None, chunks: tuple[list[_Chunk], list[_Chunk]], leash: float
 ) -> float:
     """Preference loss and leash penalty of those held out, nats; each a mean over mini-batches."""
     parts = ([chunk.loss(backbone, edit, leash) for chunk in some] for some in chunks if some)
     return float(sum(torch.stack(losses).mean() for losses in parts))
+
+
+def _unrelated(backbone: Backbone, settings: EditSettings) -> list[_Chunk]:
+    """Leash on the model's own answers to prompts that have nothing to do with the users."""
+    prompts = PlainPrompts(backbone, UNRELATED)
+    answers = backbone.generate(UNRELATED, max_new_tokens=_UNRELATED_TOKENS)
+    told = zip(UNRELATED, answers, strict=True)
+    agreed = [Contrast(prompt, answer, None, "") for prompt, answer in told if answer]
+    return _chunks(prompts, agreed, settings)
+
+
+@torch.no_grad()
+def _sample_outputs(
+    backbone: Backbone, chunk: _Chunk, site: str, generator: torch.Generator
+) -> Tensor:
+    """What the unedited model puts out where the edit will be, ``(n_layers, SAMPLE, d)``.
+
+    At the positions of a few preferred answers, one at a time: a batch would hold padding.
+    """
+    modules = backbone.sites(site)
+    seen: list[list[Tensor]] = [[] for _ in modules]
+
+    def watch(layer: int) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            out = output[0] if isinstance(output, tuple) else output
+            seen[layer].append(out.reshape(-1, out.shape[-1]).float().cpu())
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(layer)) for layer, module in enumerate(modules)]
+    try:
+        for row, answer in enumerate(chunk.chosen[:_READ]):
+            backbone.score(backbone.rows(chunk.prepared, [row]), [answer])
+    finally:
+        for handle in handles:
+            handle.remove()
+    outputs = torch.stack([torch.cat(parts) for parts in seen])  # (n_layers, T, d)
+    picked = torch.randperm(outputs.shape[1], generator=generator)[:SAMPLE]
+    return outputs[:, picked]
+
+
+def change_ratio(x: Tensor, new: Edit, old: Edit | None = None) -> float:
+    """``||x̂_new − x̂_old|| / ||x||``, mean over tokens and layers; ``old`` None is no edit.
+
+    Args:
+        x: Outputs at the layers of the edits, ``(L, N, d)``.
+    """
+    change = _changes(x, new) if old is None else _changes(x, new) - _changes(x, old)
+    return float((change.norm(dim=-1) / x.norm(dim=-1).clamp_min(1e-30)).mean())
+
+
+def _changes(x: Tensor, edit: Edit) -> Tensor:
+    factors = [edit.factors(row) for row in range(len(edit.layers))]
+    u, z = (torch.stack(parts).to(x) for parts in zip(*factors, strict=True))
+    return x @ z.mT @ u.mT
+
+
+def _unit_rows(thetas: Tensor) -> Tensor:
+    return thetas / thetas.norm(dim=-1, keepdim=True)
+
+
+class _Steps:
+    """Adam's steps on the directions, as they are (plain) or as large as ``fit_ratio`` says."""
+
+    def __init__(
+        self, thetas: Tensor, layers: Sequence[int], settings: EditSettings, x: Tensor | None
+    ) -> None:
+        self.thetas, self.layers, self.settings, self.x = thetas, layers, settings, x
+        self.optimizer = torch.optim.Adam([thetas], lr=1.0 if x is not None else settings.fit_lr)
+        self.size = thetas.shape[-1] ** -0.5  # of the latest step
+
+    def edit(self, values: Tensor) -> Edit:
+        return Edit.of(self.settings, self.layers, values[0], values[1])
+
+    def take(self, loss: Tensor, step: int) -> None:
+        """One step; the first is number 1."""
+        before = self.thetas.detach().clone()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.x is None:
+            return
+        with torch.no_grad():
+            change, old = self.thetas - before, self.edit(before)
+            wanted = self.settings.fit_ratio * (1 - (step - 1) / self.settings.fit_steps)
+            # The change of the edit is nearly in proportion to a small step: a few trials do.
+            for _ in range(4):
+                made = change_ratio(self.x, self.edit(before + self.size * change), old)
+                self.size *= wanted / max(made, 1e-12)
+            self.thetas.copy_(_unit_rows(before + self.size * change))
 
 
 def fit_by_preference(
@@ -252,6 +363,11 @@ def fit_by_preference(
     not find the preferred answer, nor the common answer of an agreed query, less likely than the
     unedited one does, ``fit_leash · mean(max(0, log p_0(y) − log p_edit(y)))``; a preference loss
     alone is content when both answers become unlikely, as long as the rejected one falls faster.
+
+    A guarded fit (``fit_rule``) adds three. The steps are as large as ``fit_ratio`` says of what
+    the edit changes, so that no rate depends on the model's width or scale. The model's own answers
+    to :data:`UNRELATED` prompts are on the leash. And the unedited model is a candidate of early
+    stopping: where no look is better, the returned edit has strength 0.
 
     With fewer than 1 / share users nobody is held out, nor where those drawn are all who have a
     preference. Then, and where those held out have none, all ``fit_steps`` are run and the last
@@ -284,42 +400,45 @@ def fit_by_preference(
         same = [contrast for contrast in group if contrast.rejected is None and use_leash]
         order = torch.randperm(len(pairs), generator=generator).tolist()
         shuffled = [pairs[index] for index in order]
-        return _chunks(read, shuffled, settings.fit_batch), _chunks(read, same, settings.fit_batch)
+        return _chunks(read, shuffled, settings), _chunks(read, same, settings)
 
     pair_chunks, leash_chunks = chunked(train)
     held_chunks = chunked(held)
-    start = torch.randn(2, len(layers), backbone.d, generator=generator)
-    thetas = (start / start.norm(dim=-1, keepdim=True)).requires_grad_()  # (2, L, d)
-    optimizer = torch.optim.Adam([thetas], lr=settings.fit_lr)
-
-    def edit_of(values: Tensor) -> Edit:
-        return Edit.of(settings, layers, values[0], values[1])
+    thetas = _unit_rows(torch.randn(2, len(layers), backbone.d, generator=generator))  # (2, L, d)
+    guarded, x = settings.fit_rule == "guarded", None
+    if guarded:
+        x = _sample_outputs(backbone, pair_chunks[0], settings.edit_site, generator)[list(layers)]
+        leash_chunks += _unrelated(backbone, settings) if use_leash else []
+    steps = _Steps(thetas.requires_grad_(), layers, settings, x)
 
     losses: list[float] = []
     curve: list[tuple[int, float]] = []
     best, best_step, best_loss = thetas.detach().clone(), 0, float("inf")
+    if guarded and held_chunks[0]:
+        best_loss = _held_out(backbone, None, held_chunks, leash)
+        curve.append((0, best_loss))
     order: list[int] = []
     for step in range(1, settings.fit_steps + 1):
         if not order:
             order = torch.randperm(len(pair_chunks), generator=generator).tolist()
-        loss = pair_chunks[order.pop()].loss(backbone, edit_of(thetas), leash)
+        loss = pair_chunks[order.pop()].loss(backbone, steps.edit(thetas), leash)
         if leash_chunks:
             chunk = leash_chunks[step % len(leash_chunks)]
-            loss = loss + chunk.loss(backbone, edit_of(thetas), leash)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+            loss = loss + chunk.loss(backbone, steps.edit(thetas), leash)
+        steps.take(loss, step)
         losses.append(float(loss.detach()))
         if not held_chunks[0]:
             best, best_step = thetas.detach().clone(), step
         elif step % CHECK_EVERY == 0 or step == settings.fit_steps:
-            curve.append((step, _held_out(backbone, edit_of(thetas.detach()), held_chunks, leash)))
+            edit = steps.edit(thetas.detach())
+            curve.append((step, _held_out(backbone, edit, held_chunks, leash)))
             if curve[-1][1] < best_loss:
                 best, best_step, best_loss = thetas.detach().clone(), step, curve[-1][1]
             elif step - best_step >= settings.fit_patience * CHECK_EVERY:
                 break
+    found = steps.edit(_unit_rows(best))
     return FittedDirections(
-        edit=edit_of(best / best.norm(dim=-1, keepdim=True)),
+        edit=found.without_strength() if best_step == 0 else found,
         loss=losses,
         held_out=curve,
         best_step=best_step,

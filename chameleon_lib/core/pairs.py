@@ -335,6 +335,12 @@ def prompt_texts(
     return texts
 
 
+def plain_prompt(pair: PreferencePair, settings: EditSettings) -> str:
+    """The prompt without an insight that asks a pair's query (the paper's Instruct)."""
+    asked, baseline = (pair.task, pair.items, pair.query), settings.prompts_baseline
+    return answer_prompt(*asked, role="P", insight=None, baseline=baseline)
+
+
 def pair_texts(task: str, pair: PreferencePair, settings: EditSettings) -> list[tuple[str, str]]:
     """The pair texts p^P and p^N as (context, continuation), P first (A3).
 

@@ -94,6 +94,13 @@ class EditSettings(CheckedSettings):
     pairs_k_max: int | None = _open(
         None, "", "Most pairs of a fit, a random draw; bounds its memory. None keeps all, as the "
         "paper does.", at_least=1)
+    pairs_source: Literal["self", "filtered", "history", "gold"] = _open(
+        "self", "", "Where pairs come from: both agents' answers (the paper); those of them that "
+        "are worth learning from; the user's own history against the model's neutral version of "
+        "it; gold answers against neutral ones (positive control).")
+    pairs_items: int = _open(
+        3, "", "Most history items per user that pairs_source history, and every check of an edit, "
+        "take.", at_least=1)
     controls_label_token: tuple[
         Literal["shuffle_pairs", "permute_answers", "answer_only"], ...
     ] = _open(
@@ -176,6 +183,22 @@ class EditSettings(CheckedSettings):
         256, "A15", "New tokens of an insight, and what a prompt keeps free for it; one that takes "
         "more when it is read again is cut to as many, after a word.", at_least=1)
     decode_seed: int = _open(0, "A15", "Seed of sampling.", at_least=0)
+    check_edit: Literal["zero", "refuse", "warn", "off"] = _open(
+        "zero", "", "What happens to an edit that is not better than none on users held out of its "
+        "fit: strength 0, a refusal, a warning; or it is not looked at.")
+    check_share: float = _open(
+        0.2, "", "Share of the users of a fit, rounded down, that are held out of it for the "
+        "check; of a single user, texts of the history are.", at_least=0)
+    fit_loss: Literal["preference", "likelihood"] = _open(
+        "preference", "", "What a fit makes smaller: -log sigmoid of the chosen answer's log p over "
+        "the rejected one's, or -log p of the chosen answer, per token.")
+    fit_rule: Literal["guarded", "plain"] = _open(
+        "guarded", "", "guarded: steps as large as fit_ratio says, no edit among the candidates of "
+        "early stopping, and unrelated prompts on the leash. plain: Adam's own steps of fit_lr, "
+        "without the two; chosen for the embedded models.")
+    fit_ratio: float = _open(
+        0.05, "", "How much the first step of a guarded fit changes the edited outputs, "
+        "||Δx|| / ||x||, mean over tokens and layers; it falls to 0 over the steps.", above=0)
     fit_steps: int = _open(40, "", "Adam steps of theta_method fitted.", at_least=1)
     fit_lr: float = _open(0.05, "", "Its step size.", above=0)
     fit_batch: int = _open(32, "", "Pairs per step.", at_least=1)

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from chameleon_lib.core.backbone import Backbone
+from chameleon_lib.core.checks import FitCheck
 from chameleon_lib.core.directions import Directions
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import EditProfile, FittedDirections
@@ -287,6 +288,7 @@ def to_stored(profile: EditProfile, users: Sequence[str], *, all_layers: bool = 
         "users": list(users),
         "directions": directions,
         "fitted": fitted,
+        "check": None if profile.check is None else profile.check.record(),
     }
     return Stored(content, {name: _array(value) for name, value in tensors.items()})
 
@@ -321,6 +323,8 @@ def from_stored(stored: Stored, path: Path) -> EditProfile:
             n_identical=content["pairs"]["identical"],
             directions=_directions(content["directions"], tensors["directions"]),
             fitted=_fitted(content["fitted"], tensors["fitted"], edit),
+            # Profiles of earlier versions have none.
+            check=FitCheck.of(content["check"]) if content.get("check") else None,
             revision=content["backbone"]["revision"],
             prompts=content["prompts"],
         )

@@ -52,6 +52,7 @@ TABLES = {
     POSTS: (Path(__file__).with_name("real_posts.csv"), 2),
     REVIEWS: (Path(__file__).with_name("real_reviews.csv"), 2),
 }  # task → table, and how many of a user's latest rows are asked
+HISTORY = "fitted_history"  # an edit of the study's own, from `Chameleon.history_pairs`
 NO_EDIT = "no edit"
 NATS = "nats per token"
 RANDOM_DRAWS = 2
@@ -62,9 +63,13 @@ Arm = tuple[str, int]  # title, and which of several draws
 EDITS = {
     "paper": "paper's edit",
     "fitted": "fitted on self-made pairs",
+    HISTORY: "fitted on histories against neutral versions",
     "fitted_gold": "fitted on gold pairs (positive control)",
 }
 MADE = {POSTS: tuple(EDITS), REVIEWS: ("fitted", "fitted_gold")}
+# Edits that are also tried on the half that made them (the gold one would be a leak), and under
+# another user's history.
+SEEN, CROSSED = ("paper", "fitted", HISTORY), (HISTORY, "fitted_gold")
 PROMPTS = {
     "unseen": "no history in the prompt",
     "insight": "insight in the prompt",
@@ -77,8 +82,8 @@ OWN_GROUP = "{edit}, of the user's own half"
 def settings_of(profile: RunProfile, **changes: Any) -> EditSettings:
     """The paper's settings, at a length that a processor reads in minutes.
 
-    Of a user's few items four are shown; insights and answers are short, as the texts are. The step
-    of the fits is a tenth of that for the embedded models, which are a fifth as wide.
+    Of a user's few items four are shown; insights and answers are short, as the texts are. Fits are
+    guarded, with a fifth of the usual steps.
     """
     return EditSettings().with_(
         **{
@@ -86,8 +91,7 @@ def settings_of(profile: RunProfile, **changes: Any) -> EditSettings:
             "decode_insight_tokens": 48,
             "decode_max_new_tokens": 32,
             "pairs_on_too_few": "warn",
-            "fit_steps": 10,
-            "fit_lr": 0.01,
+            "fit_steps": 8,
             "fit_batch": 12,
             "model_dtype": profile.dtype,
             **changes,
@@ -146,6 +150,19 @@ class Half:
         return self.study.case(self.pairs, 0, with_gold(self.users, self.people))
 
     @cached_property
+    def of_histories(self) -> Case:
+        """What the users wrote before, against the model's neutral version of it; no gold answer.
+
+        It is fitted by likelihood: a neutral version is no answer that must become unlikely.
+        """
+        method = self.study.with_(pairs_source="history", fit_loss="likelihood")
+        return method.case(method.history_pairs(without_gold(self.people)), 0)
+
+    def case_of(self, name: str) -> Case:
+        """The case that an edit of :data:`EDITS` is made in."""
+        return self.of_histories if name == HISTORY else self.case
+
+    @cached_property
     def made(self) -> tuple[dict[Arm, Edit], dict[Arm, str]]:
         """The edits by arm (title, draw), and of every other arm one sentence why it has none."""
         made, refused = dict[Arm, Edit](), dict[Arm, str]()
@@ -155,7 +172,7 @@ class Half:
             wanted |= {(RANDOM, draw): ("random", 1000 + draw) for draw in range(RANDOM_DRAWS)}
         for arm, (name, seed) in wanted.items():
             try:
-                made[arm] = self.case.edit(name, seed)
+                made[arm] = self.case_of(name).edit("fitted" if name == HISTORY else name, seed)
             except UserError as error:
                 refused[arm] = str(error)
         return made, refused
@@ -248,10 +265,10 @@ def _arms(half: Half, other: Half, refused: Collection[Arm]) -> dict[Arm, tuple[
     }
     theirs = {arm: edit for arm, edit in other.made[0].items() if arm not in refused}
     arms |= {arm: ("instruct", edit) for arm, edit in theirs.items()}
-    for title in (EDITS["paper"], EDITS["fitted"]):  # of the positive control it would be a leak
+    for title in (EDITS[name] for name in SEEN):
         if (title, 0) in theirs:
             arms[OWN_GROUP.format(edit=title), 0] = ("instruct", half.made[0][title, 0])
-    for title in (EDITS["fitted"], EDITS["fitted_gold"]):
+    for title in (EDITS[name] for name in CROSSED):
         if (title, 0) in theirs:
             arms[f"{title}; {WRONG}", 0] = (WRONG, theirs[title, 0])
     return arms
@@ -459,13 +476,13 @@ def contrasts(run: RealRun) -> pd.DataFrame:
         row = {**row, "interval": side(found)}
         rows.append({**row, "n": row.pop("n"), "seeds": row.pop("seeds")})
 
-    for edit in ("paper", "fitted"):
+    for edit in SEEN:
         own, title = OWN_GROUP.format(edit=EDITS[edit]), EDITS[edit]
         add(f"{title}: own half's minus the other half's", (1, own), (-1, title))
     for title in EDITS.values():
         add(f"{title} minus {RANDOM}", (1, title), (-1, RANDOM))
     add("own history minus another user's, no edit", (1, NO_EDIT), (-1, WRONG))
-    for edit in ("fitted", "fitted_gold"):
+    for edit in CROSSED:
         wrong = f"{EDITS[edit]}; {WRONG}"
         terms = ((1, EDITS[edit]), (-1, wrong), (-1, NO_EDIT), (1, WRONG))
         add(f"{EDITS[edit]}: what it adds to the own history's worth", *terms)
@@ -535,24 +552,29 @@ def pair_examples(run: RealRun, n: int = 6) -> pd.DataFrame:
 
 
 def edits(run: RealRun) -> pd.DataFrame:
-    """What every edit is: from how many pairs of which half, at which layers, how it was fitted."""
+    """What every edit is: from how many pairs of which half, at which layers, how it was fitted.
+
+    A guarded fit of which no step was better than no edit on the users held out has strength 0.
+    """
     rows = []
     for number, half in enumerate(run.halves, start=1):
         for name, title in EDITS.items():
             edit = half.made[0].get((title, 0))
             if edit is None:
                 continue
-            fit = half.case.fits.get(name)
+            case = half.case_of(name)
+            fit = case.fits.get("fitted" if name == HISTORY else name)
             rows.append(
                 {
                     "edit": title,
                     "half": number,
-                    "pairs": len(half.case.kept) if fit is None else fit.n_pairs,
+                    "pairs": len(case.kept) if fit is None else fit.n_pairs,
                     "layers": f"{len(edit.layers)} of {run.study.backbone.n_layers}",
                     "which": ", ".join(map(str, edit.layers)),
                     "steps": None if fit is None else fit.best_step,
                     "first loss": None if fit is None else fit.loss[0],
                     "last loss": None if fit is None else fit.loss[-1],
+                    "strength": 0 if fit is not None and fit.best_step == 0 else 1,
                 }
             )
     return pd.DataFrame(rows)

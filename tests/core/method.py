@@ -15,6 +15,8 @@ SETTINGS = EditSettings(
     pairs_k_min=2,
     fit_steps=2,
     fit_batch=4,
+    fit_rule="plain",
+    check_edit="off",  # a random model has nothing to be checked; tests/core/test_checks.py does
 )
 
 

@@ -31,7 +31,9 @@ from chameleon_lib.demo.world import WorldSettings, build_world
 from chameleon_lib.errors import UserError
 from tests.backbones.tiny import ANSWERS, LINES, PROMPTS, make_backbone
 
-SETTINGS = EditSettings(fit_steps=30, fit_lr=0.05, fit_batch=8, fit_holdout=0.25, fit_patience=99)
+SETTINGS = EditSettings(
+    fit_rule="plain", fit_steps=30, fit_lr=0.05, fit_batch=8, fit_holdout=0.25, fit_patience=99
+)
 LAYERS = (0, 1, 2)
 
 
@@ -182,7 +184,9 @@ class Shifting:
     def rows(self, prepared: list[str], rows: list[int]) -> list[str]:
         return [prepared[row] for row in rows]
 
-    def score(self, prepared: list[str], answers: list[str], *, edit: Edit | None = None) -> Tensor:
+    def score(
+        self, prepared: list[str], answers: list[str], *, edit: Edit | None = None, **_: Any
+    ) -> Tensor:
         assert len(prepared) == len(answers)
         base = torch.tensor([-1.0 - len(answer) for answer in answers])
         return base if edit is None else base + edit.theta_p[0, 0]
@@ -195,11 +199,11 @@ def test_the_leash_pulls_only_when_an_answer_to_keep_gets_less_likely(
     theta = torch.tensor([[shift, 1.0]])
     edit = Edit(layers=(0,), theta_p=theta, theta_n=theta)
     prompts = PlainPrompts(Shifting(), [c.prompt for c in agreed(4) + planted(4)])  # type: ignore[arg-type]
-    [chunk] = fitting._chunks(prompts, agreed(4), 8)
+    [chunk] = fitting._chunks(prompts, agreed(4), SETTINGS)
     for leash in (1.0, 3.0):
         loss = chunk.loss(Shifting(), edit, leash)  # type: ignore[arg-type]
         assert float(loss) == pytest.approx(leash * penalty)
-    [contrast] = fitting._chunks(prompts, planted(4), 8)
+    [contrast] = fitting._chunks(prompts, planted(4), SETTINGS)
     # Both answers move alike: the preference stays at log 2, and the chosen one is on the leash.
     total = float(contrast.loss(Shifting(), edit, 9.0))  # type: ignore[arg-type]
     assert total == pytest.approx(math.log(2) + 9 * penalty, abs=1e-4)
@@ -275,7 +279,7 @@ def test_swapping_turns_about_half_of_the_contrasts_and_no_agreed_one() -> None:
     assert swap_contrasts(contrasts, 0) == swapped[:400] != swap_contrasts(contrasts, 1)
 
 
-QUICK = EditSettings(fit_steps=4, fit_batch=4, fit_holdout=0.25)
+QUICK = EditSettings(fit_rule="plain", fit_steps=4, fit_batch=4, fit_holdout=0.25)
 
 
 class Counting:

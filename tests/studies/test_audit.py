@@ -179,7 +179,7 @@ def audited_of(task: str, golds: Sequence[str], **answers: Sequence[str]) -> Aud
     rows = {name: list(texts) for name, texts in answers.items()}
     from chameleon_lib.core.task import get_task
 
-    return Audited(get_task(task), rows, list(rows), list(golds), ids, ids, [])
+    return Audited(get_task(task), rows, list(rows), list(golds), ids, [*ids], [])
 
 
 def test_the_page_stands_beside_its_tables_and_opens_from_disk(

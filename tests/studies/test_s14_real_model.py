@@ -75,8 +75,8 @@ def test_every_arm_is_there_for_every_query(small: RealRun) -> None:
     wanted = {NO_EDIT, *real.PROMPTS.values(), WRONG}
     made = real.MADE[small.study.task]
     wanted |= {EDITS[name] for name in made} | ({RANDOM} if "paper" in made else set())
-    wanted |= {OWN_GROUP.format(edit=EDITS[name]) for name in ("paper", "fitted") if name in made}
-    wanted |= {f"{EDITS[name]}; {WRONG}" for name in ("fitted", "fitted_gold")}
+    wanted |= {OWN_GROUP.format(edit=EDITS[name]) for name in real.SEEN if name in made}
+    wanted |= {f"{EDITS[name]}; {WRONG}" for name in real.CROSSED if name in made}
     assert not small.refused and set(real.arms_of(small)) == wanted
     asked = len(small.pairs)
     counts = small.arms.groupby("arm").size()
@@ -122,6 +122,9 @@ def test_a_fit_on_self_made_pairs_sees_no_gold_answer(small: RealRun) -> None:
             assert contrast.chosen in said and (contrast.rejected or contrast.chosen) in said
         chosen = {contrast.chosen for contrast in half.case.gold}
         assert chosen <= set(half.golds)
+        if small.study.task == POSTS:
+            written = {item.text for user in half.people for item in user.history}
+            assert {contrast.chosen for contrast in half.of_histories.contrasts} <= written
 
 
 def test_the_tables_have_a_row_per_arm_with_users_and_seeds(small: RealRun) -> None:
@@ -167,7 +170,7 @@ USERS = np.linspace(-4, -3, 12)
 
 
 def test_an_edit_that_silences_or_repeats_itself_carries_a_warning() -> None:
-    paper, fitted, gold = EDITS.values()
+    paper, fitted, _, gold = EDITS.values()
     run = made_up(
         {NO_EDIT: USERS, paper: USERS - 0.8, fitted: USERS + 0.01, gold: USERS + 0.3},
         {
@@ -190,7 +193,7 @@ def test_an_edit_that_silences_or_repeats_itself_carries_a_warning() -> None:
 
 
 def test_controls_are_differences_over_users() -> None:
-    paper, fitted, gold = EDITS.values()
+    paper, fitted, _, gold = EDITS.values()
     run = made_up(
         {
             NO_EDIT: USERS,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.directions import direction
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.pairs import PreferencePair, decode_settings, max_new_tokens
+from chameleon_lib.core.pairs import PreferencePair
 from chameleon_lib.core.task import unseen_prompt
 
 
@@ -39,20 +39,7 @@ def authentic_pairs(case: Case) -> list[PreferencePair]:
         unseen_prompt(case.task, item.text, baseline=settings.prompts_baseline)
         for _, item in shown.values()
     ]
-    limit = max_new_tokens(case.task, settings)
-    answers = method.keep.get_or_compute(
-        "neutral_outputs",
-        {
-            "backbone": method.backbone.fingerprint,
-            "prompts": prompts,
-            "max_new_tokens": limit,
-            "settings": settings.starting("decode_", "model_"),
-        },
-        lambda: method.backbone.generate(
-            prompts, max_new_tokens=limit, decode=decode_settings(settings)
-        ),
-        modules=("chameleon_lib.core.pairs",),
-    )
+    answers = method.neutral_outputs(case.task, prompts)
     return [
         PreferencePair(
             pair.user_id, item.id, item.text, pair.items, item.label or item.text, answer, case.task
