@@ -414,6 +414,29 @@ def answer(
         print(line)
 
 
+@app.command()
+def audit(
+    more: list[Path] = Argument([], metavar="[FILE]...", help="more files of predictions"),
+    task: str = TASK,
+    golds: Path = Opt(..., metavar="FILE", help="LaMP's outputs file"),
+    predictions: list[Path] = Opt(
+        ..., metavar="FILE...",
+        help="of any system: the format of the golds, or a list in their order",
+    ),  # fmt: skip
+    questions: Path | None = Opt(
+        None, metavar="FILE",
+        help="LaMP's questions file: tells the users, and gives the floors such as copying",
+    ),  # fmt: skip
+    to: Path = Opt(Path("audit"), metavar="DIR", help="receives the page and the CSV files"),
+) -> None:
+    """Measure anybody's predictions: metrics, intervals, tests, floors, form of the answers."""
+    from chameleon_lib.studies.audit import read_audit, write_audit
+
+    audited = read_audit(task, golds, [*predictions, *more], questions)
+    done = write_audit(audited, to)
+    print("\n".join([*done.sentences, f"Read: {paths.display(done.page.absolute())}"]))
+
+
 # --- stored edit profiles -------------------------------------------------------------------------
 
 STORE = Opt(..., metavar="DIR", help="the profile store")

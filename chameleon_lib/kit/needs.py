@@ -21,6 +21,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.cost import Scope, costs, missing_bytes, size, store_bytes
 from chameleon_lib.kit.models import MODELS
+from chameleon_lib.kit.notebooks import Notebook
 from chameleon_lib.kit.profiles import on_hub
 from chameleon_lib.kit.wheels import WHEELS, NotFetched
 
@@ -109,6 +110,17 @@ def _complete(folder: Path) -> bool:
         if shards and all((folder / shard).is_file() for shard in shards):
             return True
     return False
+
+
+def lacking(notebook: Notebook) -> str:
+    """Why a notebook is left out here: it reads a model that was not fetched. Empty if it runs."""
+    for model in notebook.facts.get("models", ()):
+        if not in_cache(model):
+            return (
+                f"{notebook.name} is left out, for it reads {WHEELS[model].title}: bring it with "
+                f"'python -m chameleon_lib models get {model}'."
+            )
+    return ""
 
 
 def has_token() -> bool:

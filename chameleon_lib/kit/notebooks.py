@@ -95,6 +95,8 @@ class Notebook:
         """What the kit knows of it: ``chameleon`` in its metadata.
 
         ``light``: it needs one core from its first cell on, so another may run beside it.
+        ``models``: those of ``kit.wheels`` that it reads; where one was not fetched, a run leaves
+        it out.
         ``figure``: id of the figure that leads on the page. ``cost``: how its work differs from
         the counted demo run (:mod:`kit.cost`).
         """

@@ -66,6 +66,8 @@ class Run:
         if models:
             self.overrides["backbones"] = list(self.profile.backbones)
             self._take_models(bool(only))
+        if not models:
+            self._leave_out()
         self.library = library or SourceTree()
         self.ledger = Ledger(paths.cache_dir() / "ledger.json")
         self.values = {n.name: self._parameters(n) for n in self.selected}
@@ -73,6 +75,14 @@ class Run:
             if not any(name in values for values in self.values.values()):
                 numbers = ", ".join(notebook.number for notebook in self.selected)
                 raise UserError(f"Unknown parameter '{name}': no notebook among {numbers} has it.")
+
+    def _leave_out(self) -> None:
+        """Leave out notebooks that read a model from a wheel which was not fetched."""
+        lacking = {n.name: needs.lacking(n) for n in self.selected}
+        self.left_out = [why for why in lacking.values() if why]
+        if len(self.left_out) == len(self.selected):
+            raise needs.NotReady("\n".join(self.left_out))
+        self.selected = [n for n in self.selected if not lacking[n.name]]
 
     def _take_models(self, named: bool) -> None:
         """Leave out notebooks with models of their own: they would write over another run."""

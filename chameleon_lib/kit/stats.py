@@ -303,6 +303,39 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemar:
     return McNemar(only_a, only_b, float(min(1.0, 2 * tail / 2**total)))
 
 
+def swap_test(
+    metric: str,
+    sums_a: ArrayLike,
+    sums_b: ArrayLike,
+    n_draws: int = N_BOOT,
+    seed: int = 0,
+) -> float:
+    """Two-sided p of "both arms are alike" by swapping them in random users.
+
+    A paired permutation test of any metric of :data:`METRICS`, with the observed order counted in:
+    p = (1 + draws at least as far from 0) / (1 + draws).
+
+    Args:
+        metric: A key of METRICS.
+        sums_a: (users, k) from `sums_by_user` or `confusion_by_user`.
+        sums_b: The other arm for the same users.
+        n_draws: Number of random swaps.
+        seed: Seed of the swaps.
+    """
+    a, b = _stack(sums_a, 2, "sums_a")[0], _stack(sums_b, 2, "sums_b")[0]
+    _check_users(a[None], b[None])
+    rng, reduce = np.random.default_rng(seed), METRICS[metric]
+    total, other = (a + b).sum(axis=0), b.sum(axis=0)
+    seen = abs(float(reduce(a.sum(axis=0)) - reduce(other)))
+    step, far = max(1, _CELLS_PER_CHUNK // len(a)), 0
+    for start in range(0, n_draws, step):
+        keep = rng.integers(0, 2, size=(min(step, n_draws - start), len(a)))
+        kept = other + keep @ (a - b)  # (draws, k); what is left is the other arm
+        found = np.abs(reduce(kept) - reduce(total - kept))
+        far += int(np.sum(found >= seen - 1e-12))
+    return (1 + far) / (1 + n_draws)
+
+
 def verdict(
     effect: Estimate | None,
     controls: Sequence[Estimate],

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from chameleon_lib.core.answers import FORM
 from chameleon_lib.core.task import get_task, registered
 from chameleon_lib.data.metrics import higher_is_better
 from chameleon_lib.kit.digits import rounded
@@ -69,7 +70,7 @@ class _Statistics(dict[str, tuple[str, str]]):
 
 
 STATISTICS = _Statistics(
-    {name: (name, "mean") for name in ("margin", "habits", "changed", "valid")}
+    {name: (name, "mean") for name in ("margin", "habits", "changed", "valid", *FORM)}
 )
 # Metrics that not every user has: where both answers are one text there is no margin.
 PARTIAL = ("margin",)

@@ -17,7 +17,10 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit import needs
 from chameleon_lib.kit.cost import Scope
 from chameleon_lib.kit.needs import Device, Machine, NotReady
+from chameleon_lib.kit.plan import Run, plan_lines
 from chameleon_lib.kit.profiles import PROFILES
+from chameleon_lib.kit.wheels import WHEELS
+from tests.kit.checkout import notebook
 
 MISTRAL, T5 = PROFILES["paper"].backbones
 LARGE = Machine(
@@ -221,3 +224,31 @@ def test_a_plan_names_what_is_missing_and_what_is_not(
     )
     assert cli.main(["plan", "--only", "99"]) == 0
     assert capsys.readouterr().out.endswith("Missing on this machine:\n  nothing\n")
+
+
+def test_a_notebook_whose_model_was_not_fetched_is_left_out_in_one_sentence(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "notebooks"
+    notebook(folder, "01_table", ["x = 1"])
+    path = notebook(folder, "02_real", ["x = 1"])
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["metadata"]["chameleon"] = {"models": ["smollm2"]}
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+    def run(*only: str) -> Run:
+        return Run("demo", only=only, folder=folder)
+
+    sentence = (
+        "02_real is left out, for it reads SmolLM2-135M-Instruct: bring it with 'python -m "
+        "chameleon_lib models get smollm2'."
+    )
+    assert [one.number for one in run().selected] == ["01"] and run().left_out == [sentence]
+    assert sentence in plan_lines(run())
+    with pytest.raises(NotReady) as caught:
+        run("02")
+    assert str(caught.value) == sentence and caught.value.exit_code == 3
+    file = WHEELS["smollm2"].path
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert len(run().selected) == 2 and run().left_out == []
