@@ -175,6 +175,9 @@ class FrozenModel(ABC):
             return
         flat = edit.site == "mlp_out" and model_family(self.model.config.model_type).flat
         hook = EditHook(self.sites(edit.site), edit, flat=flat, diagnostics=self.diagnostics)
-        with self.lock, hook:
-            yield
+        try:
+            with self.lock, hook:
+                yield
+        finally:
+            hook.remove()  # again, should an interrupt have come while the block was left
         self.usage.add(hook)

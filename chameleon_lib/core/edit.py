@@ -378,12 +378,13 @@ class EditHook:
             for row, layer in enumerate(self.edit.layers):
                 handle = self.modules[layer].register_forward_hook(self._make_hook(row, layer))
                 self._handles.append(handle)
+            return self
         except BaseException:  # Ctrl-C between two layers: the block is not entered, so not left
-            self._remove()
+            self.remove()
             raise
-        return self
 
-    def _remove(self) -> None:
+    def remove(self) -> None:
+        """Takes the edit out, as leaving the block does; once more does no harm."""
         self._active = False  # first: a hook that an interrupt leaves behind changes nothing
         while self._handles:
             self._handles[-1].remove()
@@ -391,7 +392,7 @@ class EditHook:
         self._plans.clear()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._remove()
+        self.remove()
         if kind is None and self.strict:
             self._check_applied()
 

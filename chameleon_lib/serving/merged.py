@@ -99,7 +99,9 @@ def _tell_older_versions(folder: Path) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.get("tokenizer_class") == "TokenizersBackend":  # the same class by its old name
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
-            replace_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        if isinstance(config.get("extra_special_tokens"), list):  # version 4 asks for its keys
+            config["additional_special_tokens"] = config.pop("extra_special_tokens")
+        replace_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def _rotary(parameters: dict[str, Any]) -> dict[str, Any]:

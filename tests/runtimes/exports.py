@@ -66,7 +66,7 @@ def edit_of(backbone: HFBackbone) -> Edit:
 
 
 def exported(folder: Path, model: str, form: str, rank: int = 2) -> Path:
-    """The export, and beside it ``expected.npz``/``expected.json``: hook and base, prompt by prompt.
+    """The export, with what hook and base make of each prompt beside it (``expected``).
 
     Logits are at the last prompt token and the new ones; a decoder's prompt holds its answer, an
     encoder-decoder's is the encoder's text.

@@ -43,7 +43,7 @@ def export(runtime: str, *what: Any) -> Path:
         pytest.skip(str(reason))
 
 
-def base_of(model: str) -> Path:
+def smol_base() -> Path:
     try:
         return smol_folder() / "smollm2"
     except Missing as reason:
@@ -63,7 +63,7 @@ def test_a_merged_checkpoint_is_read_alike_by_old_and_new_versions(
 @pytest.mark.parametrize("rank", [2, 8])
 def test_an_adapter_acts_in_old_and_new_versions(runtime: str, rank: int) -> None:
     folder = export(runtime, "smollm2", "peft", rank)
-    found = run(runtime, "transformers", export=folder, base=base_of("smollm2"))
+    found = run(runtime, "transformers", export=folder, base=smol_base())
     assert found["error"] < 2e-4 and found["same"] == found["of"]
 
 
@@ -93,12 +93,12 @@ def test_ctranslate2_converts_a_merged_checkpoint(model: str) -> None:
 
 @pytest.mark.parametrize("rank", [2, 8])
 def test_openvino_takes_the_adapter(rank: int) -> None:
-    folder, base = export("openvino", "smollm2", "peft", rank), base_of("smollm2")
+    folder, base = export("openvino", "smollm2", "peft", rank), smol_base()
     found = run("openvino", "openvino", export=folder, base=base, to=folder.parent / "smollm2-ov")
     assert found["same"] == found["of"] == 3
 
 
 def test_onnx_takes_the_adapter() -> None:
     folder = export("onnx", "smollm2", "peft")
-    found = run("onnx", "onnx", export=folder, base=base_of("smollm2"), to=f"{folder}-onnx")
+    found = run("onnx", "onnx", export=folder, base=smol_base(), to=f"{folder}-onnx")
     assert found["error"] < 1e-3 and found["same"] == found["of"] == 3

@@ -260,7 +260,7 @@ _TWO = {
     ("family", "rope", "words"),
     [
         ("llama", {"rope_type": "default", "rope_theta": 1e5}, {"rope_theta": 1e5}),
-        ("qwen2", {**_YARN, "rope_theta": 5e5}, {"rope_theta": 5e5, "rope_scaling": _YARN}),
+        ("mistral", {**_YARN, "rope_theta": 5e5}, {"rope_theta": 5e5, "rope_scaling": _YARN}),
         (
             "gemma3_text",
             _TWO,
@@ -279,14 +279,18 @@ def test_a_merged_checkpoint_says_in_old_and_new_words_how_it_is_read(
     """Transformers 4 knows no ``rope_parameters`` and takes its own base of 10,000, unsaid."""
     changes = {} if rope is None else {"rope_parameters": rope}
     backbone = make_backbone(family, **changes)
+    backbone.codec.tokenizer.add_special_tokens({"additional_special_tokens": ["!"]})
     done = export_edit(edit_of(), backbone, tmp_path / "m", form="merged", prompts=PROMPTS)
     assert done.agreement.same_tokens  # version 5 reads both
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert {name: config.get(name) for name in words} == words
     tokenizer = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"  # a class of both versions
+    assert tokenizer["additional_special_tokens"] == ["!"]
+    assert "extra_special_tokens" not in tokenizer
     prompts = list(PROMPTS)
     again = load_backbone(tmp_path / "m")
     assert again.codec.prompts(prompts) == backbone.codec.prompts(prompts)
+    assert again.codec.tokenizer.all_special_ids == backbone.codec.tokenizer.all_special_ids
     if rope is not None:
         assert again.text_config.rope_parameters == backbone.text_config.rope_parameters

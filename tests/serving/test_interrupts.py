@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.backbones import HFBackbone, frozen
 from chameleon_lib.core import edit as edit_module
-from chameleon_lib.core.edit import EditHook
 from chameleon_lib.serving.adapter import adapter_name
 from chameleon_lib.serving.export import export_edit
 from chameleon_lib.serving.mixed import mixed_users
+from tests.backbones.tiny import make_backbone
 from tests.serving.exported import PROMPTS, backbone_of, edit_of
 
 FAMILIES = ("mistral", "gpt2", "t5")
@@ -46,8 +46,8 @@ def dying(at: int, what: type[BaseException]) -> Iterator[list[int]]:
 
 
 @contextmanager
-def dying_at_line(at: int, path: str) -> Iterator[list[int]]:
-    """Raises ``KeyboardInterrupt`` before the line of that number which a file runs."""
+def dying_at_line(at: int, *paths: str) -> Iterator[list[int]]:
+    """Raises ``KeyboardInterrupt`` before the line of that number which these files run."""
     lines = [0]
 
     def inside(_frame: Any, event: str, _value: Any) -> Any:
@@ -58,7 +58,7 @@ def dying_at_line(at: int, path: str) -> Iterator[list[int]]:
         return inside
 
     def traced(frame: Any, _event: str, _value: Any) -> Any:
-        return inside if frame.f_code.co_filename == path else None
+        return inside if frame.f_code.co_filename in paths else None
 
     before = sys.gettrace()
     sys.settrace(traced)
@@ -136,30 +136,27 @@ def test_an_interrupted_edit_leaves_the_bare_base(family: str) -> None:
 
 
 def test_an_interrupt_at_any_line_of_the_hook_leaves_a_model_that_is_not_edited() -> None:
-    """Also between two layers of entering, which no ``with`` cleans up."""
-    modules = [nn.Linear(24, 24, bias=False) for _ in range(3)]
-    x, edit = torch.ones(1, 2, 24), edit_of()
+    """Also between two layers of entering, which no ``with`` cleans up, and while it is left."""
+    backbone, edit = make_backbone("mistral"), edit_of()
+    files, ids = (edit_module.__file__, frozen.__file__), torch.tensor([[5, 9, 30]])
 
     def out() -> Tensor:
-        y = x
-        for module in modules:
-            y = module(y)
-        return y
+        return backbone.model(input_ids=ids).logits
 
     def edited() -> Tensor:
-        with EditHook(modules, edit):
+        with backbone.editing(edit):
             return out()
 
     with torch.no_grad():
-        base, right = out(), edited()
+        base, right, before = out(), edited(), hooks(backbone)
         assert not torch.allclose(base, right)
-        with dying_at_line(0, edit_module.__file__) as lines:
+        with dying_at_line(0, *files) as lines:
             edited()
-        assert lines[0] > 40
+        assert lines[0] > 60
         for at in range(1, lines[0] + 1):
-            with pytest.raises(KeyboardInterrupt), dying_at_line(at, edit_module.__file__):
+            with pytest.raises(KeyboardInterrupt), dying_at_line(at, *files):
                 edited()
-            assert torch.equal(out(), base), at
+            assert torch.equal(out(), base) and hooks(backbone) == before, at
         assert torch.equal(edited(), right)
 
 
