@@ -495,10 +495,10 @@ def forget_user(
 
 @app.command()
 def export(
-    store: Path = STORE,
-    to: Path = Opt(..., metavar="DIR", help="serving folder"),
-    backbone: str = Opt(
-        ..., metavar="ID", help="demo:<family>:<seed>, the folder of a checkpoint, or a hub id"
+    store: Path | None = Opt(None, metavar="DIR", help="the profile store"),
+    to: Path | None = Opt(None, metavar="DIR", help="serving folder"),
+    backbone: str | None = Opt(
+        None, metavar="ID", help="demo:<family>:<seed>, the folder of a checkpoint, or a hub id"
     ),
     every: bool = Opt(False, "--all", help="all profiles of this backbone"),
     profile_key: str | None = Opt(None, metavar="KEY", help="the profile of one user or group"),
@@ -518,11 +518,32 @@ def export(
         False, "--prune",
         help="with --all: delete old versions, and adapters of profiles no longer in the store",
     ),  # fmt: skip
+    served: Path | None = Opt(
+        None, metavar="GGUF",
+        help="with --format gguf: also run each adapter on this file of the base, in llama.cpp",
+    ),  # fmt: skip
+    check: Path | None = Opt(
+        None, metavar="ADAPTER", help="write nothing: does this adapter.gguf belong to --base?"
+    ),
+    base: Path | None = Opt(None, metavar="GGUF", help="with --check: the model that serves it"),
 ) -> None:
     """Write stored profiles as adapters, merged checkpoints or GGUF adapters.
 
     Every export is reloaded from its files and compared with the hook before it counts.
     """
+    if (check is None) != (base is None):
+        raise UserError("--check ADAPTER and --base MODEL belong together; give both.")
+    if check is not None and base is not None:
+        from chameleon_lib.serving.gguf_base import check_adapter
+
+        print(check_adapter(check, base))
+        return
+    if store is None or to is None or backbone is None:
+        raise UserError(
+            "Give --store, --to and --backbone, or --check and --base to check an adapter."
+        )
+    if served is not None and form != "gguf":
+        raise UserError("--served runs GGUF adapters; give --format gguf with it.")
     if every == (profile_key is not None):
         raise UserError("Give either --all or --profile-key KEY.")
     if prune and not every:
@@ -532,12 +553,14 @@ def export(
     profiles = ProfileStore.at(store)
     from chameleon_lib.serving.folder import ServingFolder, export_profiles, open_base
 
-    base = open_base(backbone, dtype)
-    folder = ServingFolder(to, base, form=form, rank=rank, base_model=served_model)
+    model = open_base(backbone, dtype)
+    folder = ServingFolder(to, model, form=form, rank=rank, base_model=served_model)
     done = export_profiles(profiles, folder, profile_key, every_token=positions == "all")
-    for served in done:
-        print(f"{'wrote' if served.new else 'kept '} {served.model}")
-    names = [served.name for served in done]
+    for one in done:
+        print(f"{'wrote' if one.new else 'kept '} {one.model}")
+        if served is not None:
+            print(f"      {folder.measured(one, served)}")
+    names = [one.name for one in done]
     if prune:
         for path in folder.prune(names):
             print(f"deleted {path.name}")

@@ -124,6 +124,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pad_token=PAD,
         eos_token=EOS,
         bos_token=BOS,
+        unk_token=BOS,  # as ``unk_id`` says: converters ask for its name (never met: bytes are)
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,21 @@ from chameleon_lib.core.edit import Edit, EditHook
 from chameleon_lib.errors import UserError
 
 PREFIX_BYTES = 2 << 30
+
+M = TypeVar("M", bound="FrozenModel")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def alone(method: Callable[Concatenate[M, P], T]) -> Callable[Concatenate[M, P], T]:
+    """Waits until no other thread runs the model: a hook acts on every call, whoever makes it."""
+
+    @wraps(method)
+    def waiting(self: M, /, *args: P.args, **named: P.kwargs) -> T:
+        with self.lock:
+            return method(self, *args, **named)
+
+    return waiting
 
 
 def input_device(model: Any) -> torch.device:
@@ -55,6 +72,7 @@ class FrozenModel(ABC):
         self.usage = EditUsage()
         self.diagnostics = False
         self.prefix_bytes = PREFIX_BYTES
+        self.lock = threading.RLock()  # of whoever runs the model
         model_family(model.config.model_type)  # an unknown family is refused before any work
 
     @property
@@ -157,6 +175,9 @@ class FrozenModel(ABC):
             return
         flat = edit.site == "mlp_out" and model_family(self.model.config.model_type).flat
         hook = EditHook(self.sites(edit.site), edit, flat=flat, diagnostics=self.diagnostics)
-        with hook:
-            yield
+        try:
+            with self.lock, hook:
+                yield
+        finally:
+            hook.remove()  # again, should an interrupt have come while the block was left
         self.usage.add(hook)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from chameleon_lib.backbones.batches import EditUsage, Prefix, PreparedBatches, own_batches
-from chameleon_lib.backbones.frozen import FrozenModel
+from chameleon_lib.backbones.frozen import FrozenModel, alone
 from chameleon_lib.core.backbone import DecodeSettings, Prepared
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError
@@ -168,6 +168,7 @@ def _beams(
 class GeneratingModel(FrozenModel):
     """What of ``core.backbone.Backbone`` writes answers."""
 
+    @alone
     def generate_prepared(
         self,
         prepared: Prepared,

@@ -34,6 +34,7 @@ from chameleon_lib.backbones.batches import (
     wrap_cache,
 )
 from chameleon_lib.backbones.counting import CountingBackbone
+from chameleon_lib.backbones.frozen import alone
 from chameleon_lib.backbones.generation import GeneratingModel
 from chameleon_lib.backbones.reading import ReadingModel
 from chameleon_lib.core.backbone import DecodeSettings, Family, Prepared
@@ -66,6 +67,7 @@ class HFBackbone(ReadingModel, GeneratingModel):
             for rows in plan_batches([len(ids) for ids in tokens], groups=shared)
         ]
 
+    @alone
     def prepare(
         self, prompts: Sequence[str], *, groups: Sequence[int] | None = None
     ) -> PreparedBatches:

@@ -24,7 +24,7 @@ from chameleon_lib.backbones.batches import (
     pad,
     plan_batches,
 )
-from chameleon_lib.backbones.frozen import FrozenModel
+from chameleon_lib.backbones.frozen import FrozenModel, alone
 from chameleon_lib.core.backbone import Pooling, Prepared, Reduce
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError
@@ -127,6 +127,7 @@ def _weights(batch: ReadInputs, pooling: str) -> Tensor:
 class ReadingModel(FrozenModel):
     """What of ``core.backbone.Backbone`` reads given texts."""
 
+    @alone
     def score(
         self,
         prepared: Prepared,
@@ -175,6 +176,7 @@ class ReadingModel(FrozenModel):
         inverse[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(parts)[inverse.to(self.device)]
 
+    @alone
     def score_many(
         self,
         prepared: Prepared,
@@ -201,6 +203,7 @@ class ReadingModel(FrozenModel):
         table = torch.stack(columns, dim=1)  # (B, width)
         return [scores[: len(row)] for scores, row in zip(table, answers, strict=True)]
 
+    @alone
     def divergence(
         self, prepared: Prepared, answers: Sequence[str], *, edit: Edit, tokens: int
     ) -> Tensor:
@@ -224,6 +227,7 @@ class ReadingModel(FrozenModel):
             found[batch.rows] = torch.stack(means, dim=1)
         return found
 
+    @alone
     def activations(
         self,
         contexts: Sequence[str],

@@ -371,20 +371,32 @@ class EditHook:
         names = ("edit", "boost", "removal")
         self._sums = {layer: dict.fromkeys(names, 0.0) for layer in edit.layers}
         self._handles: list[RemovableHandle] = []
+        self._active = False
         self._plans: dict[int, _Plan] = {}  # by row of the directions
 
     def __enter__(self) -> EditHook:
         if self._handles:
             raise RuntimeError("This EditHook is already active; an edit is never applied twice.")
-        for row, layer in enumerate(self.edit.layers):
-            handle = self.modules[layer].register_forward_hook(self._make_hook(row, layer))
-            self._handles.append(handle)
-        return self
+        self._active = True
+        try:
+            for row, layer in enumerate(self.edit.layers):
+                handle = self.modules[layer].register_forward_hook(self._make_hook(row, layer))
+                self._handles.append(handle)
+            return self
+        except BaseException:  # Ctrl-C between two layers: the block is not entered, so not left
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Takes the edit out, as leaving the block does; once more does no harm."""
+        self._active = False  # first: a hook that an interrupt leaves behind changes nothing
+        while self._handles:
+            self._handles[-1].remove()
+            self._handles.pop()
+        self._plans.clear()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-        self._plans.clear()
+        self.remove()
         if kind is None and self.strict:
             self._check_applied()
 
@@ -416,6 +428,8 @@ class EditHook:
         edited = self._joined if self.flat and self._rows else self._edited
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if not self._active:
+                return output
             if isinstance(output, tuple):
                 return (edited(output[0], row, layer), *output[1:])
             return edited(output, row, layer)

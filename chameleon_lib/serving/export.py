@@ -19,12 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-from chameleon_lib.backbones import HFBackbone, backbone_from
+from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.families import model_family
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import EditProfile
@@ -33,14 +28,9 @@ from chameleon_lib.kit.hashing import digest, tree_digests
 from chameleon_lib.kit.paths import replace_text
 from chameleon_lib.serving.adapter import adapters, write_adapter
 from chameleon_lib.serving.agreement import PROBES, Agreement, View, compare, view
-from chameleon_lib.serving.factors import (
-    RANK,
-    compile_edit,
-    compile_layers,
-    projection,
-    weights_hash,
-)
+from chameleon_lib.serving.factors import RANK, compile_edit, projection, weights_hash
 from chameleon_lib.serving.gguf_adapter import FILE, gguf_active, write_gguf
+from chameleon_lib.serving.merged import load_merged, write_merged
 
 FORMS = ("peft", "merged", "gguf")
 RECORD = "chameleon.json"
@@ -221,75 +211,6 @@ def _model_refusal(edit: Edit, backbone: HFBackbone, form: str) -> str | None:
                 "or load the backbone unquantised."
             )
     return None
-
-
-@contextmanager
-def merged_weights(edit: Edit, backbone: HFBackbone) -> Iterator[str]:
-    """``W + U (Z W)`` and ``b + U (Z b)`` inside the block; bit for bit the old weights after.
-
-    Yields:
-        The hash of the matrices before the edit, as ``compile_edit`` gives it.
-    """
-    saved: list[tuple[Tensor, Tensor]] = []
-    hashes = {}
-    try:
-        with torch.no_grad():
-            for found, update in compile_layers(edit, backbone):
-                hashes[found.name] = found.hash()
-                # ``found.weight`` is the model's own storage (a view where it is transposed).
-                for parameter, change in ((found.weight, update.delta), (found.bias, update.bias)):
-                    if parameter is not None and change is not None:
-                        saved.append((parameter, parameter.clone()))
-                        # One rounding: the sum is made in float64 and cast once.
-                        parameter.copy_((parameter.cpu().double() + change).to(parameter.dtype))
-        yield digest(hashes)
-    finally:
-        with torch.no_grad():
-            for parameter, before in saved:
-                parameter.copy_(before)
-
-
-def write_merged(folder: Path, edit: Edit, backbone: HFBackbone) -> str:
-    """Writes a full checkpoint with the edit in its weights, and the tokenizer.
-
-    The graph is the base's, so serving it costs nothing more; the price is one copy per user.
-    Returns the hash of the edited matrices before the edit; the base is unchanged afterwards.
-    """
-    with merged_weights(edit, backbone) as weights:
-        backbone.model.save_pretrained(folder, max_shard_size="4GB")
-    backbone.codec.tokenizer.save_pretrained(folder)
-    _say_own_head(folder)
-    return weights
-
-
-def _say_own_head(folder: Path) -> None:
-    """Says in the config that a head with weights of its own is not the embedding table.
-
-    Checkpoints of T5 v1.1, Flan-T5 and mT5 say so; transformers 5 writes that the two are tied
-    beside both of them, and transformers 4 then takes the embedding table for the head.
-    """
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    names: set[str] = set()
-    for weights in folder.glob("*.safetensors"):
-        with safe_open(weights, framework="pt") as file:
-            names |= set(file.keys())
-    if "lm_head.weight" in names and config.get("tie_word_embeddings"):
-        config["tie_word_embeddings"] = False
-        replace_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def load_merged(folder: Path, backbone: HFBackbone) -> HFBackbone:
-    """The written checkpoint, in the dtype and on the device of the base."""
-    encdec = backbone.family == "encoder-decoder"
-    auto = AutoModelForSeq2SeqLM if encdec else AutoModelForCausalLM
-    model: Any = auto.from_pretrained(folder, dtype=backbone.model.dtype)
-    return backbone_from(
-        model.to(backbone.device),
-        backbone.codec.tokenizer,
-        name=f"{backbone.name} (merged)",
-        fingerprint="merged",
-    )
 
 
 def _record(

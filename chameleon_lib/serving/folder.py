@@ -20,6 +20,7 @@ from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import EditProfile
 from chameleon_lib.demo import checkpoint
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.paths import replace_text
 from chameleon_lib.kit.progress import Progress, tell
 from chameleon_lib.serving.export import (
     edit_digest,
@@ -37,8 +38,35 @@ from chameleon_lib.serving.files import (
     remember_folder,
 )
 from chameleon_lib.serving.gguf_adapter import FILE
+from chameleon_lib.serving.gguf_base import served_agreement
 from chameleon_lib.serving.store import ProfileInfo, ProfileStore, from_stored
 
+README = "README.md"
+_NOTES = {
+    "peft": """
+The scale is alpha / r = 1, whatever the rank: leave a server's own scale at 1, and do not add or
+average adapters. The factors hold the base's own matrices, so another base, or this one in other
+bits, needs an export of its own.
+""",
+    "merged": """
+Each folder is a whole model. transformers 4.57 to 5.23 read it alike. ctranslate2 needs a tokenizer
+with `unk_token` (set it in tokenizer_config.json where it is missing), and converts a T5 with a
+head of its own right under transformers 4 alone: under 5 its texts agree and every probability is
+wrong.
+""",
+    "gguf": """
+Check an adapter against the file that is to serve it, before it is served:
+
+```sh
+python -m chameleon_lib export --check NAME-v0001/adapter.gguf --base BASE.gguf
+```
+
+llama.cpp refuses an adapter of another base with a log line, llama-cpp-python passes over it and
+the process may end later. With a base in f32, f16 or bf16 the answers are the hook's. With a
+quantised one logits agree up to that file's own rounding, and answers can differ: `export --served
+BASE.gguf` measures by how much. Leave `--lora-scaled` at 1: it is no strength of the edit.
+""",
+}
 _AUTO = {True: "AutoModelForCausalLM", False: "AutoModelForSeq2SeqLM"}
 
 
@@ -50,11 +78,13 @@ class Served:
         name: Its name without version.
         model: What requests ask for: the folder's name.
         new: Whether this run wrote it.
+        edit: What it is.
     """
 
     name: str
     model: str
     new: bool
+    edit: Edit
 
 
 class ServingFolder:
@@ -110,7 +140,7 @@ class ServingFolder:
         edit = edit_of(source, self.backbone)
         number = current_versions(self.folder).get(name, 0)
         if number and self._is(f"{name}-v{number:04d}", edit):
-            return Served(name, f"{name}-v{number:04d}", new=False)
+            return Served(name, f"{name}-v{number:04d}", False, edit)
         model = f"{name}-v{number + 1:04d}"
         export_edit(
             source,
@@ -120,7 +150,23 @@ class ServingFolder:
             rank=self.rank,
             base_model=self.base_model,
         )
-        return Served(name, model, new=True)
+        replace_text(self.folder / README, self._readme())
+        return Served(name, model, True, edit)
+
+    def measured(self, served: Served, base: Path) -> str:
+        """What llama.cpp makes of a GGUF adapter on this file of the base, in a sentence."""
+        path = self.folder / served.model / FILE
+        return str(served_agreement(self.backbone, served.edit, path, base))
+
+    def _readme(self) -> str:
+        """How the folder is served, for whoever finds it."""
+        lines = "\n".join(self.how_to_serve("NAME-v0001"))
+        return (
+            f"# {self.form} exports of {self.base_model}\n\nOne folder per served model; of "
+            "NAME-v0001, NAME-v0002, ... the highest is the current one. Servers keep what they "
+            "once read from a path, so an export is never changed: a new edit gets a new number."
+            f"\n{_NOTES[self.form]}\n```sh\n{lines}\n```\n"
+        )
 
     def _is(self, model: str, edit: Edit) -> bool:
         """Whether a version is this edit, whole; a damaged one is told, and gets a successor."""
@@ -158,8 +204,10 @@ class ServingFolder:
         decoder = self.backbone.family == "decoder"
         if self.form == "gguf":
             return [
-                "# llama.cpp; BASE.gguf is the base in f32, f16 or bf16: a quantised file holds "
-                "other weights than this adapter was compiled from, and answers otherwise",
+                "# llama.cpp; BASE.gguf is the base in f32, f16 or bf16: with a quantised file "
+                "logits agree up to its rounding, and answers can differ",
+                f"python -m chameleon_lib export --check {shlex.quote(str(path / FILE))} "
+                "--base BASE.gguf",
                 f"{'llama-server' if decoder else 'llama-cli'} -m BASE.gguf --lora "
                 f"{shlex.quote(str(path / FILE))}",
             ]

@@ -2,12 +2,14 @@
 
 Tensors are float32 and named after the base tensor (``blk.N.ffn_down.weight.lora_a`` and
 ``.lora_b``); three keys say that the file is a LoRA and what its alpha is. llama.cpp's ``scale``
-multiplies the update as a whole and is not a strength of the edit: leave it at 1.
+multiplies the update as a whole and is not a strength of the edit: leave it at 1. The file notes
+a fingerprint of the matrices it was compiled from (``gguf_base`` compares it with a base file). On
+a base in float the answers are the hook's; on a quantised one they can differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ from torch import Tensor
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.families import model_family
 from chameleon_lib.errors import UserError
-from chameleon_lib.serving.factors import LowRank
+from chameleon_lib.kit.hashing import digest
+from chameleon_lib.serving.factors import LowRank, projection
 
 FILE = "adapter.gguf"
+WEIGHTS_KEY = "chameleon.base_weights"
 
 
 def _names(backbone: HFBackbone) -> dict[str, str]:
@@ -56,6 +60,9 @@ def write_gguf(path: Path, updates: Sequence[LowRank], backbone: HFBackbone) -> 
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(updates[0].rank))
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    edited = {update.name for update in updates}
+    found = (projection(backbone, at) for at, module in enumerate(names) if module in edited)
+    writer.add_string(WEIGHTS_KEY, weights_digest({names[w.name]: w.weight for w in found}))
     for update in updates:
         name = names[update.name]
         for side, factor in (("a", update.a), ("b", update.b)):
@@ -66,22 +73,44 @@ def write_gguf(path: Path, updates: Sequence[LowRank], backbone: HFBackbone) -> 
     writer.close()
 
 
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Fingerprint of matrices ``(d, d_ff)`` by GGUF name, as float32."""
+    return digest({name: weights[name].float().contiguous() for name in sorted(weights)})
+
+
+def open_gguf(path: Path) -> Any:
+    """A reader of a GGUF file.
+
+    Raises:
+        UserError: There is none, or it is something else.
+    """
+    import gguf
+
+    try:
+        return gguf.GGUFReader(path)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as GGUF ({error}); give a whole file.") from error
+
+
+def gguf_value(reader: Any, key: str) -> Any:
+    """A value of the header, or None."""
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
 def read_gguf(path: Path, backbone: HFBackbone) -> list[tuple[str, Tensor, Tensor, float]]:
     """Module name, A ``(r, d_ff)``, B ``(d, r)`` and scale of every update in the file.
 
     Raises:
         UserError: A file that is no LoRA for this family, or one with half an update.
     """
-    import gguf
-
-    reader = gguf.GGUFReader(path)
+    reader = open_gguf(path)
     entry = model_family(backbone.model.config.model_type)
     expected = {"general.architecture": entry.gguf, "general.type": "adapter"}
     for key, value in {**expected, "adapter.type": "lora"}.items():
-        found = reader.get_field(key)
-        if found is None or found.contents() != value:
+        if gguf_value(reader, key) != value:
             raise UserError(f"{path}: {key} is not '{value}'; export the adapter again.")
-    alpha = reader.get_field("adapter.lora.alpha")
+    alpha = gguf_value(reader, "adapter.lora.alpha")
     if alpha is None:
         raise UserError(f"{path} has no adapter.lora.alpha; export the adapter again.")
     tensors = {tensor.name: torch.tensor(np.array(tensor.data)) for tensor in reader.tensors}
@@ -92,7 +121,7 @@ def read_gguf(path: Path, backbone: HFBackbone) -> list[tuple[str, Tensor, Tenso
             continue
         if a is None or b is None:
             raise UserError(f"{path} holds half of the update of {name}; export it again.")
-        updates.append((module, a, b, float(alpha.contents()) / a.shape[0]))
+        updates.append((module, a, b, float(alpha) / a.shape[0]))
     if tensors or not updates:
         raise UserError(f"{path} holds {sorted(tensors) or 'no tensors'}; export it again.")
     return updates

@@ -50,7 +50,7 @@ class MixedBatch:
         if self.backbone.family == "encoder-decoder":
             # The library's own cache counts encoder layers and fails where the decoder has more.
             own["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        with torch.no_grad(), no_hook_stays(self.backbone.model):
+        with self.backbone.lock, torch.no_grad(), no_hook_stays(self.backbone.model):
             tokens = self.model.generate(
                 **own,
                 input_ids=ids,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.backbones import HFBackbone, load_backbone
 from chameleon_lib.errors import UserError
 from chameleon_lib.rivals.dpo import (
     decoder_trainer,
@@ -20,7 +22,8 @@ from chameleon_lib.rivals.dpo import (
 )
 from chameleon_lib.rivals.rows import IGNORED, answer_logp, pair_rows
 from chameleon_lib.rivals.tuned import lora_config, silence_dropout, tuned_backbone, undisturbed
-from tests.backbones.tiny import CONFIGS, make_backbone, make_model
+from chameleon_lib.serving.merged import merged_weights
+from tests.backbones.tiny import CONFIGS, make_backbone, make_edit, make_model, make_tokenizer
 from tests.rivals.planted import FAMILIES, contrasts, dpo, margin
 
 
@@ -153,6 +156,41 @@ def test_the_log_counts_queries_ties_steps_and_tokens(family: str) -> None:
     assert not log.uses_gold and log.method == "dpo" and log.params == "lora"
     assert "beta=0.1" in log.assumed and any("nf4" in note for note in log.notes)
     assert log.seconds > 0
+
+
+def _long(n: int, words: int) -> list[Any]:
+    """Pairs whose prompt alone is longer than TRL's default ``max_length`` of 1,024 tokens."""
+    return [replace(pair, prompt=f"{'x7 ' * words}{pair.prompt}") for pair in contrasts(n)]
+
+
+def test_no_pair_vanishes_because_its_prompt_is_long() -> None:
+    """TRL drops rows whose prompt reaches ``max_length`` from its data, without a word."""
+    backbone = make_backbone("mistral", max_position_embeddings=4096)
+    pairs = [*_long(2, 600), *contrasts(2)]
+    lengths = [len(ids) for ids in backbone.codec.prompts([pair.prompt for pair in pairs])]
+    assert min(lengths[:2]) > 1024 > max(lengths[2:])
+    tuned = train_dpo(backbone, pairs, dpo(epochs=1, batch=4, warmup=0.0), seed=0)
+    assert (tuned.log.rows, tuned.log.samples) == (4, 4)
+    answers = [len(ids) + 1 for ids in backbone.codec.answers(["comedy", "action"])]
+    assert tuned.log.trained_tokens == 4 * sum(answers)  # of no answer is the end cut
+    assert tuned.log.forward_tokens > 2 * sum(lengths)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reference_of_a_changed_model_is_that_model_and_no_file(
+    family: str, tmp_path: Path
+) -> None:
+    """TRL without ``ref_model`` reads the model's folder again: here it holds other weights."""
+    folder = tmp_path / "base"
+    make_model(family).save_pretrained(folder)
+    make_tokenizer(closes=family == "t5").save_pretrained(folder)
+    backbone = load_backbone(folder)
+    plain = reference_scores(backbone, contrasts(6), dpo())
+    with merged_weights(make_edit("all"), backbone):
+        reference = reference_scores(backbone, contrasts(6), dpo())
+        assert not torch.allclose(reference, plain, atol=1e-2)  # the edit is in the weights
+        tuned = train_dpo(backbone, contrasts(6), dpo(epochs=1, warmup=0.0), seed=0)
+    assert tuned.log.loss[0] == pytest.approx(math.log(2), abs=1e-5)
 
 
 def test_only_ties_are_refused() -> None:

@@ -18,11 +18,12 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.serving import adapter, export
 from chameleon_lib.serving.adapter import adapters
 from chameleon_lib.serving.agreement import distance, view
-from chameleon_lib.serving.export import RECORD, check_export, export_edit, load_merged
+from chameleon_lib.serving.export import RECORD, check_export, export_edit
 from chameleon_lib.serving.factors import compile_edit
 from chameleon_lib.serving.gguf_adapter import FILE, gguf_active
+from chameleon_lib.serving.merged import load_merged
 from tests.backbones.test_t5_head import saved
-from tests.backbones.tiny import make_edit
+from tests.backbones.tiny import make_backbone, make_edit
 from tests.serving.exported import (
     DENSE,
     FAMILIES,
@@ -246,3 +247,50 @@ def test_a_merged_t5_says_of_its_head_what_its_source_says(own_head: bool, tmp_p
     prompts = list(PROMPTS)
     edited = backbone.generate(prompts, max_new_tokens=5, edit=edit_of())
     assert merged.generate(prompts, max_new_tokens=5) == edited
+
+
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+_TWO = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 2e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "rope", "words"),
+    [
+        ("llama", {"rope_type": "default", "rope_theta": 1e5}, {"rope_theta": 1e5}),
+        ("mistral", {**_YARN, "rope_theta": 5e5}, {"rope_theta": 5e5, "rope_scaling": _YARN}),
+        (
+            "gemma3_text",
+            _TWO,
+            {
+                "rope_theta": 2e6,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+                "rope_local_base_freq": 3e4,
+            },
+        ),
+        ("t5", None, {}),
+    ],
+)
+def test_a_merged_checkpoint_says_in_old_and_new_words_how_it_is_read(
+    family: str, rope: dict[str, object] | None, words: dict[str, object], tmp_path: Path
+) -> None:
+    """Transformers 4 knows no ``rope_parameters`` and takes its own base of 10,000, unsaid."""
+    changes = {} if rope is None else {"rope_parameters": rope}
+    backbone = make_backbone(family, **changes)
+    backbone.codec.tokenizer.add_special_tokens({"additional_special_tokens": ["!"]})
+    done = export_edit(edit_of(), backbone, tmp_path / "m", form="merged", prompts=PROMPTS)
+    assert done.agreement.same_tokens  # version 5 reads both
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert {name: config.get(name) for name in words} == words
+    tokenizer = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"  # a class of both versions
+    assert tokenizer["additional_special_tokens"] == ["!"]
+    assert "extra_special_tokens" not in tokenizer
+    prompts = list(PROMPTS)
+    again = load_backbone(tmp_path / "m")
+    assert again.codec.prompts(prompts) == backbone.codec.prompts(prompts)
+    assert again.codec.tokenizer.all_special_ids == backbone.codec.tokenizer.all_special_ids
+    if rope is not None:
+        assert again.text_config.rope_parameters == backbone.text_config.rope_parameters

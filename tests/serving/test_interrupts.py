@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.backbones import HFBackbone, frozen
+from chameleon_lib.core import edit as edit_module
 from chameleon_lib.serving.adapter import adapter_name
 from chameleon_lib.serving.export import export_edit
 from chameleon_lib.serving.mixed import mixed_users
+from tests.backbones.tiny import make_backbone
 from tests.serving.exported import PROMPTS, backbone_of, edit_of
 
 FAMILIES = ("mistral", "gpt2", "t5")
@@ -25,7 +29,6 @@ N = 4
 def dying(at: int, what: type[BaseException]) -> Iterator[list[int]]:
     """Raises at the call of that number: of a module, or of one that registers a hook."""
     calls = [0]
-    call, register = nn.Module.__call__, nn.Module.register_forward_pre_hook
 
     def counted(function: Any) -> Any:
         def run(*args: Any, **named: Any) -> Any:
@@ -37,9 +40,32 @@ def dying(at: int, what: type[BaseException]) -> Iterator[list[int]]:
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.Module, "__call__", counted(call))
-        patch.setattr(nn.Module, "register_forward_pre_hook", counted(register))
+        for name in ("__call__", "register_forward_pre_hook", "register_forward_hook"):
+            patch.setattr(nn.Module, name, counted(getattr(nn.Module, name)))
         yield calls
+
+
+@contextmanager
+def dying_at_line(at: int, *paths: str) -> Iterator[list[int]]:
+    """Raises ``KeyboardInterrupt`` before the line of that number which these files run."""
+    lines = [0]
+
+    def inside(_frame: Any, event: str, _value: Any) -> Any:
+        if event == "line":
+            lines[0] += 1
+            if lines[0] == at:
+                raise KeyboardInterrupt
+        return inside
+
+    def traced(frame: Any, _event: str, _value: Any) -> Any:
+        return inside if frame.f_code.co_filename in paths else None
+
+    before = sys.gettrace()
+    sys.settrace(traced)
+    try:
+        yield lines
+    finally:
+        sys.settrace(before)
 
 
 def stages(total: int) -> list[int]:
@@ -107,6 +133,53 @@ def test_an_interrupted_edit_leaves_the_bare_base(family: str) -> None:
             say(backbone, edit=edit)
         assert hooks(backbone) == before, at
     assert say(backbone) == base and say(backbone, edit=edit) == edited
+
+
+def test_an_interrupt_at_any_line_of_the_hook_leaves_a_model_that_is_not_edited() -> None:
+    """Also between two layers of entering, which no ``with`` cleans up, and while it is left."""
+    backbone, edit = make_backbone("mistral"), edit_of()
+    files, ids = (edit_module.__file__, frozen.__file__), torch.tensor([[5, 9, 30]])
+
+    def out() -> Tensor:
+        return backbone.model(input_ids=ids).logits
+
+    def edited() -> Tensor:
+        with backbone.editing(edit):
+            return out()
+
+    with torch.no_grad():
+        base, right, before = out(), edited(), hooks(backbone)
+        assert not torch.allclose(base, right)
+        with dying_at_line(0, *files) as lines:
+            edited()
+        assert lines[0] > 60
+        for at in range(1, lines[0] + 1):
+            with pytest.raises(KeyboardInterrupt), dying_at_line(at, *files):
+                edited()
+            assert torch.equal(out(), base) and hooks(backbone) == before, at
+        assert torch.equal(edited(), right)
+
+
+@pytest.mark.parametrize("family", ["mistral", "t5"])
+def test_threads_that_share_a_model_get_their_own_answers(family: str) -> None:
+    """A call that somebody gave up waiting for still runs, under its edit, in its thread."""
+    backbone = backbone_of(family)
+    edits = [None, edit_of(1), edit_of(2)]
+    alone = [say(backbone, edit=edit) for edit in edits]
+    scored = backbone.score(backbone.prepare(list(PROMPTS)), ["a", "b"])
+    found: list[list[list[str]]] = [[] for _ in edits]
+
+    def work(at: int) -> None:
+        found[at] += [say(backbone, edit=edits[at]) for _ in range(4)]
+
+    threads = [threading.Thread(target=work, args=(at,)) for at in range(len(edits))]
+    for thread in threads:
+        thread.start()
+    meanwhile = [backbone.score(backbone.prepare(list(PROMPTS)), ["a", "b"]) for _ in range(4)]
+    for thread in threads:
+        thread.join()
+    assert found == [[answers] * 4 for answers in alone] and alone[0] != alone[1] != alone[2]
+    assert all(torch.equal(scores, scored) for scores in meanwhile)
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])

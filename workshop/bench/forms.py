@@ -22,8 +22,8 @@ from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.edit import Edit, apply_edit
 from chameleon_lib.demo import FAMILIES
 from chameleon_lib.serving.adapter import adapters, write_adapter
-from chameleon_lib.serving.export import merged_weights
 from chameleon_lib.serving.factors import compile_edit
+from chameleon_lib.serving.merged import merged_weights
 from chameleon_lib.serving.mixed import MixedBatch
 from workshop.bench.measure import Chain, Clock, Goal, Row, run_chain
 from workshop.bench.models import embedded_backbone, paired_prompts, random_edit

@@ -1,0 +1,117 @@
+"""The edit in the weights: a full checkpoint, which old and new versions of the library read alike.
+
+The graph is the base's, so serving it costs nothing more; the price is one copy per user.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from chameleon_lib.backbones import HFBackbone, backbone_from
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.kit.hashing import digest
+from chameleon_lib.kit.paths import replace_text
+from chameleon_lib.serving.factors import compile_layers
+
+
+@contextmanager
+def merged_weights(edit: Edit, backbone: HFBackbone) -> Iterator[str]:
+    """``W + U (Z W)`` and ``b + U (Z b)`` inside the block; bit for bit the old weights after.
+
+    Yields:
+        The hash of the matrices before the edit, as ``compile_edit`` gives it.
+    """
+    saved: list[tuple[Tensor, Tensor]] = []
+    hashes = {}
+    try:
+        with torch.no_grad():
+            for found, update in compile_layers(edit, backbone):
+                hashes[found.name] = found.hash()
+                # ``found.weight`` is the model's own storage (a view where it is transposed).
+                for parameter, change in ((found.weight, update.delta), (found.bias, update.bias)):
+                    if parameter is not None and change is not None:
+                        saved.append((parameter, parameter.clone()))
+                        # One rounding: the sum is made in float64 and cast once.
+                        parameter.copy_((parameter.cpu().double() + change).to(parameter.dtype))
+        yield digest(hashes)
+    finally:
+        with torch.no_grad():
+            for parameter, before in saved:
+                parameter.copy_(before)
+
+
+def write_merged(folder: Path, edit: Edit, backbone: HFBackbone) -> str:
+    """Writes the checkpoint and the tokenizer; the base is unchanged afterwards.
+
+    Returns:
+        The hash of the edited matrices before the edit.
+    """
+    with merged_weights(edit, backbone) as weights:
+        backbone.model.save_pretrained(folder, max_shard_size="4GB")
+    backbone.codec.tokenizer.save_pretrained(folder)
+    _tell_older_versions(folder)
+    return weights
+
+
+def load_merged(folder: Path, backbone: HFBackbone) -> HFBackbone:
+    """The written checkpoint, in the dtype and on the device of the base."""
+    encdec = backbone.family == "encoder-decoder"
+    auto = AutoModelForSeq2SeqLM if encdec else AutoModelForCausalLM
+    model: Any = auto.from_pretrained(folder, dtype=backbone.model.dtype)
+    return backbone_from(
+        model.to(backbone.device),
+        backbone.codec.tokenizer,
+        name=f"{backbone.name} (merged)",
+        fingerprint="merged",
+    )
+
+
+def _tell_older_versions(folder: Path) -> None:
+    """Adds what transformers 4 asks for and transformers 5 no longer writes (5.23 to 4.57).
+
+    Version 4 skips words it does not know and takes its defaults, so without this the model would
+    be another one, and nobody would be told: rotary embeddings of another base, or the embedding
+    table in place of a T5's own head (which version 5 calls tied beside both of them). Version 5
+    reads the old words as well.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config") or {}):
+        part.update(_rotary(part.get("rope_parameters") or {}))
+    names: set[str] = set()
+    for weights in folder.glob("*.safetensors"):
+        with safe_open(weights, framework="pt") as file:
+            names |= set(file.keys())
+    if "lm_head.weight" in names and config.get("tie_word_embeddings"):
+        config["tie_word_embeddings"] = False
+    replace_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("tokenizer_class") == "TokenizersBackend":  # the same class by its old name
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(config.get("extra_special_tokens"), list):  # version 4 asks for its keys
+            config["additional_special_tokens"] = config.pop("extra_special_tokens")
+        replace_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _rotary(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of rotary embeddings in the words of version 4."""
+    full = dict(parameters.get("full_attention") or parameters)
+    words = {
+        name: full.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in full
+    }
+    if full.get("rope_type", "default") != "default":
+        words["rope_scaling"] = full
+    if local := parameters.get("sliding_attention"):
+        words["rope_local_base_freq"] = local["rope_theta"]
+    return words

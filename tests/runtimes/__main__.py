@@ -1,0 +1,49 @@
+"""Makes the environments of other runtimes, runs the exports in them and prints what came out.
+
+    CHAMELEON_RUNTIMES=DIR CHAMELEON_SMOLLM2=DIR python -m tests.runtimes [RUNTIME ...]
+
+Some gigabytes and, for llama-cpp-python, ten minutes of compiling; what is there is kept.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.runtimes import environments
+
+
+class Table:
+    """One line per test, with the numbers and versions that its runtime gave."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.skipped:
+            name = report.nodeid.partition("::test_")[2]
+            why = f" ({report.longrepr[2]})" if isinstance(report.longrepr, tuple) else ""
+            self.lines.append(f"{report.outcome:8} {name}{why}")
+
+
+def main() -> int:
+    """Exit status of the tests."""
+    chosen = sys.argv[1:] or list(environments.RUNTIMES)
+    for runtime in chosen:
+        print(f"{runtime}: {environments.make(runtime)}", flush=True)
+    table, run = Table(), environments.run
+
+    def told(runtime: str, job: str, **words: object) -> dict[str, object]:
+        found = run(runtime, job, **words)
+        table.lines.append("         " + ", ".join(f"{k} {v}" for k, v in found.items()))
+        return found
+
+    environments.run = told
+    status = pytest.main(["-q", "tests/runtimes", "-p", "no:cacheprovider"], plugins=[table])
+    print("\n".join(table.lines))
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
