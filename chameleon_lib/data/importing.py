@@ -62,8 +62,13 @@ class ImportOptions:
         Raises:
             UserError: No such option.
         """
-        named = {f"--{f.name.replace('_', '-')}": f.name for f in fields(Columns) if f.default is None}
-        own = {f"--{name.replace('_', '-')}": name for name in ("time_format", "score_scale", "ids", "missing")}
+        named = {
+            f"--{f.name.replace('_', '-')}": f.name for f in fields(Columns) if f.default is None
+        }
+        own = {
+            f"--{name.replace('_', '-')}": name
+            for name in ("time_format", "score_scale", "ids", "missing")
+        }
         parts = shlex.split(words)
         pairs = list(zip(parts[::2], parts[1::2], strict=False))
         wrong = [name for name, _ in pairs if name not in named and name not in own]
@@ -124,8 +129,7 @@ class ImportReport:
         gold = "text is the gold of its wording" if own_text else "label is its gold"
         n, least = self.options.queries, self.options.min_items
         return [
-            *self.said,
-            *self.curated.said,
+            *self.understood(),
             f"A row is named by its {self.place}.",
             order,
             f"The latest {n} {asked} of a user are the queries; each one's {gold}.",
@@ -133,16 +137,15 @@ class ImportReport:
             "White space in cells is folded to single blanks; of a user's same texts the latest "
             "counts.",
             f"Labels written another way (case, 4.0) and taken: {self.curated.rewritten}.",
-            *self._mute(),
             "User ids stand in the files as they stand here: do not pass the files on if the ids "
             "or the texts name people.",
         ]
 
-    def _mute(self) -> list[str]:
-        """Golds that no answer can match, in a sentence."""
+    def understood(self) -> list[str]:
+        """What a reader of the table decided where it could have been otherwise, in sentences."""
         golds = [str(q.gold) for user in self.curated.users for q in user.queries]
         mute = without_tokens(self.task, golds)
-        return [mute] if mute else []
+        return [*self.said, *self.curated.said, *([mute] if mute else [])]
 
     def summary(self) -> list[dict[str, str | int]]:
         """One row per reason that occurred: rows, users and the first case."""
@@ -233,11 +236,10 @@ class ImportReport:
         twice = drops["duplicate"] + drops["changed later"]
         lines.append(f"twice    {twice} rows have a text that its user wrote again later")
         if self.task.labels:
-            most = max(facts.labels.values(), default=1)
-            lines += ["labels", *(
-                f"  {label:<20}{facts.labels[label]:>7}  {'█' * round(30 * facts.labels[label] / most)}"
-                for label in self.task.labels if facts.labels[label]
-            )]  # fmt: skip
+            counts = {name: facts.labels[name] for name in self.task.labels if facts.labels[name]}
+            unit = max(counts.values(), default=1) / 30
+            lines += ["labels", *(f"  {name:<20}{n:>7}  {'█' * round(n / unit)}"
+                                  for name, n in counts.items())]  # fmt: skip
         shown = [f"  {r['reason']:<22}{r['rows']:>7}  first {r['first']}" for r in self.summary()]
         lines += ["dropped", *(shown or ["  nothing"]), "", *(f"- {rule}" for rule in self.rules())]
         if self.curated.questions:

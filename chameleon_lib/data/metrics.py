@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 
+UNICODE_ROUGE = ("rouge1_unicode", "rougeL_unicode")  # declared beside the official ones
+
+
 def known_metrics() -> dict[str, Metric]:
     """The metrics of all tasks by name: what each sums up, how, and which way is better."""
     return {metric.name: metric for task in registered().values() for metric in task.measures}
@@ -37,6 +40,7 @@ def higher_is_better(metric: str) -> bool:
     """
     metrics = known_metrics()
     known = {"valid_rate": True, **{one.of: one.higher for one in metrics.values()}}
+    known |= dict.fromkeys(UNICODE_ROUGE, True)
     known |= {name: one.higher for name, one in metrics.items()}
     if metric not in known:
         raise UserError(f"Unknown metric {metric!r}: use one of {', '.join(known)}.")
@@ -177,9 +181,23 @@ def per_sample_scores(
     return chosen.score(golds, preds)
 
 
-def evaluate(
-    task: str | Task, golds: Sequence[str], preds: Sequence[str]
-) -> dict[str, float]:
+def sample_scores(
+    task: str | Task, score: str, golds: Sequence[str], preds: Sequence[str]
+) -> np.ndarray:
+    """One score of every sample (n,): of `per_sample_scores` or of `unicode_rouge_scores`.
+
+    Raises:
+        UserError: As `per_sample_scores`, or the task has no such score.
+    """
+    found = per_sample_scores(task, golds, preds)
+    if score in UNICODE_ROUGE and get_task(task).score is rouge_scores:
+        found = unicode_rouge_scores(golds, preds)
+    if score not in found:
+        raise UserError(f"{get_task(task).name} has no score {score!r}: use {', '.join(found)}.")
+    return found[score]
+
+
+def evaluate(task: str | Task, golds: Sequence[str], preds: Sequence[str]) -> dict[str, float]:
     """Return the official metrics of the task and `valid_rate`.
 
     Arguments and errors are those of `per_sample_scores`.

@@ -452,7 +452,11 @@ def _inside(record: dict[Any, Any], columns: Columns) -> list[dict[Any, Any]]:
     cells = {name: list(value.values()) if isinstance(value, dict) else value
              for name, value in record.items()}  # fmt: skip
     whole = all(isinstance(value, list) for value in cells.values())
-    if whole and {columns.user, columns.text} <= set(record) and len(set(map(len, cells.values()))) == 1:
+    if (
+        whole
+        and {columns.user, columns.text} <= set(record)
+        and len(set(map(len, cells.values()))) == 1
+    ):
         return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
     return []
 
@@ -477,7 +481,7 @@ def _field(record: dict[Any, Any], name: str, path: Path, number: int) -> Any:
 def _parquet(path: Path, columns: Columns) -> Source:
     # Imported on first use: the package takes a third of a second that no other table needs.
     import pyarrow as arrow
-    from pyarrow import parquet
+    from pyarrow import compute, parquet
 
     try:
         # By its path alone: options for folders would read "user=ann" from the folder's name.
@@ -486,35 +490,28 @@ def _parquet(path: Path, columns: Columns) -> Source:
     except (arrow.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} is no parquet file ({reason}); export the table again.") from error
-    names, tops = [], []
-    for top, column in enumerate(schema):
-        names.append(column.name)
-        tops.append((top, ""))
-        if arrow.types.is_struct(column.type):
-            names += [f"{column.name}.{inner.name}" for inner in column.type]
-            tops += [(top, inner.name) for inner in column.type]
-    ways = [f"{schema.field(top).name}.{inner}" if inner else schema.field(top).name
-            for top, inner in tops]  # fmt: skip
+    ways = [(top.name, "") for top in schema]
+    ways += [(top.name, inner.name) for top in schema if arrow.types.is_struct(top.type)
+             for inner in top.type]  # fmt: skip
+    names = [".".join(part for part in way if part) for way in ways]
 
     def read(wanted: Sequence[int]) -> Iterator[Record]:
-        number = 0
-        needed = list(dict.fromkeys(ways[i] for i in wanted))
+        done, needed = 0, list(dict.fromkeys(names[i] for i in wanted))
         try:
             for batch in file.iter_batches(columns=needed):
                 found = []
-                for i in wanted:
-                    top, inner = tops[i]
-                    cells = batch.column(batch.schema.get_field_index(schema.field(top).name))
-                    cells = cells.field(inner) if inner else cells
+                for top, inner in (ways[i] for i in wanted):
+                    cells = batch.column(top)
+                    cells = compute.struct_field(cells, inner) if inner else cells
                     found.append(_column(cells, columns.encoding))
-                for number, cells in enumerate(zip(*found, strict=True), start=number + 1):
-                    yield number, cells
+                yield from enumerate(zip(*found, strict=True), start=done + 1)
+                done += batch.num_rows
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{path}, rows from {number + 1} on hold text that is not UTF-8 (in one of "
+                f"{path}, rows from {done + 1} on hold text that is not UTF-8 (in one of "
                 f"{needed}); say what it is, such as --encoding windows-1252."
             ) from error
-        except (arrow.ArrowException, OverflowError) as error:
+        except (arrow.ArrowException, OverflowError, LookupError) as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"{path} cannot be read ({reason}); export the table again.") from error
 
@@ -531,7 +528,12 @@ def _column(cells: arrow.Array, encoding: str | None) -> list[Any]:
     if kinds.is_dictionary(cells.type):
         cells = cells.dictionary_decode()
     kind = cells.type
-    if kinds.is_timestamp(kind) or kinds.is_date(kind) or kinds.is_decimal(kind) or kinds.is_integer(kind):
+    if (
+        kinds.is_timestamp(kind)
+        or kinds.is_date(kind)
+        or kinds.is_decimal(kind)
+        or kinds.is_integer(kind)
+    ):
         return cells.cast(arrow.string()).to_pylist()
     if kinds.is_float16(kind) or kinds.is_float32(kind):  # whole up to 2**11 and 2**24 alone
         largest = 2**11 if kinds.is_float16(kind) else 2**24
@@ -579,10 +581,10 @@ def _workbook(path: Path, columns: Columns) -> Source:
     if columns.sheet is None and not fitting and headers:
         chosen = next(iter(headers))  # whose columns the sentence will name
     if chosen not in headers:
-        several = f"several of its sheets have the columns ({', '.join(fitting)})" if fitting else (
-            f"it has no sheet {columns.sheet!r} with cells (there are {', '.join(headers) or 'none'})"
-        )  # fmt: skip
-        raise UserError(f"{path} cannot be read yet: {several}; say --sheet NAME.")
+        why = f"has no sheet {columns.sheet!r} with cells (there are {', '.join(headers) or 'none'})"
+        if fitting:
+            why = f"has the columns in several sheets ({', '.join(fitting)})"
+        raise UserError(f"{path} {why}; say --sheet NAME.")
     top, names = headers[chosen]
 
     def read(indices: Sequence[int]) -> Iterator[Record]:
@@ -596,7 +598,7 @@ def _workbook(path: Path, columns: Columns) -> Source:
 
 
 def _folder(path: Path, columns: Columns) -> Source:
-    """Files of one table, as Spark and Hive write them, ``name=value`` of their folders included."""
+    """Files of one table as Spark and Hive write them, in folders called name=value or not."""
     found = [p for p in path.rglob("*") if p.is_file() and p.stat().st_size
              and not any(part[0] in "._" for part in p.relative_to(path).parts)]  # fmt: skip
     found.sort(key=lambda p: [int(s) if s.isdecimal() else s
@@ -614,7 +616,9 @@ def _folder(path: Path, columns: Columns) -> Source:
             asked = [names[i] for i in wanted]
             for name in asked:
                 if name not in source.names and name not in parts:
-                    raise UserError(f"{file} has no column {name!r}, as other files of {path} have.")
+                    raise UserError(
+                        f"{file} has no column {name!r}, as other files of {path} have."
+                    )
             own = [name for name in asked if name in source.names]
             for _, cells in source.read([source.names.index(name) for name in own]):
                 number += 1
@@ -622,7 +626,9 @@ def _folder(path: Path, columns: Columns) -> Source:
                 yield number, [row[name] for name in asked]
 
     said = list(dict.fromkeys(sentence for source, _ in opened for sentence in source.said))
-    return Source(names, read, [*said, f"The {len(found)} files count in the order of their names."])
+    return Source(
+        names, read, [*said, f"The {len(found)} files count in the order of their names."]
+    )
 
 
 def _partitions(path: Path) -> dict[str, str | None]:
@@ -680,4 +686,3 @@ def cell_text(value: Any, column: str, number: int, path: Path) -> str:
     raise UserError(
         f"{path}, row {number} has a {kind} in column {column!r}; give plain text or numbers."
     )
-

@@ -120,7 +120,11 @@ def _time_place(
         return source.names.index(sure[0]), [f"The column {sure[0]!r} is taken for the time."]
     if sure or perhaps:
         several = sure or perhaps
-        what = f"{several[0]!r} looks" if len(several) == 1 else f"{', '.join(map(repr, several))} look"
+        what = (
+            f"{several[0]!r} looks"
+            if len(several) == 1
+            else f"{', '.join(map(repr, several))} look"
+        )
         raise UserError(
             f"{path} has no column 'time', and {what} like times: say --time {several[0]}, or "
             f"--time {FILE_ORDER} if the order of the file is the order of time."
@@ -289,7 +293,11 @@ def curate(
         if backwards:
             entries.reverse()
         entries.sort(key=lambda entry: entry.when)
-        ties += sum(a.when == b.when for a, b in zip(entries, entries[1:], strict=False)) if timed else 0
+        ties += (
+            sum(a.when == b.when for a, b in zip(entries, entries[1:], strict=False))
+            if timed
+            else 0
+        )
         history, asked = _held_out(_latest(entries, dropped), queries, dropped)
         if len(asked) < queries or len(history) < min_items:
             reason = "history too short" if asked or task.label_key else "no query"
