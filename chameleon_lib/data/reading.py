@@ -280,7 +280,7 @@ class _Lines:
         Raises:
             csv.Error: A quote stands where none may.
         """
-        quoting = csv.QUOTE_NONE if quotes == "none" else csv.QUOTE_MINIMAL
+        quoting: Any = csv.QUOTE_NONE if quotes == "none" else csv.QUOTE_MINIMAL
         reader = csv.reader(self._lines(), delimiter=self.delimiter, strict=True,
                             skipinitialspace=True, quoting=quoting)  # fmt: skip
         number = 1
@@ -527,6 +527,8 @@ def _column(cells: arrow.Array, encoding: str | None) -> list[Any]:
         cells = cells.storage
     if kinds.is_dictionary(cells.type):
         cells = cells.dictionary_decode()
+    if kinds.is_timestamp(cells.type):
+        cells = cells.cast(arrow.timestamp(cells.type.unit))
     kind = cells.type
     if (
         kinds.is_timestamp(kind)
@@ -565,7 +567,7 @@ def _workbook(path: Path, columns: Columns) -> Source:
     import openpyxl  # half a second that no other table needs
 
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        book = openpyxl.load_workbook(io.BytesIO(path.read_bytes()), read_only=True, data_only=True)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is no workbook ({error}); save it again.") from error
     wanted = {name.casefold() for name in columns.named}
@@ -581,8 +583,9 @@ def _workbook(path: Path, columns: Columns) -> Source:
     if columns.sheet is None and not fitting and headers:
         chosen = next(iter(headers))  # whose columns the sentence will name
     if chosen not in headers:
-        why = f"has no sheet {columns.sheet!r} with cells (there are {', '.join(headers) or 'none'})"
-        if fitting:
+        known = ", ".join(headers) or "none"
+        why = f"has no sheet {columns.sheet!r} with cells (there are {known})"
+        if columns.sheet is None and fitting:
             why = f"has the columns in several sheets ({', '.join(fitting)})"
         raise UserError(f"{path} {why}; say --sheet NAME.")
     top, names = headers[chosen]

@@ -265,7 +265,8 @@ def test_columns_that_may_be_times_are_found_and_others_are_not() -> None:
     assert columns(when=["often", "never"], at=["home", "work"]) == ([], [])
     assert columns(helpful=["1672876800", "2"], timezone=["UTC", "UTC"]) == ([], [])
     # Two names for one time are no question; two times are.
-    assert columns(reviewTime=["01 5, 2023", "01 9, 2023"], unixReviewTime=UNIX)[0] == ["reviewTime"]
+    amazon = ["01 5, 2023", "01 9, 2023"]
+    assert columns(reviewTime=amazon, unixReviewTime=UNIX)[0] == ["reviewTime"]
     assert len(columns(created_at=ISO, posted_at=["2022-01-05", "2024-01-09"])[0]) == 2
 
 
