@@ -7,12 +7,15 @@ once. Whatever the user can put right is one sentence on stderr and an exit code
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import typer
 from typer import Argument
@@ -25,8 +28,9 @@ from chameleon_lib.kit.command_line import notebook_numbers, overrides
 from chameleon_lib.kit.profiles import for_data
 
 if TYPE_CHECKING:
-    from chameleon_lib.data.importing import ImportOptions
     from chameleon_lib.kit.plan import Run
+
+R = TypeVar("R")
 
 PROG = "python -m chameleon_lib"
 EXIT_CODES = "exit codes: 0 ok, 1 a notebook failed, 2 usage, 3 environment, 130 interrupted"
@@ -56,24 +60,83 @@ SET = Opt(
     help="any other parameter of a notebook: text as it is, else a Python literal; repeatable",
 )  # fmt: skip
 TASK = Opt(..., help="a task of the kit, such as LaMP_2")
-# How a table of one's own is read and divided.
-USER = Opt("user", metavar="COL", help="column of the user")
-TEXT = Opt("text", metavar="COL", help="column of the text")
-LABEL = Opt(
-    "label", metavar="COL",
-    help="column of the tag (LaMP_2), the score (LaMP_3), or the same text in neutral words "
-    "(LaMP_7; rows without it are history only)",
-)  # fmt: skip
-TIME = Opt(
-    "", metavar="COL", help="column of the time; default: 'time' if there is one, else file order"
-)
-TIME_FORMAT = Opt(
-    None, metavar="FORMAT",
-    help="how times are written, such as %d.%m.%Y; default: ISO 8601 or Unix time",
-)  # fmt: skip
-DELIMITER = Opt(None, metavar="CHAR", help="between cells; default: a comma")
-MIN_ITEMS = Opt(3, min=1, metavar="N", help="smallest history")
-QUERIES = Opt(1, min=1, metavar="N", help="latest rows of each user to hold out as queries")
+# How a table of one's own is read and divided: options that three commands share.
+_TABLE: dict[str, tuple[Any, Any]] = {
+    "user": (str, Opt("user", metavar="COL", help="column of the user")),
+    "text": (str, Opt("text", metavar="COL", help="column of the text")),
+    "label": (str, Opt(
+        "label", metavar="COL",
+        help="column of the tag (LaMP_2), the score (LaMP_3), or the same text in neutral words "
+        "(LaMP_7; rows without it are history only)",
+    )),
+    "time": (str, Opt(
+        "", metavar="COL",
+        help="column of the time, or 'none' for the order of the file; default: the one column "
+        "that is named like a time",
+    )),
+    "time_format": (str | None, Opt(
+        None, metavar="FORMAT",
+        help="how times are written, such as %d.%m.%Y; default: what is commonly written",
+    )),
+    "score_scale": (str, Opt(
+        "", metavar="LOW,HIGH", help="scale of the scores, to be mapped onto the task's"
+    )),
+    "ids": (str, Opt(
+        "normal", metavar="HOW",
+        help="which ids are one user: normal (whatever their Unicode form and invisible marks), "
+        "folded (nor case, width, leading zeros) or exact",
+    )),
+    "missing": (str | None, Opt(
+        None, metavar="WORDS", help="words for nothing, with commas; default: nan,None,NULL,\\N …"
+    )),
+    "delimiter": (str | None, Opt(None, metavar="CHAR", help="between cells; default: found")),
+    "quotes": (str | None, Opt(
+        None, metavar="HOW",
+        help="what quotes are: double (as in CSV), backslash (it escapes them) or none (text); "
+        "default: found",
+    )),
+    "encoding": (str | None, Opt(
+        None, metavar="NAME", help="of the text, such as windows-1252; default: UTF-8 or UTF-16"
+    )),
+    "sheet": (str | None, Opt(None, metavar="NAME", help="of a workbook")),
+    "min_items": (int, Opt(3, min=1, metavar="N", help="smallest history")),
+    "queries": (int, Opt(
+        1, min=1, metavar="N", help="latest rows of each user to hold out as queries"
+    )),
+}  # fmt: skip
+
+
+def _of_a_table(suffix: str = "") -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Give a command the options of a table, which reach it as one ``options``.
+
+    Args:
+        suffix: Behind the names of the columns, where ``--user`` means somebody.
+    """
+    names = {n + suffix if n in ("user", "text", "label", "time") else n: n for n in _TABLE}
+
+    def shared(command: Callable[..., R]) -> Callable[..., R]:
+        @functools.wraps(command)
+        def called(**given: Any) -> R:
+            from chameleon_lib.data.importing import ImportOptions
+            from chameleon_lib.data.reading import Columns
+
+            cells = {own: given.pop(name) for name, own in names.items()}
+            file = {field.name: cells.pop(field.name) for field in fields(Columns)}
+            columns = Columns(**{**file, "time": file["time"] or None})
+            return command(**given, options=ImportOptions(columns, **cells))
+
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        more = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_TABLE[key][1],
+                              annotation=_TABLE[key][0])
+            for name, key in names.items()
+        ]  # fmt: skip
+        kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own if p.name != "options"]
+        called.__signature__ = inspect.Signature([*kept, *more])  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in (*kept, *more)}
+        return called
+
+    return shared
 
 
 def main(argv: Sequence[str]) -> int:
@@ -333,25 +396,20 @@ def data_users(
         print(f"A run over this folder takes {name} users as {now.users} ({now.min_overlap:g}).")
 
 
+TABLE = Argument(..., help="csv, tsv, txt, json, jsonl, parquet, xlsx, also packed, or a folder")
+
+
 @data_app.command("import")
+@_of_a_table()
 def import_table(
-    table: Path = Argument(..., help="csv, tsv, jsonl or parquet, in UTF-8"),
+    table: Path = TABLE,
     task: str = TASK,
     to: Path = Opt(..., metavar="DIR", help="receives DIR/<task>/"),
-    user: str = USER,
-    text: str = TEXT,
-    label: str = LABEL,
-    time: str = TIME,
-    time_format: str | None = TIME_FORMAT,
-    delimiter: str | None = DELIMITER,
-    min_items: int = MIN_ITEMS,
-    queries: int = QUERIES,
+    options: Any = None,
 ) -> None:
     """Turn a table of your own users into LaMP files for --data DIR."""
     from chameleon_lib.data.importing import DROPPED, REPORT, read_table, write_import
 
-    columns = {"user": user, "text": text, "label": label, "time": time}
-    options = _table_options(columns, time_format, delimiter, min_items, queries)
     report = read_table(table, task, options)
     target = write_import(report, to)
     print(report.text())
@@ -359,21 +417,23 @@ def import_table(
     print(f"next: ./run_all.sh --only 01 --data {shlex.quote(str(to))}")
 
 
-def _table_options(
-    columns: dict[str, str], time_format: str | None, delimiter: str | None, items: int, held: int
-) -> ImportOptions:
-    from chameleon_lib.data.importing import ImportOptions
-    from chameleon_lib.data.table import Columns
+@data_app.command("check")
+@_of_a_table()
+def check_table(table: Path = TABLE, task: str = TASK, options: Any = None) -> int:
+    """Say what an import of a table would read, keep, drop and ask; nothing is written."""
+    from chameleon_lib.data.importing import look_at
 
-    named: dict[str, Any] = {**columns, "time": columns["time"] or None}
-    return ImportOptions(Columns(**named, delimiter=delimiter), items, held, time_format)
+    report = look_at(table, task, options)
+    print(report.picture())
+    return 2 if report.curated.questions or not report.curated.users else 0
 
 
 @app.command()
+@_of_a_table("_column")
 def answer(
     task: str = TASK,
     data: Path | None = Opt(None, metavar="DIR", help="folder that 'data import' wrote"),
-    csv: Path | None = Opt(None, metavar="FILE", help="or the table itself (csv, jsonl, parquet)"),
+    csv: Path | None = Opt(None, metavar="FILE", help="or the table itself, of any shape"),
     user: str = Opt("", metavar="ID", help="whose query; default: the first"),
     query: str = Opt(
         "", metavar="TEXT",
@@ -384,14 +444,7 @@ def answer(
         "", metavar="MODEL",
         help="hub id, folder, .gguf file or smollm2; default: the profile's first",
     ),  # fmt: skip
-    user_column: str = USER,
-    text_column: str = TEXT,
-    label_column: str = LABEL,
-    time_column: str = TIME,
-    time_format: str | None = TIME_FORMAT,
-    delimiter: str | None = DELIMITER,
-    min_items: int = MIN_ITEMS,
-    queries: int = QUERIES,
+    options: Any = None,
 ) -> None:
     """Answer a query of one of your own users, without and with the edit.
 
@@ -404,10 +457,6 @@ def answer(
         raise UserError("--query holds blanks alone; give the text that is asked.")
     from chameleon_lib.studies.own_users import answer_lines, load_own, table_users
 
-    columns = {
-        "user": user_column, "text": text_column, "label": label_column, "time": time_column,
-    }  # fmt: skip
-    options = _table_options(columns, time_format, delimiter, min_items, queries)
     found = table_users(csv, task, options) if csv else load_own(data or Path(), task)
     name = for_data(profile, True)
     for line in answer_lines(name, found, user, " ".join(query.split()), backbone):

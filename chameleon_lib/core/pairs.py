@@ -146,7 +146,10 @@ def max_new_tokens(task: str, settings: EditSettings) -> int:
 def fit_context(
     backbone: Backbone, user: User, items: Sequence[HistoryItem], settings: EditSettings
 ) -> tuple[HistoryItem, ...]:
-    """Drop whole items from the end until the longest prompt of this user fits (B9, R7).
+    """Drop whole items until the longest prompt of this user fits (B9, R7).
+
+    An item that takes more than half the room, and twice what half of the items take, goes first,
+    the longest before others: it would take the place of all behind it. Then they go from the end.
 
     Returns:
         The items that stay; empty if not even one of them fits beside the longest query.
@@ -157,22 +160,30 @@ def fit_context(
     answer = max_new_tokens(user.task, settings)
     texts = [query.text for query in user.queries]
     longest = max(texts, key=backbone.count_tokens, default="")
-    kept = tuple(items)
-    while kept:
+
+    def fits(items: Sequence[HistoryItem]) -> bool:
         # The insight takes its whole budget again when it stands in the answer prompt.
-        prompts = (
-            answer_prompt(user.task, kept, longest, role="P", insight="-"),
-            answer_prompt(user.task, kept, longest, role="N", insight="-"),
+        room = answer + settings.decode_insight_tokens
+        prompts = (answer_prompt(user.task, items, longest, role=r, insight="-") for r in ROLES)
+        return all(backbone.fits(text, room) for text in prompts)
+
+    kept = list(items)
+    if not kept or fits(kept):
+        return tuple(kept)
+    if settings.prompts_overflow == "error":
+        raise UserError(
+            f"The prompt of user {user.id} is longer than the context of {backbone.name}; "
+            "lower selection_k or set prompts_overflow to 'drop_items'."
         )
-        if all(backbone.fits(text, answer + settings.decode_insight_tokens) for text in prompts):
-            break
-        if settings.prompts_overflow == "error":
-            raise UserError(
-                f"The prompt of user {user.id} is longer than the context of {backbone.name}; "
-                "lower selection_k or set prompts_overflow to 'drop_items'."
-            )
-        kept = kept[:-1]
-    return kept
+    sizes = [backbone.count_tokens(item.text) for item in kept]
+    usual = sorted(sizes)[len(sizes) // 2]
+    by_size = sorted(zip(sizes, range(len(kept)), strict=True))
+    large = [kept[at] for n, at in by_size if n > 2 * usual and not fits([kept[at]] * 2)]
+    while kept and not fits(kept):
+        # By what it is, not by what it says: two items may say the same.
+        gone = large.pop() if large else kept[-1]
+        kept = [item for item in kept if item is not gone]
+    return tuple(kept)
 
 
 def write_insights(

@@ -92,6 +92,33 @@ def _invalid(path: Path, number: int, problem: ijson.JSONError) -> UserError:
     return _damaged(path, f"is damaged: record number {number} is not valid JSON ({reason})")
 
 
+class _Twice(ValueError):
+    """A name that an object has twice."""
+
+
+class _Once(dict[str, Any]):
+    """An object of JSON in which each name stands once: readers take different ones of two."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name in self:
+            raise _Twice(name)
+        super().__setitem__(name, value)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = _Once()
+    for name, value in pairs:
+        found[name] = value
+    return found
+
+
+def _twice(path: Path, where: str, error: _Twice) -> UserError:
+    return UserError(
+        f"{path}, {where} has {error.args[0]!r} twice in one object, of which readers take "
+        "different ones; download the file again, or write each name once."
+    )
+
+
 def iter_json_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of the JSON list in `path`, in file order.
 
@@ -120,7 +147,8 @@ def iter_json_records(path: Path) -> Iterator[dict[str, Any]]:
                     )
                 raise _damaged(path, "is not UTF-8 text" if first else "is empty")
             file.seek(mark)
-            for number, record in enumerate(ijson.items(file, "item", use_float=True), start=1):
+            records = ijson.items(file, "item", use_float=True, map_type=_Once)
+            for number, record in enumerate(records, start=1):
                 if not isinstance(record, dict):
                     what = f"holds something that is no object at record number {number - 1}"
                     raise _damaged(path, what)
@@ -129,6 +157,13 @@ def iter_json_records(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     except ijson.JSONError as error:
         raise _invalid(path, number, error) from None
+    except _Twice as error:
+        raise _twice(path, f"record number {number}", error) from None
+    except UserError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        what = f"has what cannot be read at record number {number} ({error})"
+        raise _damaged(path, what) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +171,7 @@ class Sample:
     """One record of a questions file.
 
     Attributes:
-        query: The question; its gold is None until golds are joined.
+        query: The question; its gold is the record's own ``output``, None until golds are joined.
         profile: At least one profile item, in file order.
         repaired: The official instruction had to be restored (see `repair_input`).
         user_id: Whose sample it is, where the file says so (time-based split, imported tables).
@@ -152,6 +187,10 @@ def _string(record: dict[str, Any], key: str, where: str) -> str:
     if key not in record:
         raise UserError(f"{where} has no {key!r}; take the official file of this task.")
     value = record[key]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # copies of the files have numbers where LaMP writes strings
     if not isinstance(value, str):
         raise UserError(f"{where} has {key!r} = {value!r}; LaMP writes every value as a string.")
     return value
@@ -223,6 +262,9 @@ def parse_sample(task: str | Task, record: dict[str, Any], *, source: str, index
     if len({item.id for item in items}) < len(items):
         raise UserError(f"{where} has two profile items with one id; number them anew.")
     query, repaired = _query(chosen, sample_id, text, where)
+    if "output" in record:
+        gold = _string(record, "output", where)
+        query = replace(query, gold=_known(chosen, gold, f"{where} has the output"))
     user_id = _string(record, "user_id", where) if "user_id" in record else None
     return Sample(query, items, repaired, user_id)
 
@@ -261,6 +303,16 @@ def stream_samples(path: Path, task: str | Task) -> Iterator[Sample]:
         yield sample
 
 
+def _known(task: Task, gold: str, what: str) -> str:
+    """A gold, if the task has such a label."""
+    if task.labels and gold.strip() not in task.labels:
+        raise UserError(
+            f"{what} {gold!r}, which is no label of {task.name}; check that the file belongs to "
+            "this task."
+        )
+    return gold
+
+
 def read_golds(path: Path, task: str | Task) -> dict[str, str]:
     """Read an outputs file (golds, or predictions in the same format) as id -> output.
 
@@ -273,7 +325,9 @@ def read_golds(path: Path, task: str | Task) -> dict[str, str]:
         text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("<"):
             raise _damaged(path, "holds an HTML page instead of JSON")
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_once)
+    except _Twice as error:
+        raise _twice(path, "an object", error) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     except UnicodeDecodeError as error:
@@ -281,6 +335,8 @@ def read_golds(path: Path, task: str | Task) -> dict[str, str]:
     except json.JSONDecodeError as error:
         where = f"{error.msg}, line {error.lineno}"
         raise _damaged(path, f"is cut off or not valid JSON ({where})") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"holds what cannot be read ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("golds"), list):
         raise UserError(f"{path} has no list of golds; give the *_outputs.json file.")
     name = str(content.get("task"))
@@ -293,12 +349,8 @@ def read_golds(path: Path, task: str | Task) -> dict[str, str]:
         sample_id = _string(entry, "id", f"{path}, gold number {index}")
         if sample_id in golds:
             raise UserError(f"{path} holds gold {sample_id!r} twice; remove one of them.")
-        gold = golds[sample_id] = _string(entry, "output", f"{path}, gold {sample_id!r}")
-        if chosen.labels and gold.strip() not in chosen.labels:
-            raise UserError(
-                f"{path}, gold {sample_id!r} is {gold!r}, which is no label of {chosen.name}; "
-                "check that the file belongs to this task."
-            )
+        gold = _string(entry, "output", f"{path}, gold {sample_id!r}")
+        golds[sample_id] = _known(chosen, gold, f"{path}, gold {sample_id!r} is")
     return golds
 
 
@@ -340,12 +392,23 @@ def load_samples(
     samples: list[Sample] = []
     for sample in stream_samples(questions, chosen):
         kept = slim(sample) if slim is not None else sample
-        gold = golds.get(sample.query.id)
+        own = sample.query.gold
+        gold = golds.get(sample.query.id) if outputs is not None else own
+        if own is not None and gold is not None and own != gold:
+            raise UserError(
+                f"{questions}, record {sample.query.id!r} has the output {own!r} and {outputs} has "
+                f"{gold!r}; keep one of them."
+            )
         samples.append(replace(kept, query=replace(kept.query, gold=gold)))
     if not samples:
         raise _damaged(questions, "is an empty list")
     if outputs is not None:
         check_ids(questions, outputs, {sample.query.id for sample in samples}, set(golds))
+    elif 0 < (bare := sum(sample.query.gold is None for sample in samples)) < len(samples):
+        raise UserError(
+            f"{bare} of {len(samples)} records of {questions} have no output; give it to all or to "
+            "none of them."
+        )
     repaired = sum(sample.repaired for sample in samples)
     if repaired:
         _log.warning("%s: restored the lost instruction of %d record.", questions, repaired)

@@ -7,16 +7,21 @@ which agrees with it within 1e-3.
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import regex
 
-from chameleon_lib.core.task import Metric, Scores, Task, get_task, registered
+from chameleon_lib.core.task import Metric, Scores, Task, get_task, registered, tokens
 from chameleon_lib.errors import UserError
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
+
+
+UNICODE_ROUGE = ("rouge1_unicode", "rougeL_unicode")  # declared beside the official ones
 
 
 def known_metrics() -> dict[str, Metric]:
@@ -35,6 +40,7 @@ def higher_is_better(metric: str) -> bool:
     """
     metrics = known_metrics()
     known = {"valid_rate": True, **{one.of: one.higher for one in metrics.values()}}
+    known |= dict.fromkeys(UNICODE_ROUGE, True)
     known |= {name: one.higher for name, one in metrics.items()}
     if metric not in known:
         raise UserError(f"Unknown metric {metric!r}: use one of {', '.join(known)}.")
@@ -70,21 +76,69 @@ def class_scores(labels: Sequence[str]) -> Scores:
     return score
 
 
+class _Tokens:
+    """Tokens of any script, for ROUGE's scorer; its own know Latin letters and digits alone.
+
+    Runs of letters, marks and digits in their case-folded compatibility form are words. Scripts
+    that put no blanks between words give single characters, and so do symbols and emoji.
+    """
+
+    _single = regex.compile(
+        r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*"
+        r"|[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}"
+        r"\p{Myanmar}]])*|[\p{So}\p{Sk}]",
+        regex.V1,
+    )
+
+    def tokenize(self, text: str) -> list[str]:
+        return self._single.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
 @functools.cache
-def _rouge_scorer() -> RougeScorer:
+def _rouge_scorer(unicode: bool = False) -> RougeScorer:
     # Imported on first use: the package loads nltk, more than a second that only free text needs.
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+    tokenizer = _Tokens() if unicode else None
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=False, tokenizer=tokenizer)
 
 
 def rouge_scores(golds: Sequence[str], preds: Sequence[str]) -> dict[str, np.ndarray]:
     """Score free text by F of ROUGE-1 and ROUGE-L, without stemming."""
-    scorer = _rouge_scorer()
+    return _rouge(golds, preds, _rouge_scorer())
+
+
+def unicode_rouge_scores(golds: Sequence[str], preds: Sequence[str]) -> dict[str, np.ndarray]:
+    """Score free text of any script: "rouge1_unicode" and "rougeL_unicode".
+
+    This is no official metric: the official tokens are runs of [a-z0-9], so that text without any
+    has ROUGE 0 even against itself. Compare these numbers with no others.
+    """
+    scores = _rouge(golds, preds, _rouge_scorer(unicode=True))
+    return {f"{name}_unicode": values for name, values in scores.items()}
+
+
+def _rouge(
+    golds: Sequence[str], preds: Sequence[str], scorer: RougeScorer
+) -> dict[str, np.ndarray]:
     pairs = zip(golds, preds, strict=True)
     rows = [scorer.score(gold.strip(), pred.strip()) for gold, pred in pairs]
     names = ("rouge1", "rougeL")
     return {name: np.array([row[name].fmeasure for row in rows]) for name in names}
+
+
+def without_tokens(task: Task, golds: Sequence[str]) -> str:
+    """Say that some golds of a task score 0 whatever is answered; empty where none does."""
+    if task.score is not rouge_scores:
+        return ""
+    mute = [gold for gold in golds if not tokens(gold)]
+    if not mute:
+        return ""
+    return (
+        f"{len(mute)} of {len(golds)} golds have no Latin letter and no digit, so that their ROUGE "
+        "is 0 whatever the answer, even the gold itself; rouge1_unicode and rougeL_unicode, which "
+        "are not official, know all scripts."
+    )
 
 
 def _check(task: Task, golds: Sequence[str], preds: Sequence[str]) -> None:
@@ -127,9 +181,23 @@ def per_sample_scores(
     return chosen.score(golds, preds)
 
 
-def evaluate(
-    task: str | Task, golds: Sequence[str], preds: Sequence[str]
-) -> dict[str, float]:
+def sample_scores(
+    task: str | Task, score: str, golds: Sequence[str], preds: Sequence[str]
+) -> np.ndarray:
+    """One score of every sample (n,): of `per_sample_scores` or of `unicode_rouge_scores`.
+
+    Raises:
+        UserError: As `per_sample_scores`, or the task has no such score.
+    """
+    found = per_sample_scores(task, golds, preds)
+    if score in UNICODE_ROUGE and get_task(task).score is rouge_scores:
+        found = unicode_rouge_scores(golds, preds)
+    if score not in found:
+        raise UserError(f"{get_task(task).name} has no score {score!r}: use {', '.join(found)}.")
+    return found[score]
+
+
+def evaluate(task: str | Task, golds: Sequence[str], preds: Sequence[str]) -> dict[str, float]:
     """Return the official metrics of the task and `valid_rate`.
 
     Arguments and errors are those of `per_sample_scores`.

@@ -1,229 +1,147 @@
 """From a table of one's own to users: what is read, what is kept, dropped and why, what is asked.
 
-A table has rows of (user, text, label, time), as CSV, JSON lines or parquet. Cells come out as text
-with white space folded to single blanks, since prompts put one item on one line. Every row ends up
-in a history, as a query, or in the list of what was dropped. The latest rows of a user are the
-queries, their labels the golds; everything in the history came before them.
+A table has rows of (user, text, label, time). Cells come out as text with white space folded to
+single blanks, since prompts put one item on one line. Every row ends up in a history, as a query,
+or in the list of what was dropped. The latest rows of a user are the queries, their labels the
+golds; everything in the history came before them.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
-from decimal import Decimal
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from chameleon_lib.core.task import HistoryItem, Query, Task, User, official_input
+from chameleon_lib.data import kinds
+from chameleon_lib.data.kinds import FILE_ORDER, MISSING, Reading
+from chameleon_lib.data.reading import Columns, Source, cell_text, open_table
 from chameleon_lib.data.users import matching_histories
 from chameleon_lib.errors import UserError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_LARGEST_CELL = 1 << 27  # characters; the csv module stops at 131,072 unless told
 
-_Record = tuple[int, dict[str, Any]]  # with its place: line of a text file, row of a parquet file
+class Row(NamedTuple):
+    """One row; a missing cell is empty."""
 
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Names of the columns.
-
-    Attributes:
-        user: Who wrote or judged.
-        text: Movie description, review, article, or what the user wrote (LaMP-7).
-        label: Tag, score, title, or the same in neutral words (LaMP-7).
-        time: When. None takes the column ``time`` where there is one, else the order of the file.
-        delimiter: Between the cells of a text table; None takes a comma (``.tsv``: a tab).
-    """
-
-    user: str = "user"
-    text: str = "text"
-    label: str = "label"
-    time: str | None = None
-    delimiter: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row; a missing cell is empty.
-
-    Attributes:
-        number: Line of a text file (its first), row of a parquet file, from 1.
-        user: Cell of the user column.
-        text: Cell of the text column.
-        label: Cell of the label column.
-        time: Cell of the time column.
-    """
-
-    number: int
+    number: int  # line of a text file (its first), else the row's number, from 1
     user: str
     text: str
     label: str
     time: str
 
 
-def read_rows(path: Path, columns: Columns) -> tuple[list[Row], Columns]:
+@dataclass(frozen=True)
+class Table:
+    """A table that was read.
+
+    Attributes:
+        rows: In the order of the file.
+        columns: With the names as the file has them, and the time column that is used.
+        said: How it was read, in sentences.
+        place: What the number of a row counts.
+    """
+
+    rows: list[Row]
+    columns: Columns
+    said: list[str]
+    place: str
+
+
+def read_rows(path: Path, columns: Columns) -> Table:
     """Read all rows of a table.
 
     Args:
-        path: A file named ``.csv``, ``.tsv``, ``.jsonl``, ``.ndjson`` or ``.parquet``.
+        path: A file of `reading.SUFFIXES`, packed or not, or a folder of such files.
         columns: What its columns are called.
 
-    Returns:
-        The rows in file order, and the columns with the time column that is used.
-
     Raises:
-        UserError: The file is missing, of another kind or malformed, lacks a column, or has no row.
+        UserError: The file is missing, of another kind or malformed, lacks a column, has several
+            that could be meant, or has no row.
     """
-    names, records = _records(path, columns)
+    source = open_table(path, columns)
     wanted = [columns.user, columns.text, columns.label]
     if len({*wanted, columns.time}) < 4:
         raise UserError(f"One column of {path} is named twice among {wanted}; name different ones.")
-    time = columns.time or ("time" if "time" in names else None)
-    for name in [*wanted, *([time] if time else [])]:
-        if names.count(name) != 1:
-            what = "several columns" if name in names else "no column"
-            raise UserError(
-                f"{path} has {what} {name!r} (there are {', '.join(map(repr, names[:20]))}); "
-                "name yours (see --help)."
-            )
-    cells = [*wanted, time]
-    rows = [
-        Row(number, *(_text(record.get(c), c, number, path) if c else "" for c in cells))
-        for number, record in records
-    ]
+    options = ("--user", "--text", "--label")
+    found = [_place(path, source, *pair) for pair in zip(wanted, options, strict=True)]
+    time, said = _time_place(path, source, columns.time, found)
+    places = found if time is None else [*found, time]
+    names = [source.names[place] for place in places]
+    rows = []
+    for number, values in source.read(places):
+        cells = [cell_text(v, c, number, path) for v, c in zip(values, names, strict=True)]
+        user, text, label, when = cells if time is not None else (*cells, "")
+        rows.append(Row(number, sys.intern(user), text, sys.intern(label), when))
     if not rows:
         raise UserError(f"{path} has no rows; give a table with at least one.")
-    return rows, replace(columns, time=time)
+    taken = dict(zip(("user", "text", "label"), names, strict=False))
+    used = replace(columns, **taken, time=None if time is None else source.names[time])
+    return Table(rows, used, [*source.said, *said], source.place)
 
 
-def _records(path: Path, columns: Columns) -> tuple[list[str], Iterator[_Record] | list[_Record]]:
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path} is no table that can be read; give one of {', '.join(SUFFIXES)}.")
-    try:
-        if suffix == ".parquet":
-            return _parquet(path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start}); save the table as UTF-8."
-        ) from error
-    if not text.strip():
-        raise UserError(f"{path} is empty; give a table with at least one row.")
-    if suffix in (".jsonl", ".ndjson"):
-        return _json_lines(path, text)
-    return _delimited(path, text, columns.delimiter or ("\t" if suffix == ".tsv" else ","))
-
-
-def _delimited(path: Path, text: str, delimiter: str) -> tuple[list[str], list[_Record]]:
-    csv.field_size_limit(_LARGEST_CELL)
-    if len(delimiter) != 1 or delimiter in '\r\n"':
-        raise UserError(f"The delimiter is {delimiter!r}; give one character, such as ';'.")
-    # Not splitlines: text inside a cell may hold a line separator.
-    lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    names: list[str] = []
-    records: list[_Record] = []
-    while True:
-        number = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
+def _place(path: Path, source: Source, name: str, option: str) -> int:
+    """Index of a column; its case counts only where two names differ by nothing else."""
+    for same in (str, str.casefold):
+        found = [i for i, own in enumerate(source.names) if same(own) == same(name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
             raise UserError(
-                f"{path}, line {number} is no row of a table ({error}); check its quotes."
-            ) from error
-        if not names:
-            names = [cell.strip() for cell in cells]
-        elif len(cells) > len(names):
-            raise UserError(
-                f"{path}, line {number} has {len(cells)} cells under {len(names)} columns; "
-                f"quote cells that hold {delimiter!r}."
+                f"{path} has several columns {name!r}; rename all but one, or name another "
+                f"({option})."
             )
-        elif cells:  # an empty line is no row
-            records.append((number, dict(zip(names, cells, strict=False))))
-    if len(names) == 1 and (found := [mark for mark in ";\t|," if mark in names[0]]):
-        raise UserError(
-            f"{path} has one column {names[0]!r}; its cells seem to be divided by {found[0]!r}, "
-            f"say so with --delimiter {found[0]!r}."
-        )
-    return names, records
+    raise UserError(
+        f"{path} has no column {name!r} (there are {', '.join(map(repr, source.names[:20]))}); "
+        f"name yours ({option}, see --help)."
+    )
 
 
-def _json_lines(path: Path, text: str) -> tuple[list[str], list[_Record]]:
-    names: dict[str, None] = {}
-    records: list[_Record] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(
-                f"{path}, line {number} is no JSON ({error}); write one object per line."
-            ) from error
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number} is no JSON object; write one object per line.")
-        names.update(dict.fromkeys(record))
-        records.append((number, record))
-    return list(names), records
-
-
-def _parquet(path: Path) -> tuple[list[str], Iterator[_Record]]:
-    # Imported on first use: the package takes a third of a second that no other table needs.
-    import pyarrow as arrow
-    from pyarrow import parquet
-
-    if not path.is_file():
-        raise UserError(f"{path} cannot be read (no such file); check the path.")
-    try:
-        table = parquet.read_table(path)
-    except arrow.ArrowException as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path} is no parquet file ({reason}); export the table again.") from error
-    rows = (record for batch in table.to_batches() for record in batch.to_pylist())
-    return table.column_names, enumerate(rows, start=1)
-
-
-def _text(value: object, column: str, number: int, path: Path) -> str:
-    """A cell as text.
+def _time_place(
+    path: Path, source: Source, name: str | None, taken: Sequence[int]
+) -> tuple[int | None, list[str]]:
+    """Index of the column of times, and why it is this one.
 
     Raises:
-        UserError: A list, an object, or bytes.
+        UserError: Several could be meant, or one that may be something else.
     """
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    if isinstance(value, (datetime, date)):
-        return value.isoformat()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # a column of whole numbers with a gap is stored as 4.0
-    if isinstance(value, (str, int, float, Decimal)):
-        return " ".join(str(value).split())
-    raise UserError(
-        f"{path}, row {number} has a {type(value).__name__} in column {column!r}; "
-        "give plain text or numbers."
-    )
+    if name == FILE_ORDER and name not in source.names:
+        return None, []
+    if name is not None or "time" in [own.casefold() for own in source.names]:
+        return _place(path, source, name or "time", "--time"), []
+    others = [i for i, own in enumerate(source.names)
+              if i not in taken and source.names.count(own) == 1]  # fmt: skip
+    samples = {source.names[i]: source.sample(i) for i in others}
+    sure, perhaps = kinds.time_columns(samples)
+    if len(sure) == 1:
+        return source.names.index(sure[0]), [f"The column {sure[0]!r} is taken for the time."]
+    if sure or perhaps:
+        several = sure or perhaps
+        what = (
+            f"{several[0]!r} looks"
+            if len(several) == 1
+            else f"{', '.join(map(repr, several))} look"
+        )
+        raise UserError(
+            f"{path} has no column 'time', and {what} like times: say --time {several[0]}, or "
+            f"--time {FILE_ORDER} if the order of the file is the order of time."
+        )
+    return None, []
 
 
 # Why a row is dropped, in the order in which it is checked.
 REASONS: dict[str, str] = {
-    "no user": "the cell of the user is empty",
-    "no text": "the cell of the text is empty",
-    "no label": "the cell of the label is empty",
+    "no user": "the cell of the user is empty, or a word for nothing",
+    "no text": "the cell of the text is empty, or a word for nothing",
+    "no label": "the cell of the label is empty, or a word for nothing",
     "unknown label": "the label is none of the task's",
-    "score not 1 to 5": "the score is no whole number from 1 to 5",
+    "score not 1 to 5": "the score is no whole number from 1 to 5, or outside --score-scale",
     "text not storable": "a cell holds half a character (a lone surrogate)",
-    "no time": "the cell of the time is empty",
-    "time unreadable": "the time is neither ISO 8601 nor Unix seconds, nor of --time-format",
+    "no time": "the cell of the time is empty, or a word for nothing",
+    "time unreadable": "the time is none that can be read, or not of --time-format",
     "duplicate": "the user's same text comes again later, with the same label",
     "changed later": "the user's same text comes again later, with another label",
     "no query": "the user has no row with a neutral wording that could be asked",
@@ -231,7 +149,6 @@ REASONS: dict[str, str] = {
     "history too short": "too few rows of the user are left for a history and the queries",
     "same as another user": "the history is that of another user, so both count as one person",
 }
-_MILLISECONDS = 1e11  # Unix seconds reach this in the year 5138; larger ones are milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,61 +165,139 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What a table holds, whoever of it is kept.
+
+    Attributes:
+        ids: Different ids as they are written.
+        names: Users that these are, and their number of rows.
+        labels: Labels as the task has them, and their number of rows.
+        moments: Times that were read, in the order of the file, in nanoseconds since 1970.
+        times: How they are written.
+        oldest_first: Users whose rows stand from the oldest to the newest.
+        newest_first: Users whose rows stand the other way round.
+        mixed: Users whose rows stand neither way.
+        ties: Rows with the time of another row of their user.
+        alike: Users that differ by no more than case, width or leading zeros.
+    """
+
+    ids: int
+    names: Counter[str]
+    labels: Counter[str]
+    moments: list[int]
+    times: str
+    oldest_first: int
+    newest_first: int
+    mixed: int
+    ties: int
+    alike: list[list[str]]
+
+
+@dataclass(frozen=True)
 class Curated:
     """What a table gives.
 
     Attributes:
-        users: In order of first appearance, named as in the table; every query has a gold.
+        users: In order of first appearance; every query has a gold.
         dropped: In file order.
         rewritten: Rows whose label was written another way than the task's ("Comedy", "4.0").
+        facts: What the table holds.
+        said: How the cells were understood, in sentences.
+        questions: What must be answered first; the users are as good as can be without.
     """
 
     users: list[User]
     dropped: list[Dropped]
     rewritten: int
+    facts: Facts
+    said: list[str] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     row: Row
     label: str | None
-    when: float
+    when: int
+
+
+def scale_of(task: Task) -> tuple[int, int] | None:
+    """Lowest and highest score of a task whose labels are scores."""
+    scores = [int(label) for label in task.labels if label.isdecimal()]
+    return (min(scores), max(scores)) if scores and len(scores) == len(task.labels) else None
 
 
 def curate(
-    rows: Iterable[Row],
+    rows: Sequence[Row],
     task: Task,
     *,
     timed: bool,
     min_items: int = 3,
     queries: int = 1,
     time_format: str | None = None,
+    score_scale: tuple[float, float] | None = None,
+    ids: str = "normal",
+    missing: Sequence[str] = MISSING,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> Curated:
     """Make users of rows.
 
     Args:
         rows: Rows in file order.
         task: The task that the texts and labels belong to.
-        timed: Order a user's rows by their time (file order breaks ties); otherwise the order of
-            the file counts as the order of time.
+        timed: Order a user's rows by their time; otherwise the order of the file counts as the
+            order of time. It breaks ties, too: backwards in a file that runs from new to old.
         min_items: Smallest history, after the queries are held out.
         queries: Queries per user: the latest rows (LaMP-7: the latest with a neutral wording).
         time_format: How times are written, as in ``datetime.strptime``.
+        score_scale: Scale of the scores; see `kinds.read_scores`.
+        ids: Which ids are one user; see `kinds.read_ids`.
+        missing: Words that mean an empty cell.
+        tick: Called with the number of rows that were judged.
     """
+    words: dict[str, Counter[str]] = {"user": Counter(), "text": Counter(), "label": Counter()}
+    nothing = frozenset(missing)
+
+    def column(name: str) -> list[str]:
+        place, count = Row._fields.index(name), words.setdefault(name, Counter())
+        cells = [str(row[place]) for row in rows]
+        for at, cell in enumerate(cells):
+            if cell in nothing:
+                count[cell] += 1
+                cells[at] = ""
+        return cells
+
+    names = kinds.read_ids(column("user"), ids, "user")
+    texts, labels = column("text"), _labels(column("label"), task, score_scale)
+    times: Reading[int] = Reading([0] * len(rows), [])
+    if timed:
+        times = kinds.read_times(column("time"), time_format)
     dropped: list[Dropped] = []
     own: dict[str, list[_Entry]] = {}
     rewritten = 0
-    for row in rows:
-        found = _checked(row, task, timed, time_format)
-        if isinstance(found, Dropped):
-            dropped.append(found)
+    for at, row in enumerate(rows):
+        name, label, when = names.values[at], labels.values[at], times.values[at]
+        reason = _unusable(row, task, name, texts[at], label, nothing)
+        if reason or name is None or when is None:
+            late = "no time" if not row.time or row.time in nothing else "time unreadable"
+            dropped.append(_dropped(row, reason or late, _detail(row, reason or late)))
             continue
-        rewritten += bool(task.labels) and found.label != row.label
-        own.setdefault(row.user, []).append(found)
+        rewritten += bool(task.labels) and label != row.label
+        own.setdefault(name, []).append(_Entry(row, label, when))
+        tick(1)
+    orders = Counter(_order(entries) for entries in own.values())
+    backwards = orders["newest first"] > 0 and not orders["oldest first"] and not orders["mixed"]
     users: list[User] = []
     numbers: dict[str, list[int]] = {}
+    ties = 0
     for user, entries in own.items():
-        entries.sort(key=lambda entry: entry.when)  # stable: the file's order breaks ties
+        if backwards:
+            entries.reverse()
+        entries.sort(key=lambda entry: entry.when)
+        ties += (
+            sum(a.when == b.when for a, b in zip(entries, entries[1:], strict=False))
+            if timed
+            else 0
+        )
         history, asked = _held_out(_latest(entries, dropped), queries, dropped)
         if len(asked) < queries or len(history) < min_items:
             reason = "history too short" if asked or task.label_key else "no query"
@@ -312,7 +307,52 @@ def curate(
         users.append(_user(task, user, history, asked, queries * len(users)))
         numbers[user] = [entry.row.number for entry in (*history, *asked)]
     users = _distinct(users, numbers, dropped)
-    return Curated(users, sorted(dropped, key=lambda d: (d.row, d.reason)), rewritten)
+    said = [*names.said, *labels.said, *times.said]
+    if any(words.values()):
+        shown = "; ".join(
+            f"{name}: " + ", ".join(f"{word} {n}" for word, n in count.most_common())
+            for name, count in words.items() if count
+        )  # fmt: skip
+        said.append(f"Words for nothing count as empty ({shown}); --missing '' takes them as text.")
+    known = Counter(name for name in names.values if name is not None)
+    facts = Facts(
+        ids=len({row.user for row in rows if row.user and row.user not in nothing}),
+        names=known,
+        labels=Counter(label for label in labels.values if label is not None),
+        moments=[when for when in times.values if when is not None] if timed else [],
+        times=times.kind,
+        oldest_first=orders["oldest first"],
+        newest_first=orders["newest first"],
+        mixed=orders["mixed"],
+        ties=ties,
+        alike=kinds.look_alikes(list(known)),
+    )
+    return Curated(
+        users, sorted(dropped, key=lambda d: (d.row, d.reason)), rewritten, facts, said,
+        [q for q in (names.question, labels.question, times.question) if q],
+    )  # fmt: skip
+
+
+def _labels(
+    cells: Sequence[str], task: Task, score_scale: tuple[float, float] | None
+) -> Reading[str]:
+    """Labels as the task has them; None for an empty or a foreign one."""
+    scale = scale_of(task)
+    if scale is not None:
+        return kinds.read_scores(cells, scale, score_scale)
+    if score_scale is not None:
+        raise UserError(f"--score-scale is for tasks with scores; {task.name} has none.")
+    read = cache(task.read_label or str)
+    return Reading([read(cell) if cell else None for cell in cells], [])
+
+
+def _order(entries: Sequence[_Entry]) -> str:
+    """How the rows of a user stand in the file; nothing where all have one time."""
+    pairs = list(zip(entries, entries[1:], strict=False))
+    rises, falls = (any(a.when < b.when for a, b in pairs), any(a.when > b.when for a, b in pairs))
+    if rises and falls:
+        return "mixed"
+    return "oldest first" if rises else "newest first" if falls else ""
 
 
 def _dropped(row: Row, reason: str, detail: str = "") -> Dropped:
@@ -321,51 +361,27 @@ def _dropped(row: Row, reason: str, detail: str = "") -> Dropped:
     return Dropped(row.number, user, reason, clean[:80])
 
 
-def _checked(row: Row, task: Task, timed: bool, time_format: str | None) -> _Entry | Dropped:
-    """One row by itself."""
-    if not row.user:
-        return _dropped(row, "no user", row.text)
-    if not row.text:
-        return _dropped(row, "no text")
-    label: str | None = row.label or None
-    if task.label_key is not None:
-        if label is None:
-            return _dropped(row, "no label", row.text)
-        label = task.read_label(label) if task.read_label is not None else label
-        if label is None:
-            return _dropped(row, task.label_refusal, row.label)
+def _detail(row: Row, reason: str) -> str:
+    if reason in ("unknown label", "score not 1 to 5"):
+        return row.label
+    return {"no text": "", "time unreadable": row.time}.get(reason, row.text)
+
+
+def _unusable(
+    row: Row, task: Task, name: str | None, text: str, label: str | None, nothing: frozenset[str]
+) -> str:
+    """Why one row by itself cannot be used; empty where it can, but for its time."""
+    if name is None:
+        return "no user"
+    if not text:
+        return "no text"
+    if task.label_key is not None and label is None:
+        return "no label" if not row.label or row.label in nothing else task.label_refusal
     try:
         (row.user + row.text + row.label).encode("utf-8")
     except UnicodeEncodeError:
-        return _dropped(row, "text not storable", row.text)
-    if not timed:
-        return _Entry(row, label, 0.0)
-    if not row.time:
-        return _dropped(row, "no time", row.text)
-    when = read_time(row.time, time_format)
-    return _dropped(row, "time unreadable", row.time) if when is None else _Entry(row, label, when)
-
-
-def read_time(text: str, time_format: str | None = None) -> float | None:
-    """Seconds since 1970; None where the text is no time.
-
-    Args:
-        text: ISO 8601 (2024-03-31, 2024-03-31T18:05:00+02:00, 20240331), or Unix seconds or
-            milliseconds of at least nine digits. Times without a zone count as UTC.
-        time_format: Read this format of ``datetime.strptime`` instead.
-    """
-    try:
-        if time_format is not None:
-            read = datetime.strptime(text, time_format)
-        elif len(digits := text.partition(".")[0].removeprefix("-")) >= 9 and digits.isdecimal():
-            number = float(text)
-            seconds = number if abs(number) < _MILLISECONDS else number / 1000
-            return seconds if abs(seconds) < _MILLISECONDS else None
-        else:
-            read = datetime.fromisoformat(text)
-        return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None
+        return "text not storable"
+    return ""
 
 
 def _latest(entries: Sequence[_Entry], dropped: list[Dropped]) -> list[_Entry]:

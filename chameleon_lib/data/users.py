@@ -1,7 +1,8 @@
 """Who is a user: rebuild users from samples, divide them, and say how sure that is.
 
 The files of the user-based split carry no user id. Most tasks repeat a user's profile unchanged, so
-an identical profile is the same user. LaMP-2 has several samples per user with profiles that differ
+an identical profile is the same user, whatever the order of its items: LaMP's own ranking sorts
+them anew for every question. LaMP-2 has several samples per user with profiles that differ
 a little, so there two samples are connected when their profiles overlap in exact (text, label)
 pairs, and connected components are users. Files of the time-based split and imported tables name
 their users, and then the name counts.
@@ -31,6 +32,7 @@ import numpy as np
 
 from chameleon_lib.core.task import HistoryItem, Query, Task, User, get_task
 from chameleon_lib.data.lamp import IMPORT_REPORT, Sample, find_split, load_samples
+from chameleon_lib.data.metrics import without_tokens
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import replace_text
 
@@ -122,23 +124,28 @@ def sample_groups(
         edges = ((i, j) for i, j, _ in overlaps(profiles, min_overlap))
         groups = components(len(samples), edges)
     else:
-        groups = _equal(contents(sample.profile) for sample in samples)
+        groups = _equal(frozenset(contents(sample.profile)) for sample in samples)
     firsts = [samples[group[0]] for group in groups]
     return {one.user_id or one.query.id: group for one, group in zip(firsts, groups, strict=True)}
+
+
+def _same(profile: Sequence[HistoryItem], other: Sequence[HistoryItem]) -> bool:
+    return frozenset(contents(profile)) == frozenset(contents(other))
 
 
 def _as_user(name: str, samples: Sequence[Sample], task: Task) -> User:
     """Make a user of samples that belong together.
 
-    Equal profiles are kept as they are. Others are united in order of first appearance, without
-    items that are a query of this user (one sample's query may sit in another's profile, label
-    included), and with ids "sample:item", because item ids are unique inside a sample only.
+    Equal profiles are kept as they are, in the order of the first. Others are united in order of
+    first appearance, without items that are a query of this user (one sample's query may sit in
+    another's profile, label included), and with ids "sample:item", because item ids are unique
+    inside a sample only.
 
     Where every item of the history is asked by some sample, the last questions are given up until
     an item is left: a history without any item has no meaning, one with golds in it is worse.
     """
     kept, first = list(samples), samples[0].profile
-    while any(contents(sample.profile) != contents(first) for sample in kept):
+    while any(not _same(sample.profile, first) for sample in kept):
         asked = {sample.query.text for sample in kept}
         united: dict[Content, HistoryItem] = {}
         for sample in kept:
@@ -436,7 +443,6 @@ def slimmer(
         What to call on the samples of one file in order.
     """
     whole: dict[str | int, bool] = {}
-    bare: dict[str | None, HistoryItem] = {}
     taken: Counter[tuple[int, str]] = Counter()
 
     def mark(text: str) -> str:
@@ -445,7 +451,7 @@ def slimmer(
     def slim(sample: Sample) -> Sample:
         if not task.labels or task.users_by != "identical":
             return sample
-        key = sample.user_id or hash(contents(sample.profile))
+        key = sample.user_id or hash(frozenset(contents(sample.profile)))
         if key not in whole:
             name = sample.user_id or sample.query.id
             places = [(n, part_of(name, task, way, SALT)) for n, way in enumerate(divisions)]
@@ -456,8 +462,8 @@ def slimmer(
         if sample.user_id is not None:  # samples of a named user are united item by item
             items = [HistoryItem("", mark(item.text), item.label) for item in sample.profile]
         else:  # nameless users are told apart by their whole history: one mark says it
-            items = [bare.setdefault(i.label, HistoryItem("", "", i.label)) for i in sample.profile]
-            items[:1] = [replace(item, text=str(key)) for item in items[:1]]
+            bare = {item.label: HistoryItem("", str(key), item.label) for item in sample.profile}
+            items = [bare[item.label] for item in sample.profile]
         query = Query(sample.query.id, mark(sample.query.text), "", None)
         return replace(sample, query=query, profile=tuple(items))
 
@@ -502,16 +508,21 @@ def load_parts(
     """
     chosen = get_task(task)
     questions, outputs = find_split(folder, chosen, scored)
-    if outputs is None:
-        raise UserError(f"{questions} has no outputs file beside it, so nothing can be scored.")
     choice = read_choice(folder, chosen)
     train_files = _train_files(folder, chosen) if use_train else None
     # Which division it is shows when both files are read; till then the users of either are kept.
     slim = slimmer(chosen, limits, [OWN_SPLIT, *([SCORED_SPLIT] if train_files else [])])
     samples, fitting = load_samples(questions, outputs, chosen, slim=slim), []
+    if samples[0].query.gold is None:
+        raise UserError(f"{questions} has no outputs file beside it, so nothing can be scored.")
     if train_files:
         slim = slimmer(chosen, limits, [FIT_SPLIT])
         fitting = load_samples(*train_files, chosen, slim=slim)
+        if fitting[0].query.gold is None:
+            raise UserError(
+                f"{train_files[0]} has no outputs file beside it, so its users cannot feed the "
+                "positive control; add it, or set eval_split to 'custom' to use no train file."
+            )
     names, fit_names = ({one.user_id for one in of} - {None} for of in (samples, fitting))
     shared = names & fit_names
     imported = (questions.parent / IMPORT_REPORT).is_file()
@@ -536,6 +547,8 @@ def load_parts(
             f"withheld){_unit(samples, chosen, choice, users)}"
         )
         users |= parts(fitting, FIT_SPLIT)
+    if mute := without_tokens(chosen, [str(sample.query.gold) for sample in samples]):
+        source += f"; {mute.rstrip('.')}"
     return Parts(users, source, imported, choice.min_overlap)
 
 
@@ -548,8 +561,10 @@ def _unit(
             f"; each of the {len(samples)} samples counts as a user, as {DECLARATION} declares, "
             "so intervals are too narrow where one person has several"
         )
-    if task.users_by != "overlap" or samples[0].user_id is not None:
+    if samples[0].user_id is not None:
         return ""
+    if task.users_by != "overlap":
+        return _ranked(samples, task, sum(map(len, parts.values())))
     lost = len(samples) - sum(len(user.queries) for users in parts.values() for user in users)
     sure = f"; {grouping_report(samples, choice.min_overlap).sentence()}"
     if not lost:
@@ -557,22 +572,27 @@ def _unit(
     return f"{sure}; {lost} questions are left out, or no history of their user would be left"
 
 
-def _train_files(folder: Path, task: Task) -> tuple[Path, Path] | None:
+def _ranked(samples: Sequence[Sample], task: Task, users: int) -> str:
+    """How many users have one history in several orders, where any has: the end of a sentence."""
+    if users == len(samples):
+        return ""
+    groups = sample_groups(samples, task).values()
+    orders = [len({contents(samples[i].profile) for i in group}) for group in groups]
+    several = sum(count > 1 for count in orders)
+    what = "; the samples of {} users list one history in several orders, of which the first counts"
+    return what.format(several) if several else ""
+
+
+def _train_files(folder: Path, task: Task) -> tuple[Path, Path | None] | None:
     """Questions and outputs of the train users; None where the folder holds no train file at all.
 
     Raises:
-        UserError: Several train files, one in a place of its own, or one without golds.
+        UserError: Several train files, or one in a place of its own.
     """
     try:
-        questions, outputs = find_split(folder, task, "train")
+        return find_split(folder, task, "train")
     except UserError:
         anywhere = f"{task.name.replace('_', '[_-]')}*/**/train_questions.json"
         if any(folder.glob(anywhere)):
             raise
         return None
-    if outputs is None:
-        raise UserError(
-            f"{questions} has no outputs file beside it, so its users cannot feed the positive "
-            "control; add it, or set eval_split to 'custom' to use no train file."
-        )
-    return questions, outputs

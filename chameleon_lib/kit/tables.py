@@ -248,7 +248,9 @@ def table_html(df: pd.DataFrame, caption: str) -> str:
     label = html.escape(caption, quote=True)
     return (
         f'<div class="table-scroll" role="region" tabindex="0" aria-label="{label}">'
-        f'<table class="kit-table"><caption>{html.escape(caption)}</caption>'
+        # Prices such as "$5 and $6" in a text are no formula.
+        f'<table class="kit-table mathjax_ignore tex2jax_ignore">'
+        f"<caption>{html.escape(caption)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 

@@ -26,8 +26,9 @@ from chameleon_lib.data.importing import (
     read_table,
     write_import,
 )
+from chameleon_lib.data.kinds import normal_id
 from chameleon_lib.data.lamp import find_split
-from chameleon_lib.data.metrics import higher_is_better, per_sample_scores
+from chameleon_lib.data.metrics import higher_is_better, sample_scores, without_tokens
 from chameleon_lib.data.users import SALT, check_disjoint, load_users, split_users_by_hash
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
@@ -70,6 +71,8 @@ def table_users(table: Path, task: str, options: ImportOptions) -> list[User]:
     print(report.kept())
     for row in report.summary():
         print(f"{_INDENT}{row['reason']}: {row['rows']} rows, first {row['first']}")
+    for sentence in report.understood():
+        print(f"{_INDENT}{sentence}")
     # Through files, as with a folder, so that both ways give the same users.
     with tempfile.TemporaryDirectory(prefix="chameleon-import-") as folder:
         write_import(report, Path(folder))
@@ -83,7 +86,8 @@ def find_user(users: list[User], user_id: str) -> User:
         UserError: There is none; the sentence names some who are there.
     """
     user_id = str(user_id)  # papermill's own command line makes a number of 12345
-    found = next((user for user in users if user.id == user_id or not user_id), None)
+    wanted = (user_id, normal_id(user_id))
+    found = next((user for user in users if user.id in wanted or not user_id), None)
     if found is None:
         names = ", ".join(user.id for user in users[:5])
         raise UserError(
@@ -181,6 +185,8 @@ def answer_lines(
     yield f"user {user.user.id} ({tour.study.task}), backbone {backbone}"
     yield f"query: {user.user.queries[0].text}"
     yield f"history: {len(user.items)} of {len(user.user.history)} items are shown to the model"
+    if user.dropped_items:
+        yield f"{_INDENT}{user.dropped_items} chosen items are too long to stand beside the others"
     for item in user.items:
         yield f"{_INDENT}- {item.text}" + (f" -> {item.label}" if item.label else "")
     yield f"insight: {user.insight_p}"
@@ -195,8 +201,19 @@ def answer_lines(
         yield f"{name:<{width}}  {'  same' if math.isnan(margin) else f'{margin:+6.2f}'}  {answer}"
 
 
-def held_out(tour: Tour) -> pd.DataFrame:
+def mute(tour: Tour) -> str:
+    """Say that some golds of the scored users score 0 whatever is answered; empty for none."""
+    golds = [str(query.gold) for user in tour.data.test for query in user.queries]
+    return without_tokens(get_task(tour.study.task), golds)
+
+
+def held_out(tour: Tour, metric: str = "") -> pd.DataFrame:
     """All held-out queries of the scored users with and without the edits.
+
+    Args:
+        tour: A user's tour.
+        metric: Score per sample; empty for the first of the task. ``rouge1_unicode`` knows all
+            scripts and is not official.
 
     Returns:
         One row per arm: score and margin with their change over Instruct, 95 % intervals over
@@ -207,13 +224,13 @@ def held_out(tour: Tour) -> pd.DataFrame:
     names = {user.user.id for user in test}
     golds = [str(q.gold) for user in tour.data.test if user.id in names for q in user.queries]
     owners = [user.user.id for user in test for _ in user.user.queries]
-    score = get_task(task).measures[0].of
+    score = metric or get_task(task).measures[0].of
     rows: list[dict[str, Any]] = []
     base: pd.DataFrame | None = None
     asked = Exam(study, test, reference_answers(study, tour.data, test)).answer(tour.arms())
     for name, answers in asked.items():
         values = {
-            "score": per_sample_scores(task, golds, answers.texts)[score],
+            "score": sample_scores(task, score, golds, answers.texts),
             "margin": answers.margin,
         }
         # Means of every user's queries; NaN for who has no margin.
@@ -239,9 +256,9 @@ def held_out(tour: Tour) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def effects(found: pd.DataFrame, task: str) -> list[str]:
+def effects(found: pd.DataFrame, task: str, metric: str = "") -> list[str]:
     """What every row of :func:`held_out` shows against Instruct: empty with too few users."""
-    score = get_task(task).measures[0].of
+    score = metric or get_task(task).measures[0].of
     ends = found[[f"{score}_change_low", f"{score}_change_high", "n"]]
     up = higher_is_better(score)
     words = [effect_word(*row, higher_is_better=up) for row in ends.itertuples(index=False)]

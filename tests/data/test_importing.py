@@ -11,7 +11,7 @@ import pytest
 from chameleon_lib import cli
 from chameleon_lib.data.importing import DROPPED, REPORT, ImportOptions, read_table, write_import
 from chameleon_lib.data.lamp import find_split
-from chameleon_lib.data.table import Columns
+from chameleon_lib.data.reading import Columns
 from chameleon_lib.data.users import load_users
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import get_profile
@@ -42,7 +42,7 @@ def test_the_report_counts_what_was_dropped_and_says_what_was_done(tmp_path: Pat
     report = read_table(write_table(tmp_path / "t.csv", rows), "LaMP_2")
     folder = write_import(report, tmp_path)
     text = report.text()
-    assert text.startswith("t.csv: 13 rows of 3 users; kept 9 history items and 2 queries of 2 ")
+    assert text.startswith("t.csv: 13 rows of 3 ids, 3 users after normalisation; kept 9 history ")
     assert "unknown label         1      1  row 12: 'horror'" in text
     assert "ordered by the column 'time'" in text and "Labels written another way" in text
     stored = json.loads((folder / REPORT).read_text(encoding="utf-8"))
@@ -152,7 +152,7 @@ MISUSE = {
     ),
     "other task": (
         ["import", "t.csv", "--task", "LaMP_3", "--to", "x"],
-        "t.csv leaves no user for LaMP_3: of 10 rows, 10 rows: the score is no whole number",
+        "t.csv is not read yet: 10 of 10 scores are no whole numbers from 1 to 5 ('comedy')",
     ),
     "to is a file": (["import", "t.csv", "--task", "LaMP_2", "--to", "t.csv"], "t.csv/LaMP_2 can"),
 }

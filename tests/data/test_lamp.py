@@ -54,8 +54,11 @@ def test_the_time_based_split_names_its_users_and_dates_its_items(tmp_path: Path
             item["date"] = "2014-07-23"
     users = load_users(write_questions(tmp_path / "q.json", records), None, "LaMP_3")
     assert [(u.id, [q.id for q in u.queries]) for u in users] == [("A1", ["0", "2"]), ("B2", ["1"])]
-    records[1]["user_id"] = 7
-    with pytest.raises(UserError, match="'user_id' = 7"):
+    records[1]["user_id"] = 7  # copies of the files have numbers, too
+    users = load_users(write_questions(tmp_path / "q.json", records), None, "LaMP_3")
+    assert [u.id for u in users] == ["A1", "7"]
+    records[1]["user_id"] = None
+    with pytest.raises(UserError, match="'user_id' = None"):
         load_users(write_questions(tmp_path / "q.json", records), None, "LaMP_3")
 
 
