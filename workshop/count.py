@@ -67,7 +67,7 @@ def _watch_store(module: Any) -> None:
     def get_or_compute(
         self: Any, stage: str, inputs: Any, compute: Callable[[], Any], **how: Any
     ) -> Any:
-        keys = [digest(inputs)]
+        keys = [digest([inputs, how.get("modules", ())])]  # as the store's own keys tell apart
         used(stage, keys, inputs)
 
         def counted() -> Any:
@@ -79,7 +79,8 @@ def _watch_store(module: Any) -> None:
     def map_units(
         self: Any, stage: str, items: Any, compute_batch: Callable[..., Any], **how: Any
     ) -> Any:
-        units, inputs, common = list(items), how["inputs"], digest(how["inputs"])
+        units, inputs = list(items), how["inputs"]
+        common = digest([inputs, how.get("modules", ())])
 
         def keys_of(some: Sequence[Any]) -> list[str]:
             return [digest([common, how["key_of"](unit)]) for unit in some]
