@@ -47,7 +47,6 @@ from chameleon_lib.kit.hashing import file_digest
 from chameleon_lib.kit.progress import Progress, tell
 
 Check = Callable[[str, Any, Any, Mapping[str, Any]], None]
-SUFFIX = ".gguf"
 
 
 def checkpoint_of(file: Path, check: Check) -> Path:
