@@ -298,6 +298,7 @@ def test_a_person_of_an_imported_table_is_nowhere_in_the_tree_afterwards(
     (tmp_path / "people.csv").unlink()  # the reader's own file, which the reader cleans
     for name, content in {
         "cache/ledger.json": json.dumps({"08": {"user": PERSON}}),
+        "cache/models/public.gguf": "GGUF",
         "cache/work/08/half.ipynb": json.dumps({"text": [SAYING]}),
         "outputs/own/notebooks/08.ipynb": json.dumps({"source": [f"user = {PERSON!r}"]}),
         "outputs/own/html/08.html": f"<td>{html.escape(PERSON)}</td>",
@@ -313,6 +314,7 @@ def test_a_person_of_an_imported_table_is_nowhere_in_the_tree_afterwards(
     done = store.forget(PERSON, cache=tmp_path / "cache", outputs=tmp_path / "outputs" / "own")
     assert done.groups == ["friends"] and len(done.profiles) == 1
     assert not [path for path in folder.rglob("*") if path.is_file()]
+    assert (tmp_path / "cache" / "models" / "public.gguf").is_file()  # no user is in it
     needles = [
         spelt.encode()
         for text in (PERSON, SAYING, "Klara")
