@@ -254,6 +254,12 @@ class Chameleon(Stages):
         """
         one_task([*users, *held_out])
         inside, outside = list(users), list(held_out)
+        shared = sorted({user.id for user in inside} & {user.id for user in outside})
+        if shared:
+            raise UserError(
+                f"{shared[0]} is both among the users of the fit and among those held out of it; "
+                "hold out other users."
+            )
         if self.settings.check_edit != "off" and not outside:
             inside, outside = held_out_users(users, self.settings)
         return self.fit_pairs(self.source_pairs(inside), outside or inside)

@@ -201,9 +201,10 @@ class EditSettings(CheckedSettings):
     fit_ratio: float = _open(
         0.05, "", "How much the first step of a guarded fit changes the edited outputs, "
         "||Δx|| / ||x||, mean over tokens and layers; it falls to 0 over the steps.", above=0)
-    fit_steps: int = _open(40, "", "Adam steps of theta_method fitted.", at_least=1)
-    fit_lr: float = _open(0.05, "", "Its step size.", above=0)
-    fit_batch: int = _open(32, "", "Pairs per step.", at_least=1)
+    fit_steps: int = _open(24, "", "Steps of theta_method fitted.", at_least=1)
+    fit_lr: float = _open(0.05, "", "Adam's rate in a plain fit; a guarded one has fit_ratio.",
+        above=0)
+    fit_batch: int = _open(8, "", "Pairs per step.", at_least=1)
     fit_holdout: float = _open(
         0.2, "", "Share of the users, rounded down, kept to stop on; with fewer than 1 / share "
         "users nobody is kept and all fit_steps are run.", at_least=0)
