@@ -18,7 +18,7 @@ from chameleon_lib.studies.study import settings_for
 from tests.kit.checkout import TABLE, Checkout, notebook
 
 COMMANDS = (
-    "run", "list", "plan", "lab", "models", "data", "answer", "export", "profiles", "verify",
+    "run", "list", "plan", "lab", "models", "data", "answer", "audit", "export", "profiles", "verify",
     "page",
 )  # fmt: skip
 

@@ -63,7 +63,7 @@ def test_the_invented_users_differ_in_habit_and_in_harshness() -> None:
         np.mean([len(item.text.split()) for item in user.history])
         for user in real.invented_users(POSTS)
     ]
-    assert min(words) < 7 and max(words) > 25
+    assert min(words) < 8 and max(words) > 22
     stars = [
         np.mean([int(str(item.label)) for item in user.history])
         for user in real.invented_users(REVIEWS)
