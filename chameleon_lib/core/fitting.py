@@ -34,7 +34,7 @@ from chameleon_lib.core.task import answer_prompt
 from chameleon_lib.errors import UserError
 
 CHECK_EVERY = 5  # steps between looks at the held-out users
-SAMPLE = 64  # edited positions per layer that the size of a step is measured at
+SAMPLE = 64  # edited positions per layer that the size of a step is measured at, at most
 _READ = 16  # answers they are read from, at most
 # What a user's edit has no business with; the leash of a guarded fit holds the model's own answers.
 UNRELATED = (
@@ -267,33 +267,32 @@ def _unrelated(backbone: Backbone, settings: EditSettings) -> list[_Chunk]:
 
 
 @torch.no_grad()
-def _sample_outputs(
-    backbone: Backbone, chunk: _Chunk, site: str, generator: torch.Generator
-) -> Tensor:
-    """What the unedited model puts out where the edit will be, ``(n_layers, SAMPLE, d)``.
+def _sample_outputs(backbone: Backbone, chunk: _Chunk, site: str) -> Tensor:
+    """What the unedited model puts out where the edit will be, ``(n_layers, N, d)``.
 
-    At the positions of a few preferred answers, one at a time: a batch would hold padding.
+    At up to :data:`SAMPLE` positions of a few preferred answers, read one at a time: a batch would
+    hold padding.
     """
-    modules = backbone.sites(site)
+    modules, answers = backbone.sites(site), chunk.chosen[:_READ]
     seen: list[list[Tensor]] = [[] for _ in modules]
 
     def watch(layer: int) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             out = output[0] if isinstance(output, tuple) else output
-            seen[layer].append(out.reshape(-1, out.shape[-1]).float().cpu())
+            rows = out.reshape(-1, out.shape[-1])
+            some = torch.linspace(0, len(rows) - 1, min(len(rows), SAMPLE // len(answers)))
+            seen[layer].append(rows[some.long().to(rows.device)].float().cpu())
 
         return hook
 
     handles = [module.register_forward_hook(watch(layer)) for layer, module in enumerate(modules)]
     try:
-        for row, answer in enumerate(chunk.chosen[:_READ]):
+        for row, answer in enumerate(answers):
             backbone.score(backbone.rows(chunk.prepared, [row]), [answer])
     finally:
         for handle in handles:
             handle.remove()
-    outputs = torch.stack([torch.cat(parts) for parts in seen])  # (n_layers, T, d)
-    picked = torch.randperm(outputs.shape[1], generator=generator)[:SAMPLE]
-    return outputs[:, picked]
+    return torch.stack([torch.cat(parts) for parts in seen])
 
 
 def change_ratio(x: Tensor, new: Edit, old: Edit | None = None) -> float:
@@ -407,7 +406,7 @@ def fit_by_preference(
     thetas = _unit_rows(torch.randn(2, len(layers), backbone.d, generator=generator))  # (2, L, d)
     guarded, x = settings.fit_rule == "guarded", None
     if guarded:
-        x = _sample_outputs(backbone, pair_chunks[0], settings.edit_site, generator)[list(layers)]
+        x = _sample_outputs(backbone, pair_chunks[0], settings.edit_site)[list(layers)]
         leash_chunks += _unrelated(backbone, settings) if use_leash else []
     steps = _Steps(thetas.requires_grad_(), layers, settings, x)
 

@@ -94,10 +94,11 @@ class EditSettings(CheckedSettings):
     pairs_k_max: int | None = _open(
         None, "", "Most pairs of a fit, a random draw; bounds its memory. None keeps all, as the "
         "paper does.", at_least=1)
-    pairs_source: Literal["self", "filtered", "history", "gold"] = _open(
-        "self", "", "Where pairs come from: both agents' answers (the paper); those of them that "
-        "are worth learning from; the user's own history against the model's neutral version of "
-        "it; gold answers against neutral ones (positive control).")
+    pairs_source: Literal["auto", "self", "filtered", "history", "gold"] = _open(
+        "auto", "", "Where the pairs of a fit come from. self: both agents' answers (the paper); "
+        "filtered: those of them that are worth learning from; history: what users wrote, against "
+        "the model's neutral version; gold: gold answers against neutral ones (positive control). "
+        "auto: self for theta_method paper, history for fitted.")
     pairs_items: int = _open(
         3, "", "Most history items per user that pairs_source history, and every check of an edit, "
         "take.", at_least=1)
@@ -190,8 +191,9 @@ class EditSettings(CheckedSettings):
         0.2, "", "Share of the users of a fit, rounded down, that are held out of it for the "
         "check; of a single user, texts of the history are.", at_least=0)
     fit_loss: Literal["preference", "likelihood"] = _open(
-        "preference", "", "What a fit makes smaller: -log sigmoid of the chosen answer's log p over "
-        "the rejected one's, or -log p of the chosen answer, per token.")
+        "likelihood", "", "What a fit makes smaller: -log sigmoid of the chosen answer's log p "
+        "over the rejected one's, or -log p of the chosen answer, per token. Chosen on train and "
+        "dev users of LaMP-7.")
     fit_rule: Literal["guarded", "plain"] = _open(
         "guarded", "", "guarded: steps as large as fit_ratio says, no edit among the candidates of "
         "early stopping, and unrelated prompts on the leash. plain: Adam's own steps of fit_lr, "
@@ -199,9 +201,10 @@ class EditSettings(CheckedSettings):
     fit_ratio: float = _open(
         0.05, "", "How much the first step of a guarded fit changes the edited outputs, "
         "||Δx|| / ||x||, mean over tokens and layers; it falls to 0 over the steps.", above=0)
-    fit_steps: int = _open(40, "", "Adam steps of theta_method fitted.", at_least=1)
-    fit_lr: float = _open(0.05, "", "Its step size.", above=0)
-    fit_batch: int = _open(32, "", "Pairs per step.", at_least=1)
+    fit_steps: int = _open(24, "", "Steps of theta_method fitted.", at_least=1)
+    fit_lr: float = _open(0.05, "", "Adam's rate in a plain fit; a guarded one has fit_ratio.",
+        above=0)
+    fit_batch: int = _open(8, "", "Pairs per step.", at_least=1)
     fit_holdout: float = _open(
         0.2, "", "Share of the users, rounded down, kept to stop on; with fewer than 1 / share "
         "users nobody is kept and all fit_steps are run.", at_least=0)

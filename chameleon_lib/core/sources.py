@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -146,6 +147,25 @@ def filtered(
         for pair, gain in zip(pairs, values, strict=True)
         if gain > 0 and not faults(pair, settings)
     ]
+
+
+def of_other_users(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """Every pair with the personalised answer of a pair of the next user (a control of format).
+
+    Raises:
+        UserError: The pairs belong to one user alone.
+    """
+    own: dict[str, list[str]] = {}
+    for pair in pairs:
+        own.setdefault(pair.user_id, []).append(pair.answer_p)
+    owners = list(own)
+    if len(owners) < 2:
+        raise UserError("Answers of another user need pairs of two users or more; pool more users.")
+    answers = {
+        one: cycle(own[other])
+        for one, other in zip(owners, [*owners[1:], owners[0]], strict=True)
+    }
+    return [replace(pair, answer_p=next(answers[pair.user_id])) for pair in pairs]
 
 
 def with_golds(

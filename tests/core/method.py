@@ -16,6 +16,8 @@ SETTINGS = EditSettings(
     fit_steps=2,
     fit_batch=4,
     fit_rule="plain",
+    fit_loss="preference",
+    pairs_source="self",
     check_edit="off",  # a random model has nothing to be checked; tests/core/test_checks.py does
 )
 

@@ -96,6 +96,8 @@ def test_a_good_fit_passes(backbone: HFBackbone, users: list[User]) -> None:
     assert check.low > 0 and check.warning == "" and check.edit_ratio > 0 and check.kl > 0
     assert profile.edit.changes_anything
     assert profile.users == tuple(user.id for user in users[:9])
+    with pytest.raises(UserError, match=f"{users[8].id} is both among the users of the fit and"):
+        own.fit(users[:9], held_out=users[8:])
     assert "better than no edit on 18 texts of 6 held-out users" in check.sentence()
 
 

@@ -32,8 +32,9 @@ from chameleon_lib.errors import UserError
 from tests.backbones.tiny import ANSWERS, LINES, PROMPTS, make_backbone
 
 SETTINGS = EditSettings(
-    fit_rule="plain", fit_steps=30, fit_lr=0.05, fit_batch=8, fit_holdout=0.25, fit_patience=99
-)
+    fit_rule="plain", fit_loss="preference", fit_steps=30, fit_lr=0.05, fit_batch=8,
+    fit_holdout=0.25, fit_patience=99,
+)  # fmt: skip
 LAYERS = (0, 1, 2)
 
 
@@ -279,7 +280,9 @@ def test_swapping_turns_about_half_of_the_contrasts_and_no_agreed_one() -> None:
     assert swap_contrasts(contrasts, 0) == swapped[:400] != swap_contrasts(contrasts, 1)
 
 
-QUICK = EditSettings(fit_rule="plain", fit_steps=4, fit_batch=4, fit_holdout=0.25)
+QUICK = EditSettings(
+    fit_rule="plain", fit_loss="preference", fit_steps=4, fit_batch=4, fit_holdout=0.25
+)
 
 
 class Counting:

@@ -15,7 +15,9 @@ from chameleon_lib.core.settings import EditSettings
 from tests.backbones.tiny import make_backbone
 from tests.core.test_fitting import Counting, agreed, margins, planted
 
-GUARDED = EditSettings(fit_steps=10, fit_batch=8, fit_holdout=0.25, fit_patience=99)
+GUARDED = EditSettings(
+    fit_loss="preference", fit_steps=10, fit_batch=8, fit_holdout=0.25, fit_patience=99
+)
 LAYERS = (0, 1, 2)
 
 
@@ -76,8 +78,9 @@ def test_the_steps_of_a_fit_are_measured_at_what_the_model_puts_out(backbone: HF
     start = fitting._unit_rows(torch.randn(2, 3, backbone.d, generator=generator))
     prompts = fitting.PlainPrompts(backbone, [c.prompt for c in planted()])
     [chunk] = fitting._chunks(prompts, planted(), GUARDED.with_(fit_batch=12))
-    x = fitting._sample_outputs(backbone, chunk, "mlp_out", torch.Generator().manual_seed(3))
+    x = fitting._sample_outputs(backbone, chunk, "mlp_out")
     # The sample is another one, of the same outputs.
+    assert x.shape == (3, 12 * 2, backbone.d)  # "comedy" and the token before it
     assert change_ratio(x, done.edit, edit_of(*start)) == pytest.approx(0.03, rel=0.25)
 
 
@@ -86,7 +89,7 @@ def test_sampled_outputs_are_those_of_the_unedited_model(family: str) -> None:
     own = make_backbone(family)
     contrasts = [Contrast("x", "comedy", "action", "u")]
     [chunk] = fitting._chunks(fitting.PlainPrompts(own, ["x"]), contrasts, GUARDED)
-    x = fitting._sample_outputs(own, chunk, "mlp_out", torch.Generator())
+    x = fitting._sample_outputs(own, chunk, "mlp_out")
     whole = own.activations(["x"], ["comedy"])[:, 0]  # (L, d), at the answer's last token
     nearest = (x - whole[:, None]).norm(dim=-1).min(dim=1).values
     assert x.shape[0] == own.n_layers and float(nearest.max()) < 1e-4

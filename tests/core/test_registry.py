@@ -15,6 +15,7 @@ from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.core.directions import Found, Reading, direction, get_direction, to_beat
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.more_directions.style_vector import authentic_pairs
+from chameleon_lib.core.sources import of_other_users
 from chameleon_lib.core.task import User
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.store import ArtifactStore
@@ -157,3 +158,26 @@ def test_gold_answers_are_learned_from_only_where_they_are_given(
     with pytest.raises(UserError, match="fitted_gold learns from gold answers"):
         model.edits(pairs, ["fitted_gold"])
     assert model.edits(pairs, ["fitted_gold"], users=prepared)["fitted_gold"].layers == (0, 1, 2)
+
+
+def test_fits_on_other_sources_are_edits_by_name(backbone: HFBackbone, users: list[User]) -> None:
+    model = method(backbone)
+    prepared = model.prepare(users).users
+    pairs = model.pairs(prepared)
+    case = model.case(pairs, users=prepared)
+    names = ("fitted", "fitted_filtered", "fitted_history", "fitted_format")
+    edits = [case.edit(name) for name in names]
+    assert list(case.fits) == list(names)
+    assert len({edit.theta_p.numpy().tobytes() for edit in edits}) == len(names)
+    assert to_beat("fitted_history") == ("fitted_format",)
+    moved = of_other_users(case.history)
+    owners = list(dict.fromkeys(pair.user_id for pair in case.history))
+    following = dict(zip(owners, [*owners[1:], owners[0]], strict=True))
+    for pair, other in zip(case.history, moved, strict=True):
+        theirs = {p.answer_p for p in case.history if p.user_id == following[pair.user_id]}
+        assert other.answer_p in theirs and replace(other, answer_p=pair.answer_p) == pair
+    assert case.fits["fitted_history"].n_pairs <= len(case.history)
+    with pytest.raises(UserError, match="need the users"):
+        model.case(pairs).edit("fitted_history")
+    with pytest.raises(UserError, match="two users or more"):
+        of_other_users([case.history[0]])

@@ -196,5 +196,10 @@ def test_every_source_gives_pairs_of_its_kind(backbone: HFBackbone) -> None:
     assert chosen == filtered(own, QUICK, gains) and len(chosen) < len(own)
     labels = {u.id: {(i.text, i.label) for i in u.history} for u in users}
     assert history and all((p.query, p.answer_p) in labels[p.user_id] for p in history)
+    sources = {
+        theta: Chameleon(backbone, HashEmbedder(), EditSettings(theta_method=theta)).source
+        for theta in ("paper", "fitted")
+    }
+    assert sources == {"paper": "self", "fitted": "history"}
     assert method.pair_quality(own).own is not None
     assert method.pair_quality(own, own=False).own is None

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
+from chameleon_lib.core.checks import FitCheck
 from chameleon_lib.core.directions import Directions
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import FittedDirections
@@ -41,9 +42,18 @@ def tree(root: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
+RATES = {"valid": 1.0, "empty": 0.0, "refusal": 0.25, "preamble": 0.5}
+CHECK = FitCheck(4, 12, -0.2, -0.3, -0.1, RATES, RATES, 0.1, 0.1, 0.05, "zero")
+
+
 @pytest.mark.parametrize("method", ["paper", "fitted"])
-def test_a_profile_comes_back_as_it_was_and_answers_the_same(method: str, tmp_path: Path) -> None:
-    made = fitted(method)
+@pytest.mark.parametrize("check", [None, CHECK])
+def test_a_profile_comes_back_as_it_was_and_answers_the_same(
+    method: str, check: FitCheck | None, tmp_path: Path
+) -> None:
+    made = replace(fitted(method), check=check)
+    if check is not None:  # returned with strength 0; what was fitted is kept beside it
+        made = replace(made, edit=made.edit.without_strength())
     path = ProfileStore(tmp_path).save("group-0", made)
     loaded = ProfileStore(tmp_path).load("group-0", backbone())
     for field in fields(made):

@@ -33,6 +33,11 @@ SETTINGS = EditSettings(
     pairs_on_too_few="warn",
     fit_steps=2,
     fit_batch=8,
+    # As the embedded models are run.
+    fit_rule="plain",
+    fit_loss="preference",
+    pairs_source="self",
+    check_edit="off",
     group_size=8,
     group_draws=1,
     group_seeds=(0,),

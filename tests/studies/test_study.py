@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lib.core import chameleon as chameleon_module
+from chameleon_lib.core import stages as stages_module
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.task import User
 from chameleon_lib.errors import UserError
@@ -87,8 +87,8 @@ def test_a_killed_stage_goes_on_with_what_is_missing(
 ) -> None:
     """One user per unit batch; the third insight call dies."""
     whole = through(study_in(tmp_path / "whole"), users)
-    monkeypatch.setattr(chameleon_module, "_BATCH", 1)
-    write, calls = chameleon_module.write_insights, []
+    monkeypatch.setattr(stages_module, "_BATCH", 1)
+    write, calls = stages_module.write_insights, []
 
     def dying(*args: Any) -> Any:
         calls.append(1)
@@ -96,7 +96,7 @@ def test_a_killed_stage_goes_on_with_what_is_missing(
             raise KeyboardInterrupt
         return write(*args)
 
-    monkeypatch.setattr(chameleon_module, "write_insights", dying)
+    monkeypatch.setattr(stages_module, "write_insights", dying)
     with pytest.raises(KeyboardInterrupt):
         through(study_in(tmp_path / "killed"), users)
     assert len(list((tmp_path / "killed" / "insights").rglob("*.unit"))) == 2

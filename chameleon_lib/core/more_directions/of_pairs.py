@@ -9,6 +9,7 @@ from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.directions import direction
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import swap_contrasts
+from chameleon_lib.core.sources import of_other_users
 from chameleon_lib.errors import UserError
 
 
@@ -48,6 +49,43 @@ def _fitted(case: Case) -> Edit:
 )
 def _fitted_shuffled(case: Case) -> Edit:
     return case.fit("fitted_shuffled", swap_contrasts(case.contrasts, case.seed))
+
+
+@direction(
+    "fitted_filtered",
+    title="fitted on the pairs worth learning from (ours)",
+    kind="ours",
+    of="pairs",
+    shown=False,
+)
+def _fitted_filtered(case: Case) -> Edit:
+    """The self-made pairs without a fault, whose answers the own history makes likelier."""
+    return case.fit_on("fitted_filtered", case.method.filtered(case.pairs))
+
+
+@direction(
+    "fitted_history",
+    title="fitted on the users' own histories (ours)",
+    kind="ours",
+    of="pairs",
+    shown=False,
+)
+def _fitted_history(case: Case) -> Edit:
+    """What the users wrote, against the model's neutral version; needs the case's users."""
+    return case.fit_on("fitted_history", case.history)
+
+
+@direction(
+    "fitted_format",
+    title="control: fitted on other users' histories",
+    kind="control",
+    beats=("fitted_history",),
+    of="pairs",
+    shown=False,
+)
+def _fitted_format(case: Case) -> Edit:
+    """Every prompt with a text that another user wrote to another one: the form alone is left."""
+    return case.fit_on("fitted_format", of_other_users(case.history))
 
 
 @direction(
