@@ -92,7 +92,7 @@ while [ $# -gt 0 ]; do
       model="$2"
       if [ "${model:0:1}" != / ] && [ -e "$started_in/$model" ]; then
         model="$started_in/$model"
-      elif [ ! -e "$model" ]; then
+      elif [ "${model:0:1}" != / ] || [ ! -e "$model" ]; then
         case "$model" in
           /* | ./* | ../* | *.gguf) refuse 2 "there is no model '$model'." ;;
         esac

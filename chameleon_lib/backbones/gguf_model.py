@@ -47,7 +47,6 @@ from chameleon_lib.kit.hashing import file_digest
 from chameleon_lib.kit.progress import Progress, tell
 
 Check = Callable[[str, Any, Any, Mapping[str, Any]], None]
-SUFFIX = ".gguf"
 
 
 def checkpoint_of(file: Path, check: Check) -> Path:
@@ -94,7 +93,7 @@ def _dequantise(file: Path, folder: Path, check: Check) -> None:
             tokenizer = _own_tokens(
                 AutoTokenizer.from_pretrained(**source), header["tokenizer.ggml.tokens"]
             )
-            auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
             model, info = auto.from_pretrained(**source, **options, dtype=torch.float32)
         check(str(file), model, tokenizer, info)

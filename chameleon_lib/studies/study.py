@@ -33,7 +33,7 @@ _FITS = {
 SIZES: dict[str, dict[str, Any]] = {
     "demo": _FITS,
     "demo-data": _FITS,
-    "small": {"fit_steps": 20, "fit_batch": 16},
+    "small": {"fit_steps": 20, "fit_batch": 16, "controls_random_draws": 3},
 }
 
 

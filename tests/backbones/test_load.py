@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from chameleon_lib.backbones import backbone_from, load_backbone
+from chameleon_lib.backbones.load import check_source
 from chameleon_lib.errors import UserError
 from tests.backbones.tiny import PROMPTS, make_backbone, make_model, make_tokenizer
 
@@ -57,6 +58,45 @@ def test_missing_folders_and_unknown_families_are_told_in_one_sentence(tmp_path:
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "neox")
     with pytest.raises(UserError, match="'gpt_neox' is unknown"):
         load_backbone(tmp_path / "neox")
+
+
+def test_an_encoder_is_told_apart_from_an_unknown_family(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(
+        "bert",
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        vocab_size=400,
+    )
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "bert")
+    for refuse in (load_backbone, check_source):
+        with pytest.raises(UserError, match="'bert' model is an encoder and writes no answers"):
+            refuse(str(tmp_path / "bert"))
+
+
+def test_a_path_that_is_not_there_and_a_name_that_is_not_cached_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (tmp_path / "none", "./none", "a/b/c"):
+        with pytest.raises(UserError, match="There is no folder .*; give a folder, a .gguf file"):
+            load_backbone(path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="Backbone 'me/none' cannot be loaded") as told:
+        load_backbone("me/none")
+    assert "\n" not in str(told.value)
+    check_source("me/none")  # whether the hub has it is not for this look
+
+
+def test_a_look_at_a_folder_names_what_is_wrong_without_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "net", "llama")
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+    check_source(str(tmp_path / "net"))
+    (tmp_path / "net" / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="net' cannot be loaded"):
+        check_source(str(tmp_path / "net"))
 
 
 def test_the_fingerprint_follows_the_weights(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from chameleon_lib.kit.notebooks import discover
 from chameleon_lib.kit.paths import outputs_dir
 from chameleon_lib.kit.profiles import PROFILES, for_data, get_profile
 from chameleon_lib.kit.sources import own_sources
+from chameleon_lib.studies import own_users
 from chameleon_lib.studies.methods import title_of
 from chameleon_lib.studies.study import settings_for
 from tests.kit.checkout import TABLE, Checkout, notebook
@@ -183,6 +184,12 @@ def test_a_model_that_is_not_there_is_one_sentence(
     assert cli.main([command, "--only", "01", "--backbone", model]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "There is no model" in said
+
+
+def test_an_answer_names_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["answer", "--task", "LaMP_2", "--csv", str(own_users.TABLE), "--backbone", "no.gguf"]
+    assert cli.main(words) == 2
+    assert "There is no model no.gguf" in capsys.readouterr().err
 
 
 def test_two_models_of_one_title_are_refused(

@@ -9,6 +9,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    LlamaConfig,
     MistralConfig,
     Qwen2Config,
     T5Config,
@@ -31,6 +32,10 @@ def built(name: str) -> object:
             return AutoModelForCausalLM.from_config(MistralConfig(
                 vocab_size=32768, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
                 num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False))
+        if name == "smollm2":
+            return AutoModelForCausalLM.from_config(LlamaConfig(
+                vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True))
         if name == "Qwen/Qwen2.5-0.5B-Instruct":
             return AutoModelForCausalLM.from_config(Qwen2Config(
                 vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,

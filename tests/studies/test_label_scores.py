@@ -53,14 +53,13 @@ def test_the_answer_is_the_label_that_scores_highest_alone(desk: Desk) -> None:
 
 def test_an_edit_reaches_the_scores(desk: Desk, run: Run) -> None:
     del run  # its fits are in the store
-    found = {
-        how: label_scores.label_scores(desk, {Arm("instruct"): ("instruct", edit)})
-        for how, edit in (
-            ("none", None), ("fitted", table1_edit(desk)),
-        )
-    }  # fmt: skip
-    none, fitted = (found[how][Arm("instruct")] for how in ("none", "fitted"))
-    assert none.shape == (len(desk.test) * 1, len(LABELS)) or none.shape[1] == len(LABELS)
+    arm = Arm("instruct")
+    none, fitted = (
+        label_scores.label_scores(desk, {arm: ("instruct", edit)})[arm]
+        for edit in (None, table1_edit(desk))
+    )
+    queries = sum(len(user.user.queries) for user in desk.test)
+    assert none.shape == fitted.shape == (queries, len(LABELS))
     assert not np.allclose(none, fitted)
 
 
@@ -82,22 +81,16 @@ def test_both_ways_stand_beside_each_other(
     public = replace(PROFILE, backbones=("me/tiny",), studied=("me/tiny",))
     cells = [replace(cell, backbone="me/tiny") for cell in run.cells]
     monkeypatch.setattr(Plan, "open", lambda _plan, _name: desk)
-    monkeypatch.setattr(
-        label_scores,
-        "likeliest",
-        lambda one, draws: replace(likeliest(one, draws), backbone="me/tiny"),
-    )
+    cell = replace(label_scores.likeliest(desk, (0,)), backbone="me/tiny")
+    monkeypatch.setattr(label_scores, "likeliest", lambda *_: cell)
     shown = label_scores.table(replace(run, profile=public, cells=cells), [plan], "LaMP_3")
     ways = shown.groupby("answers", sort=False)
     assert list(ways.groups) == [label_scores.WRITTEN, label_scores.LIKELIEST]
-    assert set(shown["family"]) == {"tiny"}
+    assert set(shown.iloc[:, 0]) == {"tiny"}
     counts = ways["method"].nunique()
     assert (counts == len(label_scores.SCORED)).all()
     assert (shown[shown["answers"] == label_scores.LIKELIEST]["valid"] == 1).all()
-    assert {"MAE_low", "RMSE_high", "n", "seeds"} <= set(shown.columns)
-
-
-likeliest = label_scores.likeliest
+    assert {"mae_low", "rmse_high", "n", "seeds"} <= set(shown.columns)
 
 
 def test_free_text_has_no_labels(run: Run) -> None:
