@@ -52,7 +52,6 @@ TABLES = {
     POSTS: (Path(__file__).with_name("real_posts.csv"), 2),
     REVIEWS: (Path(__file__).with_name("real_reviews.csv"), 2),
 }  # task → table, and how many of a user's latest rows are asked
-HISTORY = "fitted_history"  # an edit of the study's own, from `Chameleon.history_pairs`
 NO_EDIT = "no edit"
 NATS = "nats per token"
 RANDOM_DRAWS = 2
@@ -63,13 +62,14 @@ Arm = tuple[str, int]  # title, and which of several draws
 EDITS = {
     "paper": "paper's edit",
     "fitted": "fitted on self-made pairs",
-    HISTORY: "fitted on histories against neutral versions",
+    "fitted_history": "fitted on histories",
+    "fitted_format": "fitted on other users' histories (control)",
     "fitted_gold": "fitted on gold pairs (positive control)",
 }
 MADE = {POSTS: tuple(EDITS), REVIEWS: ("fitted", "fitted_gold")}
 # Edits that are also tried on the half that made them (the gold one would be a leak), and under
 # another user's history.
-SEEN, CROSSED = ("paper", "fitted", HISTORY), (HISTORY, "fitted_gold")
+SEEN, CROSSED = ("paper", "fitted", "fitted_history"), ("fitted_history", "fitted_gold")
 PROMPTS = {
     "unseen": "no history in the prompt",
     "insight": "insight in the prompt",
@@ -83,7 +83,7 @@ def settings_of(profile: RunProfile, **changes: Any) -> EditSettings:
     """The paper's settings, at a length that a processor reads in minutes.
 
     Of a user's few items four are shown; insights and answers are short, as the texts are. Fits are
-    guarded, with a fifth of the usual steps.
+    guarded and take ten steps.
     """
     return EditSettings().with_(
         **{
@@ -91,8 +91,7 @@ def settings_of(profile: RunProfile, **changes: Any) -> EditSettings:
             "decode_insight_tokens": 48,
             "decode_max_new_tokens": 32,
             "pairs_on_too_few": "warn",
-            "fit_steps": 8,
-            "fit_batch": 12,
+            "fit_steps": 10,
             "model_dtype": profile.dtype,
             **changes,
         }
@@ -150,19 +149,6 @@ class Half:
         return self.study.case(self.pairs, 0, with_gold(self.users, self.people))
 
     @cached_property
-    def of_histories(self) -> Case:
-        """What the users wrote before, against the model's neutral version of it; no gold answer.
-
-        It is fitted by likelihood: a neutral version is no answer that must become unlikely.
-        """
-        method = self.study.with_(pairs_source="history", fit_loss="likelihood")
-        return method.case(method.history_pairs(without_gold(self.people)), 0)
-
-    def case_of(self, name: str) -> Case:
-        """The case that an edit of :data:`EDITS` is made in."""
-        return self.of_histories if name == HISTORY else self.case
-
-    @cached_property
     def made(self) -> tuple[dict[Arm, Edit], dict[Arm, str]]:
         """The edits by arm (title, draw), and of every other arm one sentence why it has none."""
         made, refused = dict[Arm, Edit](), dict[Arm, str]()
@@ -172,7 +158,7 @@ class Half:
             wanted |= {(RANDOM, draw): ("random", 1000 + draw) for draw in range(RANDOM_DRAWS)}
         for arm, (name, seed) in wanted.items():
             try:
-                made[arm] = self.case_of(name).edit("fitted" if name == HISTORY else name, seed)
+                made[arm] = self.case.edit(name, seed)
             except UserError as error:
                 refused[arm] = str(error)
         return made, refused
@@ -461,8 +447,9 @@ def warning(run: RealRun, arm: str) -> str:
 def contrasts(run: RealRun) -> pd.DataFrame:
     """The differences that controls are for, in nats per token; what each would show if above 0.
 
-    The edit of the user's own half against that of the other half; each fitted edit against random
-    directions; the history's worth (own against another user's) without and with an edit.
+    The edit of the user's own half against that of the other half; every edit against random
+    directions; the fit on histories against one on other users' texts, of which the form alone is
+    left; the history's worth (own against another user's) without and with an edit.
     """
     rows = []
 
@@ -481,6 +468,8 @@ def contrasts(run: RealRun) -> pd.DataFrame:
         add(f"{title}: own half's minus the other half's", (1, own), (-1, title))
     for title in EDITS.values():
         add(f"{title} minus {RANDOM}", (1, title), (-1, RANDOM))
+    ours, form = EDITS["fitted_history"], EDITS["fitted_format"]
+    add(f"{ours} minus {form}", (1, ours), (-1, form))
     add("own history minus another user's, no edit", (1, NO_EDIT), (-1, WRONG))
     for edit in CROSSED:
         wrong = f"{EDITS[edit]}; {WRONG}"
@@ -562,13 +551,12 @@ def edits(run: RealRun) -> pd.DataFrame:
             edit = half.made[0].get((title, 0))
             if edit is None:
                 continue
-            case = half.case_of(name)
-            fit = case.fits.get("fitted" if name == HISTORY else name)
+            fit = half.case.fits.get(name)
             rows.append(
                 {
                     "edit": title,
                     "half": number,
-                    "pairs": len(case.kept) if fit is None else fit.n_pairs,
+                    "pairs": len(half.case.kept) if fit is None else fit.n_pairs,
                     "layers": f"{len(edit.layers)} of {run.study.backbone.n_layers}",
                     "which": ", ".join(map(str, edit.layers)),
                     "steps": None if fit is None else fit.best_step,

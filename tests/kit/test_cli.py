@@ -21,12 +21,12 @@ from chameleon_lib.studies.study import settings_for
 from tests.kit.checkout import PARAMETERS, TABLE, Checkout, notebook
 
 COMMANDS = (
-    "run", "list", "plan", "lab", "models", "data", "answer", "export", "profiles", "verify",
-    "page",
+    "run", "list", "plan", "lab", "models", "data", "answer", "audit", "export", "profiles",
+    "verify", "page",
 )  # fmt: skip
 
 
-def test_help_shows_eleven_commands_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_all_commands_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {name} " in shown for name in COMMANDS) and "1 a notebook failed" in shown

@@ -63,7 +63,7 @@ def test_the_invented_users_differ_in_habit_and_in_harshness() -> None:
         np.mean([len(item.text.split()) for item in user.history])
         for user in real.invented_users(POSTS)
     ]
-    assert min(words) < 7 and max(words) > 25
+    assert min(words) < 8 and max(words) > 22
     stars = [
         np.mean([int(str(item.label)) for item in user.history])
         for user in real.invented_users(REVIEWS)
@@ -124,7 +124,7 @@ def test_a_fit_on_self_made_pairs_sees_no_gold_answer(small: RealRun) -> None:
         assert chosen <= set(half.golds)
         if small.study.task == POSTS:
             written = {item.text for user in half.people for item in user.history}
-            assert {contrast.chosen for contrast in half.of_histories.contrasts} <= written
+            assert {pair.answer_p for pair in half.case.history} <= written
 
 
 def test_the_tables_have_a_row_per_arm_with_users_and_seeds(small: RealRun) -> None:
@@ -170,7 +170,7 @@ USERS = np.linspace(-4, -3, 12)
 
 
 def test_an_edit_that_silences_or_repeats_itself_carries_a_warning() -> None:
-    paper, fitted, _, gold = EDITS.values()
+    paper, fitted, _, _, gold = EDITS.values()
     run = made_up(
         {NO_EDIT: USERS, paper: USERS - 0.8, fitted: USERS + 0.01, gold: USERS + 0.3},
         {
@@ -193,7 +193,7 @@ def test_an_edit_that_silences_or_repeats_itself_carries_a_warning() -> None:
 
 
 def test_controls_are_differences_over_users() -> None:
-    paper, fitted, _, gold = EDITS.values()
+    paper, fitted, _, _, gold = EDITS.values()
     run = made_up(
         {
             NO_EDIT: USERS,
