@@ -91,8 +91,8 @@ def check_adapter(adapter: Path, base: Path) -> Fit:
     edited = sorted({name.rpartition(".lora_")[0] for name in factors})
     weights, rests = {}, []
     for name in edited:
-        pair = [factors.get(f"{name}.lora_{side}") for side in "ab"]
-        if name not in held or None in pair:
+        pair = [factors[key] for side in "ab" if (key := f"{name}.lora_{side}") in factors]
+        if name not in held or len(pair) < 2:
             where = base if name not in held else adapter
             raise UserError(f"{where} does not hold {name} whole; export the edit for this base.")
         a, b = (np.array(factor.data, dtype=np.float64) for factor in pair)  # (r, d_ff), (d, r)
