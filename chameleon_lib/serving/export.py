@@ -1,7 +1,8 @@
 """Export of an edit: written under a temporary name, reloaded, compared with the hook, renamed.
 
 A profile of directions is the source; adapters, checkpoints and GGUF files are compiled from it for
-one set of weights. What comes out has been read back from its own files and answers like the hook.
+one set of weights. What comes out has been read back from its own files and answers like the hook
+on the base that is loaded here; on a quantised file of it, in another runtime, answers can differ.
 
 Every form acts on all tokens. A decoder's edit of the last prompt token and the generated ones is
 another edit and is run by the hook; an encoder-decoder starts from one decoder token, so there the

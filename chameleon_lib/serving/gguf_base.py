@@ -2,8 +2,9 @@
 
 llama.cpp refuses an adapter of another architecture, name or shape with a log line, which its
 Python binding does not pass on; one of other weights of the same shapes it loads without a word.
-On a base in float the answers are the hook's. A quantised base holds other weights than those the
-adapter was compiled from: logits then agree up to the base's own rounding, answers can differ.
+On a base in float the answers are the hook's. On a quantised one llama.cpp rounds what goes into
+each product, and the weights may be others than those of the export: logits then agree up to the
+base's own rounding, and answers can differ.
 """
 
 from __future__ import annotations
@@ -52,13 +53,15 @@ class Fit:
             f"The adapter fits: {self.architecture}, {self.tensors} matrices in "
             f"{', '.join(self.types)}, names and shapes agree"
         )
-        if self.same:
-            return f"{said}, and the weights are those it was compiled from."
-        return (
-            f"{said}; the weights are not those it was compiled from but near them ({self.rest:.1%}"
-            " of its factors is not theirs), so answers can differ from the hook's: measure it "
-            "with --served."
+        said += (
+            ", and the weights are those it was compiled from"
+            if self.same
+            else f"; the weights are near those it was compiled from, {self.rest:.1%} of its "
+            "factors is not theirs"
         )
+        if self.same and set(self.types) <= {"F32", "F16", "BF16"}:
+            return f"{said}."
+        return f"{said}; answers can differ from the hook's, which --served measures."
 
 
 def check_adapter(adapter: Path, base: Path) -> Fit:
@@ -74,9 +77,7 @@ def check_adapter(adapter: Path, base: Path) -> Fit:
 
     lora, model = open_gguf(adapter), open_gguf(base)
     if (gguf_value(lora, "general.type"), gguf_value(lora, "adapter.type")) != ("adapter", "lora"):
-        raise UserError(
-            f"{adapter} is no LoRA adapter; give the adapter.gguf of an export."
-        )
+        raise UserError(f"{adapter} is no LoRA adapter; give the adapter.gguf of an export.")
     if gguf_value(model, "general.type") == "adapter":
         raise UserError(f"{base} is an adapter; give --base the model that serves it.")
     names = [gguf_value(reader, "general.architecture") for reader in (lora, model)]
@@ -90,8 +91,8 @@ def check_adapter(adapter: Path, base: Path) -> Fit:
     edited = sorted({name.rpartition(".lora_")[0] for name in factors})
     weights, rests = {}, []
     for name in edited:
-        pair = [factors.get(f"{name}.lora_{side}") for side in "ab"]
-        if name not in held or None in pair:
+        pair = [factors[key] for side in "ab" if (key := f"{name}.lora_{side}") in factors]
+        if name not in held or len(pair) < 2:
             where = base if name not in held else adapter
             raise UserError(f"{where} does not hold {name} whole; export the edit for this base.")
         a, b = (np.array(factor.data, dtype=np.float64) for factor in pair)  # (r, d_ff), (d, r)

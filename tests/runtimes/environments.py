@@ -23,7 +23,12 @@ RUNTIMES: dict[str, list[str]] = {
     "ctranslate2": ["ctranslate2==4.8.5"],
     "llama": ["llama-cpp-python==0.3.36"],
     # optimum-intel 2.2.0 takes transformers below 5.6 alone.
-    "openvino": ["openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "transformers==5.5.4"],
+    "openvino": [
+        "openvino-genai==2026.4.1.0",
+        "optimum-intel==2.2.0",
+        "transformers==5.5.4",
+        "torch==2.13.0",
+    ],
     "onnx": ["onnxruntime-genai==0.18.0", "onnxruntime", "onnx", "onnx-ir"],
 }
 

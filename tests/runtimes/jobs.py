@@ -6,6 +6,7 @@ python -m tests.runtimes.jobs llama '{"export": "...", "base": "..."}'
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -139,9 +140,9 @@ def onnx(export: str, base: str, to: str) -> dict[str, Any]:
     import onnxruntime_genai as og
 
     if not Path(to).exists():
-        from onnxruntime_genai.models.builder import create_model
-
-        create_model("", base, to, "fp32", "cpu", f"{to}-cache", adapter_path=export)
+        words = ["-i", base, "-o", to, "-p", "fp32", "-e", "cpu", "-c", f"{to}-cache"]
+        sys.argv[1:] = [*words, "--extra_options", f"adapter_path={export}"]
+        runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
     note, wanted = _expected(export)
     model, found = og.Model(to), []
     for prompt, answer in zip(note["prompts"], note["hook"], strict=True):

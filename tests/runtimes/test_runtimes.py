@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from chameleon_lib.demo import checkpoint
 from tests.backbones.tiny import CONFIGS
 from tests.runtimes import environments
 from tests.runtimes.environments import Missing
@@ -98,7 +99,9 @@ def test_openvino_takes_the_adapter(rank: int) -> None:
     assert found["same"] == found["of"] == 3
 
 
-def test_onnx_takes_the_adapter() -> None:
-    folder = export("onnx", "smollm2", "peft")
-    found = run("onnx", "onnx", export=folder, base=smol_base(), to=f"{folder}-onnx")
+@pytest.mark.parametrize("model", ["decoder-0", "smollm2"])
+def test_onnx_takes_the_adapter(model: str) -> None:
+    folder = export("onnx", model, "peft")
+    base = smol_base() if model == "smollm2" else checkpoint(*model.split("-"))
+    found = run("onnx", "onnx", export=folder, base=base, to=f"{folder}-onnx")
     assert found["error"] < 1e-3 and found["same"] == found["of"] == 3

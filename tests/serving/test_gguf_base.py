@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,6 @@ def wide() -> HFBackbone:
 
 
 def _wide_edit(wide: HFBackbone) -> Any:
-    from dataclasses import replace
-
     import torch
 
     theta = torch.randn(2, 2, wide.d, generator=torch.Generator().manual_seed(3))
@@ -206,6 +205,9 @@ def test_the_served_file_is_measured_beside_the_hook(
 
 
 def test_sentences_are_whole() -> None:
-    assert str(Fit("llama", 2, ("Q4_1",), False, 0.08)).endswith("with --served.")
+    assert str(Fit("llama", 2, ("Q4_1",), False, 0.08)).endswith("which --served measures.")
+    same = Fit("llama", 2, ("Q4_1",), True, 0.0)  # llama.cpp rounds what goes into a product
+    assert "compiled from; answers can differ" in str(same)
+    assert str(replace(same, types=("F32",))).endswith("compiled from.")
     assert str(Served(1.0, 1.0, 0.1, 0.1, 3, 3, 3)).endswith("without.")
     assert gguf_base._OTHER == 0.5
