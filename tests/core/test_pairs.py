@@ -225,12 +225,13 @@ def test_what_does_not_fit_is_dropped_from_the_end_of_the_history(task: str, roo
     for more, n in ((0, room), (-1, room - 1)):
         backbone = scripted(str, limit=limit + more)
         kept = fit_context(backbone, user, user.history, SETTINGS)
-        assert kept == user.history[:n]
+        # Where not even the first fits, a shorter one behind it may.
+        assert kept == user.history[:n] or (n == 0 and len(kept) == 1 and kept != user.history[:1])
     assert fit_context(scripted(str), user, user.history, SETTINGS) == user.history
     assert fit_context(scripted(str, limit=5), user, user.history, SETTINGS) == ()
 
 
-@pytest.mark.parametrize("places", [(1,), (0,), (0, 2)])
+@pytest.mark.parametrize("places", [(1,), (0,), (0, 2), (0, 1, 2)])
 def test_a_long_item_takes_no_place_of_those_behind_it(places: tuple[int, ...]) -> None:
     user = users_of("LaMP_3")[0]
     items = list(user.history[:6])
