@@ -148,8 +148,9 @@ def fit_context(
 ) -> tuple[HistoryItem, ...]:
     """Drop whole items until the longest prompt of this user fits (B9, R7).
 
-    An item that takes more than half the room, and twice what half of the items take, goes first,
-    the longest before others: it would take the place of all behind it. Then they go from the end.
+    An item that does not fit alone, or takes more than half the room and twice what half of the
+    items take, goes first, the longest before others: it would take the place of all behind it.
+    Then they go from the end.
 
     Returns:
         The items that stay; empty if not even one of them fits beside the longest query.
@@ -176,9 +177,9 @@ def fit_context(
             "lower selection_k or set prompts_overflow to 'drop_items'."
         )
     sizes = [backbone.count_tokens(item.text) for item in kept]
-    usual = sorted(sizes)[len(sizes) // 2]
+    usual = sorted(sizes)[(len(sizes) - 1) // 2]
     by_size = sorted(zip(sizes, range(len(kept)), strict=True))
-    large = [kept[at] for n, at in by_size if n > 2 * usual and not fits([kept[at]] * 2)]
+    large = [kept[at] for n, at in by_size if not fits([kept[at]] * (2 if n > 2 * usual else 1))]
     while kept and not fits(kept):
         # By what it is, not by what it says: two items may say the same.
         gone = large.pop() if large else kept[-1]

@@ -96,18 +96,23 @@ class _Twice(ValueError):
     """A name that an object has twice."""
 
 
-class _Once(dict[str, Any]):
-    """An object of JSON in which each name stands once: readers take different ones of two."""
+class _Noted(dict[str, Any]):
+    """An object that notes a name which it has twice: ijson's parser lets no map raise."""
+
+    twice = ""
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name in self:
-            raise _Twice(name)
+            self.twice = name
         super().__setitem__(name, value)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = _Once()
+    """An object of JSON in which each name stands once: readers take different ones of two."""
+    found: dict[str, Any] = {}
     for name, value in pairs:
+        if name in found:
+            raise _Twice(name)
         found[name] = value
     return found
 
@@ -147,18 +152,20 @@ def iter_json_records(path: Path) -> Iterator[dict[str, Any]]:
                     )
                 raise _damaged(path, "is not UTF-8 text" if first else "is empty")
             file.seek(mark)
-            records = ijson.items(file, "item", use_float=True, map_type=_Once)
+            records = ijson.items(file, "item", use_float=True, map_type=_Noted)
             for number, record in enumerate(records, start=1):
                 if not isinstance(record, dict):
                     what = f"holds something that is no object at record number {number - 1}"
                     raise _damaged(path, what)
+                inside = record.get("profile")
+                for one in (record, *(inside if isinstance(inside, list) else ())):
+                    if isinstance(one, _Noted) and one.twice:
+                        raise _twice(path, f"record number {number - 1}", _Twice(one.twice))
                 yield record
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     except ijson.JSONError as error:
         raise _invalid(path, number, error) from None
-    except _Twice as error:
-        raise _twice(path, f"record number {number}", error) from None
     except UserError:
         raise
     except ValueError as error:  # a number of thousands of digits

@@ -177,3 +177,70 @@ def test_a_time_format_needs_a_column_of_times(tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.csv", rows)
     with pytest.raises(UserError, match="no column of times"):
         read_table(table, "LaMP_2", ImportOptions(Columns(), time_format="%Y"))
+
+
+FORMULAS = ("=HYPERLINK(1)", "+cheap rug", "-1+1|cmd", "@SUM(1)")
+
+
+def test_the_list_of_dropped_rows_holds_no_live_formula(tmp_path: Path) -> None:
+    rows = [*clean(label=4), *(record(cell, i, 9) for i, cell in enumerate(FORMULAS[:2], start=1))]
+    rows += [record("", i, 5) | {"text": cell} for i, cell in enumerate(FORMULAS, start=1)]
+    report = read_table(write_table(tmp_path / "t.csv", rows), "LaMP_3")
+    cells = [cell for row in csv.reader(report.csv_text().splitlines()) for cell in row]
+    assert {f"'{cell}" for cell in FORMULAS} <= set(cells)
+    assert not [cell for cell in cells if cell[:1] in ("=", "+", "-", "@")]
+
+
+def test_check_draws_what_an_import_would_do_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [record(user, i, i % 5 + 1) for user in ("ann", "Ann", "bob") for i in range(1, 9)]
+    rows += [record("bob", 3, 4), record("nan", 1, 4)]
+    table = write_table(tmp_path / "t.csv", rows)
+    assert call("check", str(table), "--task", "LaMP_3") == 0
+    out = capsys.readouterr().out
+    for said in (
+        "t.csv: 26 rows of 3 ids, 3 users after normalisation; kept 21 history items and 3 queries "
+        "of 3 users, dropped 2 rows.",
+        "rows     per user 8 to 9, median 8",
+        "alike    1 groups of ids: 'ann', 'Ann'",
+        "times    time (ISO 8601): 2024-01-01 to 2024-01-08",
+        "order    oldest first for 2 users, newest first for 0, mixed for 1; 1 rows share a time",
+        "twice    1 rows",
+        "  4                         ",
+        "\u2588",
+        "nan 1",
+        "--ids folded",
+        "--score-scale",
+    ):
+        assert said in out, said
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_check_says_all_that_is_asked_and_import_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        record(user, i, 2 * i) | {"time": f"0{i}/02/2023"}
+        for user in ("1.5E+17", "bob") for i in range(1, 6)
+    ]  # fmt: skip
+    table = write_table(tmp_path / "t.csv", rows)
+    assert call("check", str(table), "--task", "LaMP_3") == 2
+    asked = [line for line in capsys.readouterr().out.splitlines() if line.startswith("? ")]
+    assert len(asked) == 3
+    assert call("import", str(table), "--task", "LaMP_3", "--to", str(tmp_path / "to")) == 2
+    assert "--ids exact" in capsys.readouterr().err and not (tmp_path / "to").exists()
+    options = "--ids exact --score-scale 0,10 --time-format %d/%m/%Y"
+    words = [str(table), "--task", "LaMP_3", "--to", str(tmp_path / "to"), *options.split()]
+    assert call("import", *words) == 0
+    assert "2 is 2, 4 is 3, 6 is 3, 8 is 4, 10 is 5" in capsys.readouterr().out
+    report = read_table(table, "LaMP_3", ImportOptions().with_words(options))
+    assert [user.id for user in report.curated.users] == ["1.5E+17", "bob"]
+    with pytest.raises(UserError, match="'--colour' is no option of a table"):
+        ImportOptions().with_words("--colour red")
+
+
+def test_golds_that_no_answer_can_match_are_said_at_import(tmp_path: Path) -> None:
+    rows = [record("ann", i, "ровно") | {"text": f"тихий вечер {'я' * i}"} for i in range(1, 7)]
+    report = read_table(write_table(tmp_path / "t.csv", rows), "LaMP_7")
+    assert "1 of 1 golds have no Latin letter and no digit" in report.text()

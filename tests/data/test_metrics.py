@@ -17,7 +17,14 @@ from functools import cache
 import pytest
 
 from chameleon_lib.core.task import get_task
-from chameleon_lib.data.metrics import class_ids, evaluate, higher_is_better, per_sample_scores
+from chameleon_lib.data.metrics import (
+    class_ids,
+    evaluate,
+    higher_is_better,
+    per_sample_scores,
+    sample_scores,
+    without_tokens,
+)
 from chameleon_lib.data.tasks.lamp_2 import TAGS
 from chameleon_lib.errors import UserError
 
@@ -306,3 +313,35 @@ def test_rouge_follows_from_the_words_for_every_pair_of_texts() -> None:
     assert means["rougeL"] == pytest.approx(float(sum(rouge_l) / len(pairs)), abs=1e-3)
     with_words = sum(bool(WORDS[pred]) for pred in preds)
     assert means["valid_rate"] == pytest.approx(with_words / len(preds))
+
+
+SCRIPTS = {
+    "Arabic": ("القهوة ساخنة جدا", "القهوة باردة جدا", 2 / 3),
+    "Hebrew": ("הקפה חם מאוד", "הקפה קר מאוד", 2 / 3),
+    "Cyrillic": ("Кофе очень горячий", "кофе очень холодный", 2 / 3),
+    "Hindi, with marks": ("कॉफ़ी बहुत गरम", "कॉफ़ी बहुत ठंडी", 2 / 3),
+    "Chinese, by characters": ("我爱咖啡", "我爱茶", 4 / 7),
+    "Japanese": ("コーヒー", "コーヒー", 1.0),
+    "Thai": ("กาแฟ", "กาแฟ", 1.0),
+    "emoji": ("🎉🎉☕", "🎉☕", 0.8),
+    "Latin": ("Don't stop, É", "dont stop é", 4 / 7),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_declared_metric_knows_every_script_and_the_official_one_says_where_it_does_not(
+    name: str,
+) -> None:
+    gold, pred, f = SCRIPTS[name]
+    for text, score in ((gold, 1.0), (pred, f)):
+        [value] = sample_scores("LaMP_7", "rouge1_unicode", [gold], [text])
+        assert value == pytest.approx(score)
+    mute = without_tokens(get_task("LaMP_7"), [gold, "ok"])
+    if name == "Latin":
+        assert mute == ""
+    else:
+        assert mute.startswith("1 of 2 golds have no Latin letter") and "rouge1_unicode" in mute
+        assert sample_scores("LaMP_7", "rouge1", [gold], [gold]) == [0.0]
+    assert without_tokens(get_task("LaMP_3"), ["5"]) == "" and higher_is_better("rouge1_unicode")
+    with pytest.raises(UserError, match="LaMP_3 has no score 'rouge1_unicode'"):
+        sample_scores("LaMP_3", "rouge1_unicode", ["5"], ["5"])

@@ -11,6 +11,7 @@ import pytest
 from chameleon_lib.core.task import official_input
 from chameleon_lib.data.lamp import (
     iter_json_records,
+    load_samples,
     read_golds,
     stream_samples,
 )
@@ -150,3 +151,69 @@ def test_the_real_old_news_file_is_rejected() -> None:
     path = SHARED_DATA / "lamp" / "LaMP_2_old_news" / "fixture_dev_110_114_questions.json"
     with pytest.raises(UserError, match="old news task"):
         list(stream_samples(path, "LaMP_2"))
+
+
+def test_numbers_where_the_files_have_strings_are_read_as_such(tmp_path: Path) -> None:
+    record = raw_sample("LaMP_3", "1")
+    record |= {"id": 1, "user_id": 7.0}
+    record["profile"][0] |= {"id": 10, "score": 4}
+    record["profile"][1] |= {"score": 5.0}
+    [sample] = stream_samples(write_questions(tmp_path / "q.json", [record]), "LaMP_3")
+    assert (sample.query.id, sample.user_id) == ("1", "7")
+    assert [item.label for item in sample.profile] == ["4", "5"] and sample.profile[0].id == "10"
+    path = tmp_path / "o.json"
+    path.write_text('{"task": "LaMP_3", "golds": [{"id": 1, "output": 5}]}')
+    assert read_golds(path, "LaMP_3") == {"1": "5"}
+    for bad in (True, None, 4.5, [4]):
+        record["profile"][0]["score"] = bad
+        with pytest.raises(UserError, match="'score'|score '"):
+            list(stream_samples(write_questions(tmp_path / "q.json", [record]), "LaMP_3"))
+
+
+def test_outputs_inside_the_records_are_golds(tmp_path: Path) -> None:
+    records = [{**raw_sample("LaMP_3", str(i)), "output": str(i)} for i in range(1, 4)]
+    questions = write_questions(tmp_path / "q.json", records)
+    assert [s.query.gold for s in load_samples(questions, None, "LaMP_3")] == ["1", "2", "3"]
+    same = write_outputs(tmp_path / "o.json", "LaMP_3", {"1": "1", "2": "2", "3": "3"})
+    assert [s.query.gold for s in load_samples(questions, same, "LaMP_3")] == ["1", "2", "3"]
+    other = write_outputs(tmp_path / "o.json", "LaMP_3", {"1": "1", "2": "5", "3": "3"})
+    with pytest.raises(UserError, match="record '2' has the output '2' and .* has '5'; keep one"):
+        load_samples(questions, other, "LaMP_3")
+    del records[1]["output"]
+    with pytest.raises(UserError, match="1 of 3 records .* have no output; give it to all"):
+        load_samples(write_questions(tmp_path / "q.json", records), None, "LaMP_3")
+    records[1]["output"] = "9"
+    with pytest.raises(UserError, match="has the output '9', which is no label"):
+        load_samples(write_questions(tmp_path / "q.json", records), None, "LaMP_3")
+
+
+@pytest.mark.parametrize("name", ["profile", "id", "input", "user_id", "text"])
+def test_a_name_that_stands_twice_is_refused(name: str, tmp_path: Path) -> None:
+    record = {**raw_sample("LaMP_3", "1"), "user_id": "ann"}
+    text = json.dumps([raw_sample("LaMP_3", "0") | {"user_id": "bob"}, record])
+    place = text.rindex(f'"{name}": ')
+    path = tmp_path / "q.json"
+    path.write_text(text[:place] + f'"{name}": "other", ' + text[place:], encoding="utf-8")
+    with pytest.raises(UserError, match=f"record number 1 has '{name}' twice"):
+        list(stream_samples(path, "LaMP_3"))
+    golds = tmp_path / "o.json"
+    golds.write_text('{"task": "LaMP_3", "golds": [], "golds": [{"id": "1", "output": "5"}]}')
+    with pytest.raises(UserError, match="'golds' twice"):
+        read_golds(golds, "LaMP_3")
+
+
+def test_a_number_of_thousands_of_digits_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    path.write_text('[{"id": ' + "9" * 5000 + "}]")
+    with pytest.raises(UserError, match="record number 0"):
+        list(iter_json_records(path))
+    path.write_text('{"task": "LaMP_3", "golds": [{"id": ' + "9" * 5000 + "}]}")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_golds(path, "LaMP_3")
+
+
+def test_a_record_of_twenty_megabytes_is_read(tmp_path: Path) -> None:
+    record = raw_sample("LaMP_3", "1")
+    record["profile"][0]["text"] = "long " * (4 << 20)
+    [sample] = stream_samples(write_questions(tmp_path / "q.json", [record]), "LaMP_3")
+    assert len(sample.profile[0].text) == 5 * (4 << 20)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_lib.cli import main
-from chameleon_lib.core.task import HistoryItem, User
+from chameleon_lib.core.task import HistoryItem, User, official_input
 from chameleon_lib.data.lamp import Sample, find_split, write_lamp
 from chameleon_lib.data.users import (
     DECLARATION,
@@ -18,6 +18,7 @@ from chameleon_lib.data.users import (
     check_disjoint,
     declare,
     grouping_report,
+    load_parts,
     load_users,
     overlaps,
     read_choice,
@@ -26,7 +27,15 @@ from chameleon_lib.data.users import (
     users_by_part,
 )
 from chameleon_lib.errors import UserError
-from tests.data.helpers import SHARED_DATA, needs_shared_data, sample, user
+from tests.data.helpers import (
+    SHARED_DATA,
+    needs_shared_data,
+    raw_item,
+    sample,
+    user,
+    write_outputs,
+    write_questions,
+)
 from tests.data.planted import agreement, samples_of, viewers
 
 A = [(f"film {i}", "comedy") for i in range(6)]
@@ -314,3 +323,36 @@ def test_the_command_reports_and_declares(
     capsys.readouterr()
     assert main(words) == 0
     assert "overlapping by 0.6 or more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["LaMP_3", "LaMP_7"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_ranked_files_have_as_many_users_as_plain_ones_and_say_so(
+    task: str, whole: bool, tmp_path: Path
+) -> None:
+    """LaMP's own ranking sorts the items of a history anew for every question."""
+    records, golds = [], {}
+    for n in range(24):
+        label = "5" if task == "LaMP_3" else None
+        items = [raw_item(task, f"{n}{i}", f"text {i} of {n}", label) for i in range(6)]
+        if label:
+            items[2]["score"] = "1"
+        for k in (0, 1):
+            name = f"{n}-{k}"
+            records.append({
+                "id": name, "input": official_input(task, f"query {name}"),
+                "profile": items[3 * k :] + items[: 3 * k],
+            })  # fmt: skip
+            golds[name] = label or "said"
+    folder = tmp_path / task
+    folder.mkdir()
+    write_questions(folder / "dev_questions.json", records)
+    write_outputs(folder / "dev_outputs.json", task, golds)
+    limits = dict.fromkeys(("train", "dev", "test"), 99 if whole else 1)
+    found = load_parts(tmp_path, task, limits)
+    users = [user for part in found.users.values() for user in part]
+    assert len(users) == 24 and {len(user.queries) for user in users} == {2}
+    if whole:
+        assert "24 users list one history in several orders" in found.source
+        assert users[0].history[0].text.startswith("text 0 of")
+    check_disjoint(found.users["train"], found.users["test"])
