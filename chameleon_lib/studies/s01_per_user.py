@@ -212,7 +212,8 @@ def effects(frame: pd.DataFrame, task: str, agree: Sequence[str] = ()) -> Rows:
                 continue
             held = having(part, method.id, "instruct")
             one, other = pick(held, method=method.id), pick(held, method="instruct")
-            row = {"model": title_of(model), "method": method.title, "kind": method.kind}
+            row: dict[str, Any] = {"model": title_of(model), "method": method.title}
+            row["kind"] = method.kind
             row |= columns_of(metrics, between, one, other)
             if len(agree):
                 found = between(pick(one, query=agree), pick(other, query=agree), primary)
