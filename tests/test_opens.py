@@ -40,7 +40,7 @@ from chameleon_lib.serving.export import export_edit
 from chameleon_lib.studies import s01_per_user as table1
 from chameleon_lib.studies import study as study_module
 from chameleon_lib.studies.data import available_tasks
-from chameleon_lib.studies.run import Cell, run_grid
+from chameleon_lib.studies.run import Arm, Cell, run_grid
 from chameleon_lib.studies.run import Run as Results
 from tests.backbones.tiny import make_edit
 from tests.data.helpers import write_outputs, write_questions
@@ -246,7 +246,7 @@ def test_a_file_in_the_folder_is_enough(
 
 
 def answers(cell: Cell, name: str) -> np.ndarray:
-    return np.asarray(cell.answers[name][0].margin)
+    return np.asarray(cell.answers[Arm(name, 0)].margin)
 
 
 def test_a_task_is_one_file_and_a_table_with_its_metric(

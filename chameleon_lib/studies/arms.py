@@ -17,6 +17,7 @@ import torch
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.backbone import Prepared
+from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.directions import all_directions
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import (
@@ -26,6 +27,7 @@ from chameleon_lib.core.pairs import (
     max_new_tokens,
     prompt_texts,
 )
+from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import User, get_task, is_valid_answer
 from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.demo.world import habits_followed
@@ -38,6 +40,7 @@ from chameleon_lib.studies.run import Answers, Cell, Desk
 from chameleon_lib.studies.study import Study
 
 TOP_K = 5  # the fixed number of layers of AlignEZ's later code, reported beside the elbow (A5)
+Log = dict[str, Any]
 _FITS = ("fitted", "fitted_gold", "fitted_shuffled")
 _LABEL = ("permute_answers", "answer_only")  # run where ``controls_label_token`` names them
 
@@ -63,24 +66,71 @@ def draw_group(users: Sequence[PreparedUser], size: int, index: int) -> list[Pre
     return [users[position] for position in sorted(chosen)]
 
 
-def build_draw(
+@dataclass(frozen=True)
+class Group:
+    """A random group of train users and their pairs.
+
+    Attributes:
+        index: Number of the draw; it seeds the group and every fit.
+        users: In profile order; with gold answers only where :func:`groups_of` got them.
+        pairs: Their pairs, unfiltered.
+    """
+
+    index: int
+    users: list[PreparedUser]
+    pairs: list[PreferencePair]
+
+    def log(self, case: Case) -> Log:
+        """What every draw logs of the pairs in a case, and of the layers that they chose."""
+        return {
+            "draw": self.index,
+            "users": len(self.users),
+            "pairs": len(case.pairs),
+            "kept": len(case.kept),
+            "identical": len(case.identical),
+            "layers": list(case.layers) if case.kept else [],
+        }
+
+
+def groups_of(
     study: Study,
-    group: Sequence[PreparedUser],
-    pairs: Sequence[PreferencePair],
-    index: int,
-    n_random: int,
-) -> Draw:
-    """All edits of one group.
+    train: Sequence[PreparedUser],
+    draws: Sequence[int],
+    *,
+    golds: Sequence[User] = (),
+    size: int = 0,
+) -> list[Group]:
+    """One random group per draw.
 
     Args:
         study: Backbone, task, settings and store.
-        group: Train users.
-        pairs: Their pairs, unfiltered.
-        index: Draw number.
-        n_random: Random-direction draws that belong to this group.
+        train: Prepared train users.
+        draws: Numbers of the groups.
+        golds: The train users with the gold answers that were withheld from the stages before, for
+            a positive control or a rival that asks for them.
+        size: Users of a group; the settings' number if 0.
     """
-    settings = study.settings
-    case = study.case(pairs, index, group, checks=True)
+    size = size or study.settings.group_size
+    drawn = {index: draw_group(train, size, index) for index in draws}
+    members = {user.user.id for group in drawn.values() for user in group}
+    pairs = study.pairs([user for user in train if user.user.id in members])
+    found = []
+    for index, group in drawn.items():
+        ids = {user.user.id for user in group}
+        users = with_gold(group, golds) if golds else group
+        found.append(Group(index, users, [pair for pair in pairs if pair.user_id in ids]))
+    return found
+
+
+def random_per_draw(settings: EditSettings, draws: Sequence[int]) -> int:
+    """Random directions of every draw in Table 1; their seeds count through the draws."""
+    return -(-settings.controls_random_draws // len(draws))
+
+
+def build_draw(study: Study, group: Group, n_random: int) -> Draw:
+    """All edits of one group with gold answers; ``n_random`` have random directions."""
+    settings, index = study.settings, group.index
+    case = study.case(group.pairs, index, group.users, checks=True)
     top = settings.with_(layers_rule="top_k", layers_k=min(TOP_K, study.backbone.n_layers))
     edits = {
         Arm(PAPER, index): case.edit("paper"),
@@ -95,19 +145,8 @@ def build_draw(
         edits[Arm("random", index, number)] = case.edit("random", seed)
     for name in _FITS:
         edits[Arm(name, index)] = case.edit(name)
-    return Draw(
-        index,
-        edits,
-        {
-            "users": len(group),
-            "pairs": len(pairs),
-            "kept": len(case.kept),
-            "identical": len(case.identical),
-            "layers": list(case.layers),
-            "rows": case.main.rows(),
-            "fits": {name: fit.log() for name, fit in case.fits.items()},
-        },
-    )
+    fits = {name: fit.log() for name, fit in case.fits.items()}
+    return Draw(index, edits, {**group.log(case), "rows": case.main.rows(), "fits": fits})
 
 
 def arms_of(draw: Draw) -> dict[Arm, tuple[str, Edit | None]]:
@@ -250,8 +289,6 @@ def edit_key(edit: Edit | None) -> Any:
 ASKED = 8  # users: the ratio hardly differs between them
 PARTS = ("edit", "boost", "removal")
 
-Log = dict[str, Any]
-
 
 def edit_size(study: Study, users: Sequence[PreparedUser], edit: Edit) -> Log:
     """``||x̂ - x|| / ||x||`` at every edited layer, while the first queries are answered.
@@ -318,11 +355,16 @@ def reference_answers(study: Study, data: TaskData, test: Sequence[PreparedUser]
             [answer for truth in truths for answer in truth.personal],
             [answer for truth in truths for answer in truth.generic],
         )
-    golds = {q.id: str(q.gold) for user in data.test for q in user.queries}
     neutral = study.pairs(test)
+    golds = {query.id: str(query.gold) for user in data.test for query in user.queries}
     return Reference(
         [golds[pair.query_id] for pair in neutral], [pair.answer_n for pair in neutral]
     )
+
+
+def exam_of(desk: Desk) -> Exam:
+    """The queries of a desk's test users, with the margins of the study."""
+    return Exam(desk.study, desk.test, reference_answers(desk.study, desk.data, desk.test))
 
 
 def with_gold(group: Sequence[PreparedUser], users: Sequence[User]) -> list[PreparedUser]:
@@ -337,7 +379,7 @@ def score_cell(
     logs: Sequence[Mapping[str, Any]],
     condition: str = "",
 ) -> Cell:
-    """Score the answers of every method.
+    """Score the answers of every arm.
 
     Args:
         desk: Whose answers they are.
@@ -348,32 +390,20 @@ def score_cell(
     Raises:
         UserError: A method that ``METHODS`` does not know, or no Instruct to compare with.
     """
-    results: dict[str, list[Answers]] = {}
-    arms: dict[str, list[Arm]] = {}
-    for arm, found in answers.items():
-        results.setdefault(arm.method, []).append(found)
-        arms.setdefault(arm.method, []).append(arm)
     known = [method.id for method in METHODS]
-    unknown = sorted(set(results) - set(known))
-    if unknown or "instruct" not in results:
+    unknown = sorted({arm.method for arm in answers} - set(known))
+    plain = next((found for arm, found in answers.items() if arm.method == "instruct"), None)
+    if unknown or plain is None:
         raise UserError(f"A cell needs 'instruct' and known methods; unknown: {unknown}.")
-    tested = {user.user.id for user in desk.test}
-    gold = [str(q.gold) for user in desk.data.test if user.id in tested for q in user.queries]
+    ordered = sorted(answers.items(), key=lambda found: known.index(found[0].method))
     return Cell(
         desk.study.backbone_id,
         desk.study.task,
-        {name: list(results[name]) for name in known if name in results},
-        {
-            name: _scores(
-                desk.study.task, gold, results[name], desk.data, desk.test, results["instruct"][0]
-            )
-            for name in known
-            if name in results
-        },
+        desk.tested,
+        {arm: replace(said, scores=_scores(desk, said, plain)) for arm, said in ordered},
         desk.counts,
         [dict(log) for log in logs],
         condition,
-        arms,
     )
 
 
@@ -391,28 +421,19 @@ def confusion_codes(task: str, golds: Sequence[str], texts: Sequence[str]) -> np
     return np.array(rows, float) * (len(labels) + 1) + np.array(said, float)
 
 
-def _scores(
-    task: str,
-    gold: Sequence[str],
-    answers: Sequence[Answers],
-    data: TaskData,
-    test: Sequence[PreparedUser],
-    instruct: Answers,
-) -> dict[str, np.ndarray]:
-    """Score name → (seeds, queries) for one method; ``margin`` holds NaN where undefined."""
-    rows: dict[str, list[np.ndarray]] = {}
-    for answer in answers:
-        one: dict[str, Any] = dict(per_sample_scores(task, gold, answer.texts))
-        one["confusion"] = confusion_codes(task, gold, answer.texts)
-        one["valid"] = [is_valid_answer(task, text) for text in answer.texts]
-        one["changed"] = [a != b for a, b in zip(answer.texts, instruct.texts, strict=True)]
-        one["margin"] = answer.margin
-        if data.truth is not None and task == "LaMP_7":
-            tastes = [data.truth[u.user.id].taste for u in test for _ in u.user.queries]
-            one["habits"] = [
-                habits_followed(text, taste)
-                for text, taste in zip(answer.texts, tastes, strict=True)
-            ]
-        for name, values in one.items():
-            rows.setdefault(name, []).append(np.asarray(values, dtype=np.float64))
-    return {name: np.stack(values) for name, values in rows.items()}
+def _scores(desk: Desk, said: Answers, plain: Answers) -> dict[str, np.ndarray]:
+    """Score name → (queries,) of one arm; ``margin`` holds NaN where undefined."""
+    task, golds, truth = desk.study.task, desk.data.golds(desk.tested), desk.data.truth
+    found: dict[str, Any] = {
+        **per_sample_scores(task, golds, said.texts),
+        "confusion": confusion_codes(task, golds, said.texts),
+        "valid": [is_valid_answer(task, text) for text in said.texts],
+        "changed": [a != b for a, b in zip(said.texts, plain.texts, strict=True)],
+        "margin": said.margin,
+    }
+    if truth is not None and task == "LaMP_7":
+        tastes = [truth[user.user.id].taste for user in desk.test for _ in user.user.queries]
+        found["habits"] = [
+            habits_followed(text, taste) for text, taste in zip(said.texts, tastes, strict=True)
+        ]
+    return {name: np.asarray(values, dtype=np.float64) for name, values in found.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -45,6 +45,15 @@ class TaskData:
     source: str
     digest: str
     imported: bool = False
+
+    def chosen(self, ids: Collection[str]) -> list[User]:
+        """The test users with these ids, in the order of the data."""
+        wanted = set(ids)
+        return [user for user in self.test if user.id in wanted]
+
+    def golds(self, ids: Collection[str]) -> list[str]:
+        """The gold answer to every query of these test users."""
+        return [str(query.gold) for user in self.chosen(ids) for query in user.queries]
 
 
 def available_tasks(

@@ -21,8 +21,17 @@ from chameleon_lib.kit.figures import FigureOutput, dot_ci, show_figure
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.studies.arms import Reference
 from chameleon_lib.studies.data import load_task_data
-from chameleon_lib.studies.playground import FITTED, NO_EDIT, PAPER, strengthened
-from chameleon_lib.studies.quickstart import Arms, Tour, open_study, tour_of
+from chameleon_lib.studies.quickstart import (
+    FITTED,
+    INSIGHT,
+    NO_EDIT,
+    PAPER,
+    Arms,
+    Tour,
+    open_study,
+    strengthened,
+    tour_of,
+)
 
 _PLAIN: Arms = {NO_EDIT: ("instruct", None)}
 _MARGIN = "margin (nats)"
@@ -36,14 +45,9 @@ def sample(
     users: int = 30,
     data_dir: str = "",
 ) -> Tour:
-    """The first test users, and the edits of the quickstart's group.
+    """The first test users, at most ``users``, and the edits of the quickstart's group.
 
-    Args:
-        profile: Run profile.
-        backbone: One of the profile's; its first studied one if empty.
-        task: Task name.
-        users: Most users to ask.
-        data_dir: Folder of official LaMP files; empty for the embedded world.
+    An empty ``backbone`` stands for the profile's first studied one.
     """
     if users < 1:
         raise UserError(f"users is {users}; ask at least one.")
@@ -60,8 +64,7 @@ def compare(sample: Tour, arms: Arms) -> pd.DataFrame:
     """
     found = sample.exam.answer(arms)
     task, first = sample.study.task, next(iter(found.values()))
-    asked = {user.user.id for user in sample.users}
-    gold = [str(q.gold) for user in sample.data.test if user.id in asked for q in user.queries]
+    gold = sample.data.golds({user.user.id for user in sample.users})
     rows = {}
     for name, answers in found.items():
         scores = per_sample_scores(task, gold, answers.texts)
@@ -78,9 +81,9 @@ def compare(sample: Tour, arms: Arms) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("arm").reset_index()
 
 
-def _instruct(edits: Mapping[str, Edit | None]) -> Arms:
-    """The unedited answer first, then every edit under the same prompt."""
-    return _PLAIN | {name: ("instruct", edit) for name, edit in edits.items()}
+def edited(sample: Tour, edits: Mapping[str, Edit | None]) -> pd.DataFrame:
+    """:func:`compare` the unedited answer with every edit under the same prompt."""
+    return compare(sample, _PLAIN | {name: ("instruct", edit) for name, edit in edits.items()})
 
 
 def strengths(sample: Tour, values: Sequence[float]) -> pd.DataFrame:
@@ -91,73 +94,7 @@ def strengths(sample: Tour, values: Sequence[float]) -> pd.DataFrame:
         for name, edit in edits.items()
         for value in values
     }
-    return compare(sample, _instruct(arms))
-
-
-def parts(sample: Tour) -> pd.DataFrame:
-    """The paper's edit whole, its boost alone, its removal alone, and with the signs turned."""
-    edit = sample.edit
-    arms = {
-        "boost and removal": edit,
-        "boost of θP alone": replace(edit, alpha_n=0.0),
-        "removal of θN alone": replace(edit, alpha_p=0.0),
-        "signs turned": strengthened(edit, -1.0),
-    }
-    return compare(sample, _instruct(arms))
-
-
-def prompts(sample: Tour) -> pd.DataFrame:
-    """The same edits with and without a history in the prompt."""
-    edits = {NO_EDIT: None, PAPER: sample.edit, FITTED: sample.fitted}
-    arms = {
-        f"{words}, {name}": (kind, edit)
-        for kind, words in (("unseen", "no history"), ("instruct", "with history"))
-        for name, edit in edits.items()
-    }
-    return compare(sample, arms)
-
-
-def group_sizes(sample: Tour, sizes: Sequence[int]) -> pd.DataFrame:
-    """The paper's edit from the pairs of the first users of the group only.
-
-    Raises:
-        UserError: A size that leaves no pair, or more users than the group has.
-    """
-    arms = {}
-    members = list(dict.fromkeys(pair.user_id for pair in sample.case.pairs))
-    for size in sizes:
-        if not 1 <= size <= len(members):
-            raise UserError(f"A size is {size}; the group has {len(members)} users.")
-        pairs = [pair for pair in sample.case.kept if pair.user_id in members[:size]]
-        if not pairs:
-            raise UserError(f"The first {size} users gave no pair with two different answers.")
-        edit = sample.study.with_(pairs_on_too_few="warn").case(pairs, 0).edit("paper")
-        layers = ", ".join(map(str, edit.layers))
-        arms[f"{size} users, {len(pairs)} pairs, layers {layers}"] = edit
-    return compare(sample, _instruct(arms))
-
-
-def fit_steps(sample: Tour, steps: Sequence[int]) -> pd.DataFrame:
-    """The fitted edit after several numbers of steps, each fit from the start."""
-    arms = {}
-    for count in steps:
-        case = replace(sample.case, method=sample.study.with_(fit_steps=count), fits={})
-        edit = case.edit("fitted")
-        arms[f"{count} steps, held-out best at {case.fits['fitted'].best_step}"] = edit
-    return compare(sample, _instruct(arms))
-
-
-def random_directions(sample: Tour, draws: int) -> pd.DataFrame:
-    """The paper's edit beside random directions at the same layers and strengths."""
-    arms = {f"random {seed}": sample.case.edit("random", seed) for seed in range(draws)}
-    return compare(sample, _instruct({PAPER: sample.edit, **arms}))
-
-
-def two_users(sample: Tour, first: int, second: int) -> pd.DataFrame:
-    """The query of the user with the first number, asked with the history of either user."""
-    one, other = (_user(sample, number) for number in (first, second))
-    both = {f"user {first}": one, f"user {second}": replace(other, queries=one.queries)}
-    return _said(sample, both)
+    return edited(sample, arms)
 
 
 def edit_history(
@@ -169,11 +106,8 @@ def edit_history(
 ) -> pd.DataFrame:
     """A user's first query, with the history as it is and after a change to it.
 
-    Args:
-        sample: Users and edits.
-        user: Number of a user of the sample.
-        drop: Items to leave out, numbered from 1 as in the quickstart's table.
-        relabel: Item number → another label.
+    Items are numbered from 1 as in the quickstart's table: those to ``drop`` are left out, those to
+    ``relabel`` get another label. ``user`` is a number of the sample.
 
     Raises:
         UserError: An item that is not there, or none left.
@@ -189,24 +123,28 @@ def edit_history(
     )
     if not items:
         raise UserError("No item is left; drop fewer.")
-    return _said(sample, {"as it is": one, "changed": replace(one, history=items)})
+    return asked_as(sample, {"as it is": one, "changed": replace(one, history=items)})
 
 
 def _user(sample: Tour, number: int) -> User:
-    """A user of the sample with the first query alone."""
+    """A user of the sample."""
     if not 0 <= number < len(sample.users):
         raise UserError(f"user is {number}; the sample has the users 0 to {len(sample.users) - 1}.")
-    user = sample.users[number].user
-    return replace(user, queries=user.queries[:1])
+    return sample.users[number].user
 
 
-def _said(sample: Tour, users: Mapping[str, User]) -> pd.DataFrame:
-    """Insight and answers of users with one query each; margins are not asked for."""
-    prepared: list[PreparedUser] = sample.study.prepare(list(users.values())).users
+def asked_as(sample: Tour, users: Mapping[str, User]) -> pd.DataFrame:
+    """Insight and answers to the first query of users; margins are not asked for."""
+    firsts = [replace(user, queries=user.queries[:1]) for user in users.values()]
+    prepared: list[PreparedUser] = sample.study.prepare(firsts).users
     if len(prepared) < len(users):
         raise UserError("A history no longer fits the context; change less of it.")
-    arms = _instruct({PAPER: sample.edit, FITTED: sample.fitted})
-    arms = {**arms, "insight in the prompt": ("insight", None)}
+    arms = {
+        NO_EDIT: ("instruct", None),
+        PAPER: ("instruct", sample.edit),
+        FITTED: ("instruct", sample.fitted),
+        INSIGHT: ("insight", None),
+    }
     same = [""] * len(prepared)
     asked = replace(sample, users=prepared, reference=Reference(same, same))
     return pd.DataFrame(
@@ -220,13 +158,7 @@ def _said(sample: Tour, users: Mapping[str, User]) -> pd.DataFrame:
 
 
 def figure(frame: pd.DataFrame, sample: Tour, title: str) -> FigureOutput:
-    """What every arm gains over the first one, in the first metric and in the margin.
-
-    Args:
-        frame: From a question asked of several users.
-        sample: Whom it was asked of.
-        title: What was varied.
-    """
+    """What every arm of :func:`compare` gains over the first one, in first metric and margin."""
     metric = str(frame.columns[1])
     gains = frame[["arm", metric, _MARGIN]].copy()
     gains[[metric, _MARGIN]] -= gains.loc[0, [metric, _MARGIN]].astype(float)

@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 import pandas as pd
@@ -70,7 +71,7 @@ class _Statistics(dict[str, tuple[str, str]]):
 
 
 STATISTICS = _Statistics(
-    {name: (name, "mean") for name in ("margin", "habits", "changed", "valid", *FORM)}
+    {name: (name, "mean") for name in ("margin", "habits", "changed", "valid", "named", *FORM)}
 )
 # Metrics that not every user has: where both answers are one text there is no margin.
 PARTIAL = ("margin",)
@@ -84,40 +85,26 @@ def long_frame(parts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             queries for ``user`` and ``query``, and ``scores`` (metric → values over the queries)
             and ``texts`` in place of ``metric`` and ``value``.
     """
-    codes: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
-    levels: dict[str, dict[Any, int]] = {name: {} for name in COLUMNS}
+    chunks: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     texts: dict[str, int] = {}
-    known: dict[int, np.ndarray] = {}
-
-    def code(column: str, value: Any) -> int:
-        return levels[column].setdefault(value, len(levels[column]))
-
-    def coded(column: str, values: Sequence[str]) -> np.ndarray:
-        if id(values) not in known:  # all arms of a cell share one list of users and of queries
-            known[id(values)] = np.array([code(column, value) for value in values])
-        return known[id(values)]
-
     for part in parts:
         said = [texts.setdefault(text, len(texts)) for text in part["texts"]]
         scores = {**part["scores"], "answer": said}
-        size, width = len(scores), len(said)
-        for name in ("task", "model", "backbone", "condition", "method"):
-            codes[name].append(np.full(size * width, code(name, part[name])))
-        for name in ("draw", "repeat"):
-            codes[name].append(np.full(size * width, part[name]))
-        for name in ("user", "query"):
-            codes[name].append(np.tile(coded(name, part[name]), size))
-        codes["metric"].append(np.repeat([code("metric", name) for name in scores], width))
-        codes["value"].append(np.concatenate([np.asarray(v, float) for v in scores.values()]))
+        for name in COLUMNS[:-2]:
+            values = part[name] if name in ("user", "query") else [part[name]] * len(said)
+            chunks[name].append(np.tile(np.array(values, dtype=object), len(scores)))
+        chunks["metric"].append(np.repeat(np.array([*scores], dtype=object), len(said)))
+        chunks["value"].append(np.concatenate([np.asarray(v, float) for v in scores.values()]))
     columns: dict[str, Any] = {}
-    for name, chunks in codes.items():
-        values = np.concatenate(chunks) if chunks else np.array([])
-        if name == "value":
-            columns[name] = values
-        elif name in ("draw", "repeat"):
-            columns[name] = values.astype(np.int16)
+    for name, found in chunks.items():
+        column = np.concatenate(found) if found else np.array([])
+        if name in ("draw", "repeat"):
+            columns[name] = column.astype(np.int16)
+        elif name == "value":
+            columns[name] = column
         else:
-            columns[name] = pd.Categorical.from_codes(values.astype(np.int32), list(levels[name]))
+            codes, levels = pd.factorize(column)
+            columns[name] = pd.Categorical.from_codes(codes, list(levels))
     return pd.DataFrame(columns)
 
 
@@ -258,16 +245,9 @@ def group_sums(parts: Sequence[tuple[Sequence[str], Sequence[float]]]) -> np.nda
 def estimate(frame: pd.DataFrame, method: str, metric: str, against: str | None = None) -> Estimate:
     """Level of a method, or its paired difference to another on the same users.
 
-    Backbones without the method, or without the one it is compared with, do not enter.
-
-    Args:
-        frame: Rows of one task, model and condition.
-        method: Method id.
-        metric: One of :data:`STATISTICS`.
-        against: Method id.
-
-    Returns:
-        The estimate; ``n`` counts the users who have a value.
+    Backbones without the method, or without the one it is compared with, do not enter. The rows are
+    of one task, model and condition, the metric is one of :data:`STATISTICS`, and ``n`` counts the
+    users who have a value.
 
     Raises:
         NoUsersError: No user has a value of the metric on some backbone.
@@ -311,10 +291,7 @@ def contrast(terms: Sequence[Term], metric: str) -> Estimate:
         raise ValueError("the arms of a contrast must have a value for the same queries")
     total = sum(weight * part[:, 0] for (weight, _), part in zip(terms, parts, strict=True))
     found = bootstrap_metric("mean", np.stack([total, counts], axis=-1))
-    seeds = max(n_seeds(rows) for _, rows in terms)
-    # Weights that cancel leave 1e-17 behind, and an interval of that must include 0.
-    value, low, high = (round(number, 12) + 0.0 for number in (found.value, found.low, found.high))
-    return replace(found, value=value, low=low, high=high, seeds=seeds)
+    return replace(found, seeds=max(n_seeds(rows) for _, rows in terms))
 
 
 def difference(frame: pd.DataFrame, one: str, other: str, metric: str) -> Estimate:
@@ -420,9 +397,24 @@ def tabulate(
     return pd.DataFrame(table)
 
 
+Rows = Iterator[dict[str, Any]]
+_Asked = ParamSpec("_Asked")
+
+
+def tabled(rows: Callable[_Asked, Rows]) -> Callable[_Asked, pd.DataFrame]:
+    """Make a function that yields the rows of a table return the table, its counts at the end."""
+
+    @wraps(rows)
+    def table(*args: _Asked.args, **options: _Asked.kwargs) -> pd.DataFrame:
+        return counts_last(pd.DataFrame(rows(*args, **options)))
+
+    return table
+
+
 def counts_last(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with users and seeds at the end."""
-    return table[[*(c for c in table.columns if c not in ("n", "seeds")), "n", "seeds"]]
+    """The table with users and seeds, where it has them, at the end."""
+    ends = [name for name in ("n", "seeds") if name in table]
+    return table[[*(name for name in table.columns if name not in ends), *ends]]
 
 
 def titled(table: pd.DataFrame, *facts: str) -> pd.DataFrame:
@@ -565,7 +557,7 @@ def forest(
         caption: What it means, without its full stop; the profile is said behind it.
         made_by: The function that asked for it.
         alt: What is seen; the range and how many intervals leave out 0 if empty.
-        **how: Those of :func:`chameleon_lib.kit.figures.dot_ci`.
+        **how: Options of :func:`chameleon_lib.kit.figures.dot_ci`.
     """
     image = dot_ci(data, title=title, profile=publish.profile, **how)
     apart = int(((data["ci_low"] > 0) | (data["ci_high"] < 0)).sum())

@@ -221,8 +221,7 @@ def held_out(tour: Tour, metric: str = "") -> pd.DataFrame:
     """
     study, task = tour.study, tour.study.task
     test = study.prepare(without_gold(tour.data.test)).users
-    names = {user.user.id for user in test}
-    golds = [str(q.gold) for user in tour.data.test if user.id in names for q in user.queries]
+    golds = tour.data.golds({user.user.id for user in test})
     owners = [user.user.id for user in test for _ in user.user.queries]
     score = metric or get_task(task).measures[0].of
     rows: list[dict[str, Any]] = []

@@ -8,7 +8,7 @@ answers under the personalised and under the neutral insight.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import pandas as pd
@@ -28,74 +28,65 @@ from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.studies.data import load_task_data
 from chameleon_lib.studies.own_users import ASKED, ask
-from chameleon_lib.studies.quickstart import Tour
+from chameleon_lib.studies.quickstart import (
+    FITTED,
+    INSIGHT,
+    NO_EDIT,
+    PAPER,
+    Arms,
+    Tour,
+    strengthened,
+)
 from chameleon_lib.studies.run import Answers
-
-PAPER, FITTED = "paper's edit", "fitted edit (ours)"
-NO_EDIT, INSIGHT = "no edit", "insight in the prompt"
 
 
 @dataclass(frozen=True)
-class Play:
-    """One query with everything that is needed to ask it again under another edit.
+class Play(Tour):
+    """The tour of one query, with what is needed to ask it again under another edit.
 
     Attributes:
-        tour: The fit, the prepared user and the two answers that are compared.
         strength: Factor on both strengths of an edit (alpha_p and alpha_n).
     """
 
-    tour: Tour
-    strength: float
+    strength: float = 1.0
 
     @property
     def backbone(self) -> HFBackbone:
         """The model that answers; its hidden states are read, so it is one of ours."""
-        return cast(HFBackbone, self.tour.study.backbone)
+        return cast(HFBackbone, self.study.backbone)
 
     @property
     def answers(self) -> tuple[str, str]:
         """The user's answer and the generic one."""
-        return self.tour.reference.personal[0], self.tour.reference.generic[0]
+        return self.reference.personal[0], self.reference.generic[0]
 
     @property
     def candidates(self) -> list[str]:
         """Every answer of the task; of free text, the two that are compared."""
-        return list(get_task(self.tour.study.task).labels or dict.fromkeys(self.answers))
+        return list(get_task(self.study.task).labels or dict.fromkeys(self.answers))
 
     def sentence(self) -> str:
         """The two answers, and what the margin compares."""
         own, other = self.answers
-        return f"{own!r} or {other!r}? Margin: log-probability of {self.tour.compared}."
+        return f"{own!r} or {other!r}? Margin: log-probability of {self.compared}."
 
     def prompt(self, kind: str = "instruct") -> str:
         """The query's prompt; kinds are those of ``prompt_texts``."""
-        study = self.tour.study
-        return prompt_texts(study.task, [self.tour.user], kind, study.settings)[0]
+        return prompt_texts(self.study.task, [self.user], kind, self.study.settings)[0]
 
-    def edits(self, strength: float | None = None) -> dict[str, Edit]:
-        """Both edits, at the strength of the play or another one."""
-        factor = self.strength if strength is None else strength
-        found = {PAPER: self.tour.edit, FITTED: self.tour.fitted}
-        return {name: strengthened(edit, factor) for name, edit in found.items()}
+    def edits(self, strength: float) -> dict[str, Edit]:
+        """Both edits at a strength."""
+        found = {PAPER: self.edit, FITTED: self.fitted}
+        return {name: strengthened(edit, strength) for name, edit in found.items()}
 
-    def arms(self) -> dict[str, tuple[str, Edit | None]]:
-        """Name → (prompt kind, edit): no edit, both edits, the insight in the prompt."""
-        edits = {name: ("instruct", edit) for name, edit in self.edits().items()}
+    def arms(self) -> Arms:
+        """No edit, both edits at the strength of the play, the insight in the prompt."""
+        edits = {name: ("instruct", edit) for name, edit in self.edits(self.strength).items()}
         return {NO_EDIT: ("instruct", None), **edits, INSIGHT: ("insight", None)}
 
 
-def strengthened(edit: Edit, factor: float) -> Edit:
-    """The edit with both strengths multiplied."""
-    return replace(edit, alpha_p=factor * edit.alpha_p, alpha_n=factor * edit.alpha_n)
-
-
 def written_user(task: str, history: Sequence[Sequence[str]], query: str) -> User:
-    """A user out of texts and labels.
-
-    Args:
-        task: Task name.
-        history: ``[text, label]`` per item; LaMP-7 takes ``[text]``.
-        query: What is asked.
+    """A user out of texts and labels: ``[text, label]`` per item; LaMP-7 takes ``[text]``.
 
     Raises:
         UserError: No item, an item or a label that the task does not know, or no query.
@@ -140,7 +131,9 @@ def play(
     """
     user = written_user(task, history, query)
     data = load_task_data(profile, user.task, data_dir)
-    return _told_apart(Play(ask(profile, backbone_id, data, user, query.strip()), strength))
+    tour = ask(profile, backbone_id, data, user, query.strip())
+    given = {field.name: getattr(tour, field.name) for field in fields(tour)}
+    return _told_apart(Play(**given, strength=strength))
 
 
 @torch.no_grad()
@@ -152,14 +145,14 @@ def _told_apart(play: Play) -> Play:
         return play
     read = play.backbone.prepare([play.prompt()])
     (scores,) = play.backbone.score_many(read, [others])
-    reference = replace(play.tour.reference, generic=[others[int(scores.argmax())]])
+    reference = replace(play.reference, generic=[others[int(scores.argmax())]])
     compared = "the answer under both insights minus that of the most likely other answer"
-    return replace(play, tour=replace(play.tour, reference=reference, compared=compared))
+    return replace(play, reference=reference, compared=compared)
 
 
 def answers(play: Play) -> pd.DataFrame:
     """The query's pair and answers: who said it, under which edit, and the margin in nats."""
-    found = play.tour.exam.answer(play.arms())
+    found = play.exam.answer(play.arms())
     rows = [[name, said.texts[0], _margin(said)] for name, said in found.items()]
     return pd.DataFrame(rows, columns=["prompt and edit", "answer", "margin (nats)"])
 
@@ -187,7 +180,7 @@ def strengths(play: Play, values: Sequence[float]) -> pd.DataFrame:
         for value in values
         for name, edit in play.edits(value).items()
     }
-    rows = [[*arm, _margin(said)] for arm, said in play.tour.exam.answer(arms).items()]
+    rows = [[*arm, _margin(said)] for arm, said in play.exam.answer(arms).items()]
     return pd.DataFrame(rows, columns=["edit", "strength", "margin (nats)"])
 
 
@@ -204,7 +197,7 @@ def layers(play: Play) -> pd.DataFrame:
     """
     start, own, generic = first_difference(play.backbone, *play.answers)
     rows = []
-    for name, edit in {NO_EDIT: None, **play.edits()}.items():
+    for name, edit in {NO_EDIT: None, **play.edits(play.strength)}.items():
         seen = logit_lens(play.backbone, play.prompt(), edit, start)  # (L, V)
         tokens = play.backbone.codec.tokenizer.convert_ids_to_tokens(seen.argmax(dim=-1).tolist())
         for layer, (logp, token) in enumerate(zip(seen, tokens, strict=True)):

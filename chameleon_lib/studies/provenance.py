@@ -15,11 +15,9 @@ from chameleon_lib.kit.tables import show_table
 
 
 def show(profile: RunProfile, data: Mapping[str, str]) -> HTML:
-    """Record the data hashes of this notebook and show the facts of the run.
+    """Record the data hashes of this notebook, and show them with the other facts of the run.
 
-    Args:
-        profile: Run profile.
-        data: Name → hash of the users that were read.
+    ``data`` maps a name to the hash of the users that were read.
     """
     save_run_facts(profile.name, data)
     facts = run_facts(profile.name, data)

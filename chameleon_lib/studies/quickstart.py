@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,11 +16,14 @@ from chameleon_lib.core.pairs import PreparedUser, pair_texts
 from chameleon_lib.core.task import User
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
-from chameleon_lib.studies.arms import Exam, Reference, draw_group, reference_answers
+from chameleon_lib.studies.arms import Exam, Reference, groups_of, reference_answers
 from chameleon_lib.studies.data import TaskData, load_task_data, without_gold
 from chameleon_lib.studies.study import Study, settings_for
 
 Arms = dict[str, tuple[str, Edit | None]]  # name → prompt kind, edit
+# What the playground and the Explore cells call them.
+PAPER, FITTED = "paper's edit", "fitted edit (ours)"
+NO_EDIT, INSIGHT = "no edit", "insight in the prompt"
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,13 @@ class Tour:
             "Instruct": ("instruct", None),
             "Instruct + edit (paper)": ("instruct", self.edit),
             "Instruct + fitted edit (ours)": ("instruct", self.fitted),
-            "insight in the prompt": ("insight", None),
+            INSIGHT: ("insight", None),
         }
+
+
+def strengthened(edit: Edit, factor: float) -> Edit:
+    """The edit with both strengths (alpha_p and alpha_n) multiplied."""
+    return replace(edit, alpha_p=factor * edit.alpha_p, alpha_n=factor * edit.alpha_n)
 
 
 def open_study(profile: RunProfile, backbone_id: str, task: str) -> Study:
@@ -107,8 +115,8 @@ def tour_of(
     if not prepared:
         raise UserError(f"User {users[0].id!r} does not fit the context; choose another user.")
     train = study.prepare(without_gold(data.train)).users
-    pairs = study.pairs(draw_group(train, study.settings.group_size, 0))
-    case = study.with_(pairs_on_too_few="warn").case(pairs, 0, checks=True)
+    [group] = groups_of(study, train, (0,))
+    case = study.with_(pairs_on_too_few="warn").case(group.pairs, 0, checks=True)
     reference = reference or reference_answers(study, data, prepared)
     return Tour(study, data, case, prepared, reference)
 

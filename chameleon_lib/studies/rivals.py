@@ -32,13 +32,11 @@ from chameleon_lib.rivals.registry import (
     trained,
 )
 from chameleon_lib.rivals.tuned import TrainLog, Tuned, tuned_backbone, tuned_fingerprint
-from chameleon_lib.studies.arms import Exam, Reference
+from chameleon_lib.studies.arms import Arm, Exam, Group, Log, Reference
 from chameleon_lib.studies.data import without_gold
 from chameleon_lib.studies.frame import STATISTICS, group_sums
 from chameleon_lib.studies.run import Answers
 from chameleon_lib.studies.study import Study
-
-Log = dict[str, Any]
 
 
 class TunedStudy(Study):
@@ -60,15 +58,14 @@ class TunedStudy(Study):
         return tuned_fingerprint(self._study.fingerprint, self._tuned)
 
 
-def prompted_rivals(exam: Exam) -> dict[str, list[Answers]]:
-    """What the prompted rivals that suit the task answer, by row id."""
+def prompted_rivals(exam: Exam) -> dict[Arm, Answers]:
+    """What the prompted rivals that suit the task answer."""
     study = exam.study
     chosen = [rival for rival in prompted() if rival.suits(study.task)]
     for rival in chosen:
         written = _written(study, exam.users, rival)
         exam.add_prompts(rival.id, rival.prompts(exam.users, written, study.settings))
-    answers = exam.answer({rival.id: (rival.id, None) for rival in chosen})
-    return {name: [answer] for name, answer in answers.items()}
+    return exam.answer({Arm(rival.id): (rival.id, None) for rival in chosen})
 
 
 def _written(study: Study, users: Sequence[PreparedUser], rival: PromptedRival) -> list[str]:
@@ -128,10 +125,7 @@ def lesson_of(
 ) -> Lesson:
     """What the rivals may learn from: the group's gold answers and exactly the edits' pairs.
 
-    Args:
-        study: Of the untouched backbone.
-        group: Train users with gold answers.
-        pairs: Their pairs, unfiltered.
+    ``study`` is that of the untouched backbone, and the pairs are unfiltered.
     """
     kept, identical = keep_different(pairs, study.settings)
     contrasts = contrasts_from_pairs(study.task, kept, identical, study.settings)
@@ -168,46 +162,38 @@ def stored_tuning(
     return Tuned.from_record(record)
 
 
-def tunings_of(
-    study: Study, group: Sequence[PreparedUser], pairs: Sequence[PreferencePair], seed: int
-) -> dict[str, Tuned]:
-    """Every trained rival's training of a draw, by row id; arguments as in :func:`lesson_of`."""
+def tunings_of(study: Study, group: Group) -> dict[str, Tuned]:
+    """Every trained rival's training of a draw, by row id; the group has gold answers."""
     if not study.profile.trains:
         return {}
-    lesson = lesson_of(study, group, pairs)
+    lesson = lesson_of(study, group.users, group.pairs)
     return {
-        rival.id: stored_tuning(study, rival, lesson, settings_of(study, rival), seed)
+        rival.id: stored_tuning(study, rival, lesson, settings_of(study, rival), group.index)
         for rival in trained()
     }
 
 
 def trained_rivals(
-    exam: Exam,
-    group: Sequence[PreparedUser],
-    pairs: Sequence[PreferencePair],
-    seed: int,
-    before: Mapping[str, str],
+    exam: Exam, group: Group, before: Mapping[str, str]
 ) -> dict[str, tuple[Answers, Log]]:
     """What the trained rivals answer, with the logs of their trainings.
 
     Args:
         exam: The test users' queries.
         group: Train users with gold answers.
-        pairs: Their pairs, unfiltered.
-        seed: Number of the draw.
         before: Query id of train users → Instruct's answer, which a rival must beat on the users
             it was trained on (``seen`` of its log).
     """
     study = exam.study
     if not study.profile.trains:
         return {}
-    tunings = tunings_of(study, group, pairs, seed)
+    tunings = tunings_of(study, group)
     found = {}
     for rival in trained():
         tuned = tunings[rival.id]
         kind, after = rival.prompt(settings_of(study, rival)), TunedStudy(study, tuned)
         asked = exam.of(after).answer({rival.id: (kind, None)})
-        seen = seen_scores(study.task, group, said(after, group, kind), before)
+        seen = seen_scores(study.task, group.users, said(after, group.users, kind), before)
         found[rival.id] = (asked[rival.id], {**training_log(tuned.log), "seen": seen})
     return found
 

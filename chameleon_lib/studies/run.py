@@ -6,7 +6,7 @@ A study gives one importable function from a plan and a backbone to cells; what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from chameleon_lib.kit.pool import warm
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies.data import TaskData, available_tasks, load_task_data, without_gold
-from chameleon_lib.studies.frame import NO_DRAW, Arm, long_frame
+from chameleon_lib.studies.frame import Arm, long_frame
 from chameleon_lib.studies.methods import model_of, tell_apart
 from chameleon_lib.studies.study import Study
 
@@ -34,10 +34,12 @@ class Answers:
         texts: One answer per test query.
         margin: log p(user's answer) − log p(generic answer) per query, nats; NaN where the two
             are the same text.
+        scores: Score name → (queries,), once they are scored.
     """
 
     texts: list[str]
     margin: np.ndarray
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,38 +49,25 @@ class Cell:
     Attributes:
         backbone: Backbone id.
         task: Task name.
-        answers: Method id → one :class:`Answers` per seed (draws, or random directions).
-        scores: Method id → score name → (seeds, queries).
+        users: Ids of the test users, in the order of the data.
+        answers: Arm → its scored answers, methods in table order.
         counts: Users left out and why.
         draws: Log of every draw.
         condition: What was varied, such as "20 users"; empty where nothing is.
-        arms: Method id → which group each of its answers is from; by their place if empty.
     """
 
     backbone: str
     task: str
-    answers: dict[str, list[Answers]]
-    scores: dict[str, dict[str, np.ndarray]]
+    users: list[str]
+    answers: dict[Arm, Answers]
     counts: dict[str, int]
     draws: list[dict[str, Any]]
     condition: str = ""
-    arms: dict[str, list[Arm]] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
         """The backbone without its training seed."""
         return model_of(self.backbone)
-
-    def arms_of(self, method: str) -> list[Arm]:
-        """Which group each answer of a method is from."""
-        if method in self.arms:
-            return self.arms[method]
-        draws = [log.get("draw", at) for at, log in enumerate(self.draws) if "refused" not in log]
-        count = len(self.answers[method])
-        each, rest = divmod(count, max(len(draws), 1))
-        if not draws or rest or not each:
-            return [Arm(method, NO_DRAW, at) for at in range(count)]
-        return [Arm(method, draws[at // each], at % each) for at in range(count)]
 
 
 @dataclass(frozen=True)
@@ -88,9 +77,13 @@ class Run:
     profile: RunProfile
     settings: EditSettings
     data: dict[str, TaskData]
-    test_users: dict[str, list[str]]
     cells: list[Cell]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def test_users(self) -> dict[str, list[str]]:
+        """Task → ids of the users that are scored; the same for all of its cells."""
+        return {cell.task: cell.users for cell in self.cells}
 
     def at(self, task: str, model: str, condition: str = "") -> list[Cell]:
         """The cells of one task, model and condition: one per training seed of the model."""
@@ -101,17 +94,10 @@ class Run:
     def frame(self) -> pd.DataFrame:
         """All results as one long frame; its columns are those of ``studies.frame``."""
         asked = {
-            task: [
-                (user.id, query.id)
-                for user in data.test
-                if user.id in set(self.test_users[task])
-                for query in user.queries
-            ]
-            for task, data in self.data.items()
-        }
-        users, queries = (
-            {task: [pair[at] for pair in pairs] for task, pairs in asked.items()} for at in (0, 1)
-        )
+            task: [(user.id, query.id) for user in self.data[task].chosen(ids)
+                   for query in user.queries]
+            for task, ids in self.test_users.items()
+        }  # fmt: skip
         return long_frame(
             [
                 {
@@ -120,14 +106,13 @@ class Run:
                     "backbone": cell.backbone,
                     "condition": cell.condition,
                     **arm._asdict(),
-                    "user": users[cell.task],
-                    "query": queries[cell.task],
-                    "scores": {name: rows[at] for name, rows in cell.scores[method].items()},
-                    "texts": cell.answers[method][at].texts,
+                    "user": [user for user, _ in asked[cell.task]],
+                    "query": [query for _, query in asked[cell.task]],
+                    "scores": answers.scores,
+                    "texts": answers.texts,
                 }
                 for cell in self.cells
-                for method in cell.scores
-                for at, arm in enumerate(cell.arms_of(method))
+                for arm, answers in cell.answers.items()
             ]
         )
 
@@ -142,36 +127,27 @@ class Run:
         return list(dict.fromkeys(cell.condition for cell in self.cells))
 
 
-def sorted_ids(data: TaskData, chosen: Collection[str]) -> list[str]:
-    """Ids of the chosen test users in the order of the data."""
-    return [user.id for user in data.test if user.id in chosen]
+def agreeing_queries(run: Run, task: str) -> list[str]:
+    """Test queries with one answer for user and anyone, where an edit can only do damage.
+
+    None in real data, where no answers are planted.
+    """
+    truth = run.data[task].truth or {}
+    return [
+        query.id
+        for user in run.data[task].chosen(run.test_users[task])
+        if user.id in truth
+        for query, personal, generic in zip(
+            user.queries, truth[user.id].personal, truth[user.id].generic, strict=True
+        )
+        if personal == generic
+    ]
 
 
-def query_users(run_: Run, task: str) -> list[str]:
-    """The user of every test query, in the order of the scores."""
-    chosen = set(run_.test_users[task])
-    return [u.id for u in run_.data[task].test if u.id in chosen for _ in u.queries]
-
-
-def agreeing(run_: Run, task: str) -> np.ndarray:
-    """Which test queries have one answer for user and anyone: where an edit can only do damage."""
-    truth: Mapping[str, Any] | None = run_.data[task].truth
-    if truth is None:
-        return np.zeros(len(query_users(run_, task)), dtype=bool)
-    return np.array(
-        [
-            p == g
-            for user in run_.test_users[task]
-            for p, g in zip(truth[user].personal, truth[user].generic, strict=True)
-        ]
-    )
-
-
-def agreeing_queries(run_: Run, task: str) -> list[str]:
-    """Test queries with one answer for user and anyone, in an embedded world."""
-    asked = [query.id for user in run_.data[task].test for query in user.queries
-             if user.id in set(run_.test_users[task])]  # fmt: skip
-    return [query for query, same in zip(asked, agreeing(run_, task), strict=True) if same]
+def left_out(counts: Mapping[str, int]) -> dict[str, int]:
+    """The columns of a table that say why how many test users are not scored."""
+    reasons = ("no_history", "too_long", "empty_insight")
+    return {f"left out: {name.replace('_', ' ')}": counts[name] for name in reasons}
 
 
 def split_of(run: Run, task: str) -> str:
@@ -183,6 +159,11 @@ def split_of(run: Run, task: str) -> str:
 
 
 _COMMON: dict[tuple[Plan, str], frozenset[str]] = {}  # filled by Plan.common_users
+
+
+def in_all(parts: Iterable[Sequence[PreparedUser]]) -> frozenset[str]:
+    """Ids of the users who are in every list: rows must be comparable."""
+    return frozenset.intersection(*(frozenset(user.user.id for user in part) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -200,6 +181,17 @@ class Desk:
     data: TaskData
     test: list[PreparedUser]
     counts: dict[str, int]
+
+    @cached_property
+    def tested(self) -> list[str]:
+        """Ids of the test users, in the order of the data."""
+        found = {user.user.id for user in self.test}
+        return [user.id for user in self.data.test if user.id in found]
+
+    @cached_property
+    def train(self) -> list[PreparedUser]:
+        """Prepared train users; golds are withheld until something asks for them by name."""
+        return self.study.prepare(without_gold(self.data.train)).users
 
 
 @dataclass(frozen=True)
@@ -243,7 +235,7 @@ class Plan:
         return Study(self.profile, backbone, self.task, settings or self.settings, store)
 
     def common_users(self, data: TaskData, last: str = "") -> frozenset[str]:
-        """Test users that every backbone can read: rows must be comparable.
+        """Test users that every backbone can read.
 
         Found once per process and users: every cell of the task asks again.
 
@@ -256,10 +248,7 @@ class Plan:
             test = without_gold(data.test)
             names = sorted(self.profile.backbones, key=lambda name: name == last)
             usable = [self.study(name).prepare(test).users for name in names]
-            known = frozenset.intersection(
-                *(frozenset(user.user.id for user in users) for users in usable)
-            )
-            _COMMON[self, data.digest] = known
+            _COMMON[self, data.digest] = known = in_all(usable)
         return known
 
     def open(self, backbone: str) -> Desk:
@@ -351,10 +340,7 @@ def run_grid(
         warm(phases, workers=workers, threads=profile.threads, preload=_CLASSES)
     data = {plan.task: plan.data() for plan in plans}
     cells = [cell for plan in plans for name in profile.backbones for cell in compute(plan, name)]
-    users = {
-        plan.task: sorted_ids(data[plan.task], plan.common_users(data[plan.task])) for plan in plans
-    }
-    return Run(profile, plans[0].settings, data, users, cells, notes)
+    return Run(profile, plans[0].settings, data, cells, notes)
 
 
 _PARTS = ("train", "test")

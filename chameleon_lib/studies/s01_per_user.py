@@ -6,8 +6,9 @@ carries n users, seeds and a 95 % interval over users.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -33,25 +34,24 @@ from chameleon_lib.kit.tables import estimate_columns, part_columns, span
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.studies.arms import (
     PARTS,
-    Exam,
     arms_of,
     build_draw,
-    draw_group,
     edit_size,
+    exam_of,
+    groups_of,
     plain_arms,
-    reference_answers,
+    random_per_draw,
     score_cell,
-    with_gold,
 )
-from chameleon_lib.studies.data import TaskData, without_gold
+from chameleon_lib.studies.data import TaskData
 from chameleon_lib.studies.frame import (
     NOT_IN_PAPER,
     STATISTICS,
     Claim,
+    Rows,
     better,
     between,
     columns_of,
-    counts_last,
     drawn,
     estimate,
     forest,
@@ -64,6 +64,7 @@ from chameleon_lib.studies.frame import (
     pick,
     places,
     summarise,
+    tabled,
     titled,
     values_of,
 )
@@ -85,7 +86,7 @@ from chameleon_lib.studies.rivals import (
     said,
     trained_rivals,
 )
-from chameleon_lib.studies.run import Arm, Cell, Desk, Plan, Run, run_grid, split_of
+from chameleon_lib.studies.run import Arm, Cell, Desk, Plan, Run, left_out, run_grid, split_of
 
 # Edits whose size is measured: the two that are compared, and a control of either's size.
 SIZED = (PAPER, FITTED, "from_neutral", "fitted_shuffled", "random")
@@ -109,28 +110,24 @@ def compute_cell(desk: Desk, draws: tuple[int, ...]) -> Cell:
     """All arms of one backbone on one task."""
     study, data = desk.study, desk.data
     tell(f"{study.backbone_id} {study.task}: {len(desk.test)} test users, {len(draws)} groups")
-    # Golds are withheld until the positive control and ALOE ask for those of train users by name.
-    train, _ = study.prepare(without_gold(data.train))
-    pairs = study.pairs(train)
-    exam = Exam(study, desk.test, reference_answers(study, data, desk.test))
+    exam = exam_of(desk)
     answers = exam.answer(plain_arms())
     rivals = study.backbone_id in study.profile.studied
     if rivals:
-        answers |= {Arm(name): found[0] for name, found in prompted_rivals(exam).items()}
-        before = said(study, train, "instruct")
+        answers |= prompted_rivals(exam)
+        before = said(study, desk.train, "instruct")
     logs = []
-    for index in draws:
-        group = with_gold(draw_group(train, study.settings.group_size, index), data.train)
-        ids = {user.user.id for user in group}
-        own = [pair for pair in pairs if pair.user_id in ids]
-        n_random = -(-study.settings.controls_random_draws // len(draws))
-        draw = build_draw(study, group, own, index, n_random)
-        sizes = {name: edit_size(study, desk.test, draw.edits[Arm(name, index)]) for name in SIZED}
+    # The positive control and ALOE ask for the gold answers of train users.
+    for group in groups_of(study, desk.train, draws, golds=data.train):
+        draw = build_draw(study, group, random_per_draw(study.settings, draws))
+        sizes = {
+            name: edit_size(study, desk.test, draw.edits[Arm(name, group.index)]) for name in SIZED
+        }
         answers |= exam.answer(arms_of(draw))
-        log = {**draw.log, **_pair_quality(data, own), "sizes": sizes}
+        log = {**draw.log, **_pair_quality(data, group.pairs), "sizes": sizes}
         if rivals:
-            for name, (found, trained) in trained_rivals(exam, group, own, index, before).items():
-                answers[Arm(name, index)] = found
+            for name, (found, trained) in trained_rivals(exam, group, before).items():
+                answers[Arm(name, group.index)] = found
                 log[name] = trained
         logs.append(log)
     return score_cell(desk, answers, logs)
@@ -170,7 +167,8 @@ def results(frame: pd.DataFrame, task: str, table: str = "table1") -> pd.DataFra
     return shown
 
 
-def by_model(frame: pd.DataFrame, task: str) -> pd.DataFrame:
+@tabled
+def by_model(frame: pd.DataFrame, task: str) -> Rows:
     """The primary metric and the margin per training seed: one model proves nothing.
 
     The intervals cover the choice of test users. Beside them stand the standard deviation of the
@@ -179,7 +177,6 @@ def by_model(frame: pd.DataFrame, task: str) -> pd.DataFrame:
     """
     primary = get_task(task).metrics[0]
     shown = {*controls_of(PAPER, "claim"), *controls_of(FITTED, "claim")}
-    rows = []
     for (backbone,), part in places(pick(frame, task=task), "backbone"):
         for method in methods_in(part):
             if method.kind == "control" and method.id not in shown:
@@ -188,46 +185,35 @@ def by_model(frame: pd.DataFrame, task: str) -> pd.DataFrame:
             draws = matrix(own, STATISTICS[primary][0])[0]  # (seeds, queries)
             random = method.id == "random"
             levels = draws.mean(axis=1) if random else np.array([np.nan])
-            rows.append(
-                {
-                    "backbone": backbone,
-                    "method": method.title,
-                    **columns_of({primary: primary}, between, own, None),
-                    f"{primary} sd over groups": np.nan if random else seed_sd(draws),
-                    f"{primary} lowest draw": levels.min(),
-                    f"{primary} highest draw": levels.max(),
-                    **columns_of({"margin": "margin"}, between, own, None),
-                }
-            )
-    return counts_last(pd.DataFrame(rows))
+            yield {
+                "backbone": backbone,
+                "method": method.title,
+                **columns_of({primary: primary}, between, own, None),
+                f"{primary} sd over groups": np.nan if random else seed_sd(draws),
+                f"{primary} lowest draw": levels.min(),
+                f"{primary} highest draw": levels.max(),
+                **columns_of({"margin": "margin"}, between, own, None),
+            }
 
 
-def effects(frame: pd.DataFrame, task: str, agree: Sequence[str] = ()) -> pd.DataFrame:
+@tabled
+def effects(frame: pd.DataFrame, task: str, agree: Sequence[str] = ()) -> Rows:
     """Every method against Instruct: paired differences, McNemar, and damage where users agree.
 
     McNemar's test is made on the first seed of the model alone: pooled over seeds a user would
-    count several times.
-
-    Args:
-        frame: The result frame.
-        task: Task name.
-        agree: Queries whose personal and generic answers are the same text, in the embedded world:
-            any change of the primary metric on them is ``damage``.
+    count several times. ``agree`` are queries whose personal and generic answers are the same text,
+    in the embedded world: any change of the primary metric on them is damage.
     """
     primary = get_task(task).metrics[0]
     metrics = {primary: f"{primary} change", "margin": "margin change"}
-    rows = []
     for (model,), part in places(pick(frame, task=task), "model"):
         for method in methods_in(part):
             if method.id in ("instruct", "official", "official_history"):
                 continue
             held = having(part, method.id, "instruct")
             one, other = pick(held, method=method.id), pick(held, method="instruct")
-            row: dict[str, Any] = {
-                "model": title_of(model),
-                "method": method.title,
-                "kind": method.kind,
-            }
+            row: dict[str, Any] = {"model": title_of(model), "method": method.title}
+            row["kind"] = method.kind
             row |= columns_of(metrics, between, one, other)
             if len(agree):
                 found = between(pick(one, query=agree), pick(other, query=agree), primary)
@@ -236,8 +222,7 @@ def effects(frame: pd.DataFrame, task: str, agree: Sequence[str] = ()) -> pd.Dat
                 first, base = (matrix(arm, STATISTICS[primary][0])[0][0] for arm in (one, other))
                 test = mcnemar(first, base)
                 row |= {"McNemar b": test.b, "McNemar c": test.c, "McNemar p": test.p}
-            rows.append(row)
-    return counts_last(pd.DataFrame(rows))
+            yield row
 
 
 @dataclass(frozen=True)
@@ -285,29 +270,57 @@ def questions() -> list[Question]:
     ]
 
 
-def verdicts(run: Run, notebook: str) -> list[Verdict]:
-    """One verdict per task, model and claim of :func:`questions`, where its methods were run."""
+def claims(
+    run: Run,
+    rows: pd.DataFrame,
+    printed: Callable[[str, str, Question], str | None],
+    asked: Sequence[Question],
+    words: str = "",
+    remark: str = "",
+) -> list[Claim]:
+    """Every question, wherever its methods were run.
+
+    Args:
+        run: Whose users they are.
+        rows: Rows of it, under one condition.
+        printed: The paper's number in words, from task, model and question; None where the paper
+            does not ask it.
+        asked: The questions.
+        words: Put before the claim.
+        remark: Put before the controls in the note.
+    """
     found = []
-    for (task, model), part in places(run.frame, "task", "model"):
-        for question in questions():
+    for (task, model), part in places(rows, "task", "model"):
+        for question in asked:
             measured = question.measured(part)
             if measured is None:
                 continue
-            before = None if question.own else method_of(question.against).paper
-            paper = paper_change(task, model, before) if before else NOT_IN_PAPER
+            paper = printed(task, model, question)
             found.append(
                 Claim(
                     task,
                     model,
-                    question.words,
+                    words + question.words,
                     *measured,
-                    own=question.own,
-                    paper=paper,
+                    own=paper is None,
+                    paper=paper or NOT_IN_PAPER,
                     split=split_of(run, task),
+                    remark=remark,
                 )
             )
+    return found
+
+
+def verdicts(run: Run, notebook: str) -> list[Verdict]:
+    """One verdict per task, model and claim of :func:`questions`, where its methods were run."""
+
+    def printed(task: str, model: str, question: Question) -> str | None:
+        before = method_of(question.against).paper
+        return None if question.own else paper_change(task, model, before)
+
     csv = "tables/table1_{task}_effects.csv"
-    return judge(found, section="4.2", notebook=notebook, csv=csv)
+    made = claims(run, run.frame, printed, questions())
+    return judge(made, section="4.2", notebook=notebook, csv=csv)
 
 
 def paper_change(
@@ -339,20 +352,16 @@ def paper_change(
 # ---- What stands behind Table 1: floors without a model, pairs, directions, edit sizes, trainings
 
 
-def floors(run: Run, task: str, *, history: bool = True) -> pd.DataFrame:
+@tabled
+def floors(run: Run, task: str, *, history: bool = True) -> Rows:
     """Baselines that need no model, on the test users and on all labelled users.
 
-    Args:
-        run: Whose users they are.
-        task: Task name.
-        history: Whether users have one; else those that need none, on the test users alone.
+    Without ``history`` those that look at one are left out, and the test users are asked alone.
     """
     data, metrics = run.data[task], get_task(task).metrics
-    chosen = set(run.test_users[task])
-    parts = {"test users": [user for user in data.test if user.id in chosen]}
+    parts = {"test users": data.chosen(run.test_users[task])}
     if history:
         parts["all users"] = list(data.everyone)
-    rows = []
     for name, baseline in floors_for(task).items():
         if name in OF_HISTORY and not history:
             continue
@@ -360,9 +369,7 @@ def floors(run: Run, task: str, *, history: bool = True) -> pd.DataFrame:
             answers = baseline(users, data.train)
             row: dict[str, Any] = {"baseline": name.replace("_", " "), "users": part}
             row |= columns_of({metric: metric for metric in metrics}, _floor, task, users, answers)
-            row["valid rate"] = float(np.mean([is_valid_answer(task, a) for a in answers]))
-            rows.append(row)
-    return counts_last(pd.DataFrame(rows))
+            yield row | {"valid rate": float(np.mean([is_valid_answer(task, a) for a in answers]))}
 
 
 def _floor(task: str, users: Sequence[User], answers: list[str], metric: str) -> Estimate:
@@ -370,89 +377,75 @@ def _floor(task: str, users: Sequence[User], answers: list[str], metric: str) ->
     owner = [user.id for user in users for _ in user.queries]
     score, statistic = STATISTICS[metric]
     if statistic == "macro_f1":
-        return bootstrap_metric(
-            statistic, confusion_by_user(gold, answers, get_task(task).labels, owner)
-        )
-    values = per_sample_scores(task, gold, answers)[score]
-    return bootstrap_metric(statistic, sums_by_user(values, owner))
+        sums = confusion_by_user(gold, answers, get_task(task).labels, owner)
+    else:
+        sums = sums_by_user(per_sample_scores(task, gold, answers)[score], owner)
+    return bootstrap_metric(statistic, sums)
 
 
-def directions(run: Run, task: str) -> pd.DataFrame:
+@tabled
+def directions(run: Run, task: str) -> Rows:
     """Per backbone, draw and layer: pairs, CCS loss with its floor and control, geometry, sizes.
 
     The ratios are those of :func:`edit_sizes`; empty where an edit does not act.
     """
     shown = {f"{part} ratio": (PAPER, part) for part in PARTS}
     shown["fitted edit ratio"] = (FITTED, "edit")
-    rows = []
     for cell in (c for c in run.cells if c.task == task):
         for index, log in enumerate(cell.draws):
-            # Column → layer → mean over queries.
-            sizes = {
-                column: dict(
-                    zip(
-                        log["sizes"][name]["layers"],
-                        np.mean(log["sizes"][name][part], axis=0).tolist(),
-                        strict=True,
-                    )
-                )
-                for column, (name, part) in shown.items()
-            }
+            sizes: dict[str, dict[int, float]] = {}  # column → layer → mean over queries
+            for column, (name, part) in shown.items():
+                measured = log["sizes"][name]
+                means = np.mean(measured[part], axis=0).tolist()
+                sizes[column] = dict(zip(measured["layers"], means, strict=True))
             for layer in log["rows"]:
                 number = int(layer["layer"])
-                rows.append(
-                    {
-                        "backbone": cell.backbone,
-                        "draw": index,
-                        "layer": number,
-                        "edited": number in log["layers"],
-                        "pairs kept": log["kept"],
-                        "pairs identical": log["identical"],
-                        **{k: v for k, v in layer.items() if k != "layer"},
-                        **{column: found.get(number) for column, found in sizes.items()},
-                        "n": log["users"],
-                        "seeds": 1,
-                    }
-                )
-    return pd.DataFrame(rows)
+                yield {
+                    "backbone": cell.backbone,
+                    "draw": index,
+                    "layer": number,
+                    "edited": number in log["layers"],
+                    "pairs kept": log["kept"],
+                    "pairs identical": log["identical"],
+                    **{k: v for k, v in layer.items() if k != "layer"},
+                    **{column: found.get(number) for column, found in sizes.items()},
+                    "n": log["users"],
+                    "seeds": 1,
+                }
 
 
-def edit_sizes(run: Run) -> pd.DataFrame:
+@tabled
+def edit_sizes(run: Run) -> Rows:
     """Per task, model and edit: the length of the change over that of what it changes.
 
     Means over edited layers, edited tokens, groups and training seeds, each of which counts the
     same; boost and removal are the two parts of the edit. The intervals are over the few test users
     whose answers were watched. The tables per layer hold every training seed by itself.
     """
-    rows = []
-    for task in run.data:
-        for model in run.models:
-            cells = run.at(task, model)
-            weights = np.concatenate([[1 / len(cell.draws)] * len(cell.draws) for cell in cells])
-            for edit in SIZED:
-                logs = [log["sizes"][edit] for cell in cells for log in cell.draws]
-                layers = np.average([len(log["layers"]) for log in logs], weights=weights)
-                row: dict[str, Any] = {
-                    "task": task.replace("_", "-"),
-                    "model": title_of(model),
-                    "edit": method_of(edit).title,
-                    "edited layers": float(layers),
-                }
-                for part in PARTS:
-                    per_query = [(np.mean(log[part], axis=1), log["users"]) for log in logs]
-                    sums = np.stack([sums_by_user(means, users) for means, users in per_query])
-                    found = bootstrap_metric("mean", sums, seed_weights=(weights, None))
-                    row |= estimate_columns(found, f"{part} ratio")
-                rows.append(row)
-    return counts_last(pd.DataFrame(rows))
+    for task, model, edit in product(run.data, run.models, SIZED):
+        cells = run.at(task, model)
+        weights = np.concatenate([[1 / len(cell.draws)] * len(cell.draws) for cell in cells])
+        logs = [log["sizes"][edit] for cell in cells for log in cell.draws]
+        layers = np.average([len(log["layers"]) for log in logs], weights=weights)
+        row: dict[str, Any] = {
+            "task": task.replace("_", "-"),
+            "model": title_of(model),
+            "edit": method_of(edit).title,
+            "edited layers": float(layers),
+        }
+        for part in PARTS:
+            sums = [sums_by_user(np.mean(log[part], axis=1), log["users"]) for log in logs]
+            found = bootstrap_metric("mean", np.stack(sums), seed_weights=(weights, None))
+            row |= estimate_columns(found, f"{part} ratio")
+        yield row
 
 
-def pair_counts(run: Run) -> pd.DataFrame:
+@tabled
+def pair_counts(run: Run) -> Rows:
     """Per backbone and task: pairs before and after the filter, and how many are right.
 
     The intervals are over the train users of all groups, who are counted beside them.
     """
-    rows = []
     for cell in run.cells:
         logs = cell.draws
         row: dict[str, Any] = {
@@ -465,27 +458,23 @@ def pair_counts(run: Run) -> pd.DataFrame:
         for role in ("personal", "neutral") if "right" in logs[0] else ():
             right = group_sums([(log["right"]["users"], log["right"][role]) for log in logs])
             row |= part_columns(bootstrap_metric("mean", right), f"{role} right")
-        row |= {
+        yield row | {
             "edited layers": " | ".join(",".join(map(str, log["layers"])) for log in logs),
-            "left out: no history": cell.counts["no_history"],
-            "left out: too long": cell.counts["too_long"],
-            "left out: empty insight": cell.counts["empty_insight"],
+            **left_out(cell.counts),
             "history items dropped": cell.counts["dropped_items"],
             "n": logs[0]["users"],
             "seeds": len(logs),
         }
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
-def trainings(run: Run) -> pd.DataFrame:
+@tabled
+def trainings(run: Run) -> Rows:
     """What the trained rivals were trained on and whether they learned: means over groups.
 
     The loss is the mean of the first and of the last quarter of the steps, per token for ALOE and
     per pair for DPO. What a rival gained on the users it was trained on is counted against
     Instruct; *learned* says that every loss fell and that the gain is beyond chance.
     """
-    rows = []
     for cell in run.cells:
         for method in METHODS:
             logs: list[Log] = [log[method.id] for log in cell.draws if method.id in log]
@@ -494,27 +483,24 @@ def trainings(run: Run) -> pd.DataFrame:
             first = logs[0]
             ends = np.mean([quarters(log["loss"]) for log in logs], axis=0)
             gain = change_on_seen(logs)
-            rows.append(
-                {
-                    "backbone": cell.backbone,
-                    "task": cell.task.replace("_", "-"),
-                    "method": method.title,
-                    "gold answers seen": first["queries"] if first["uses_gold"] else 0,
-                    "weights": first["params"],
-                    "trainable weights": first["trainable_params"],
-                    "dialogues mixed in": f"{first['mix_rows']} ({first['mix']})",
-                    "steps": first["steps"],
-                    "rows": float(np.mean([log["rows"] for log in logs])),
-                    "ties": float(np.mean([log["ties"] for log in logs])),
-                    "loss, first quarter": float(ends[0]),
-                    "loss, last quarter": float(ends[1]),
-                    "metric": get_task(cell.task).metrics[0],
-                    **estimate_columns(gain, "change on seen users"),
-                    "learned": "yes" if has_learned(cell.task, logs, gain) else "no",
-                    "departures from the paper": ", ".join(first["departures"]),
-                }
-            )
-    return counts_last(pd.DataFrame(rows))
+            yield {
+                "backbone": cell.backbone,
+                "task": cell.task.replace("_", "-"),
+                "method": method.title,
+                "gold answers seen": first["queries"] if first["uses_gold"] else 0,
+                "weights": first["params"],
+                "trainable weights": first["trainable_params"],
+                "dialogues mixed in": f"{first['mix_rows']} ({first['mix']})",
+                "steps": first["steps"],
+                "rows": float(np.mean([log["rows"] for log in logs])),
+                "ties": float(np.mean([log["ties"] for log in logs])),
+                "loss, first quarter": float(ends[0]),
+                "loss, last quarter": float(ends[1]),
+                "metric": get_task(cell.task).metrics[0],
+                **estimate_columns(gain, "change on seen users"),
+                "learned": "yes" if has_learned(cell.task, logs, gain) else "no",
+                "departures from the paper": ", ".join(first["departures"]),
+            }
 
 
 # ---- How it is shown

@@ -26,7 +26,7 @@ import pandas as pd
 from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import Contrast, PlainPrompts, contrasts_from_pairs, swap_contrasts
-from chameleon_lib.core.pairs import PreferencePair, PreparedUser
+from chameleon_lib.core.pairs import PreferencePair
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import User, get_task, unseen_prompt
 from chameleon_lib.data.metrics import higher_is_better
@@ -42,21 +42,20 @@ from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.studies import s01_per_user as table1
 from chameleon_lib.studies.arms import (
     Draw,
-    Exam,
+    Group,
     build_draw,
-    draw_group,
-    reference_answers,
+    exam_of,
+    groups_of,
+    random_per_draw,
     score_cell,
-    with_gold,
 )
-from chameleon_lib.studies.data import TaskData, without_gold
+from chameleon_lib.studies.data import TaskData
 from chameleon_lib.studies.frame import (
-    NOT_IN_PAPER,
     Claim,
+    Rows,
     better,
     between,
     contrast,
-    counts_last,
     drawn,
     forest,
     having,
@@ -64,25 +63,20 @@ from chameleon_lib.studies.frame import (
     methods_in,
     pick,
     places,
+    tabled,
     user_sums,
 )
-from chameleon_lib.studies.methods import (
-    FITTED,
-    PAPER,
-    controls_of,
-    paper_value,
-    title_of,
-)
+from chameleon_lib.studies.methods import FITTED, PAPER, controls_of, paper_value, title_of
 from chameleon_lib.studies.rivals import TunedStudy, training_log, tunings_of
 from chameleon_lib.studies.run import (
     Answers,
     Arm,
     Cell,
+    Desk,
     Plan,
     Run,
     agreeing_queries,
     run_grid,
-    split_of,
     studied,
 )
 from chameleon_lib.studies.study import Study
@@ -118,7 +112,7 @@ def run(
     """Compute Table 2.
 
     Args:
-        profile: Sizes and data; its studied backbones are used.
+        profile: Its studied backbones are used.
         settings: Every choice of the method.
         share: Of the users who hold the one common taste.
         fit_steps: Adam steps of the fitted edit under a common taste, at most those of
@@ -162,23 +156,21 @@ def _noted(run: Run, *notes: str) -> Run:
 def _both_readings(plan: Plan, backbone: str) -> list[Cell]:
     """One cell per reading: the edits and trainings of Table 1, asked in both."""
     desk = plan.open(backbone)
-    study, data = desk.study, desk.data
+    study = desk.study
     tell(f"{study.backbone_id} {study.task}: {len(desk.test)} unseen users")
-    exam = Exam(study, desk.test, reference_answers(study, data, desk.test))
-    # Table 1's number of random directions per draw, since their seeds count through the draws.
-    n_random = -(-study.settings.controls_random_draws // len(plan.draws))
+    exam = exam_of(desk)
     plain: dict[str, tuple[str, Edit | None]] = {
         reading: (kind, None) for reading, kind in READINGS.items()
     }
     draws: list[Draw] = []
     answers: dict[str, dict[Arm, Answers]] = {reading: {} for reading in READINGS}
-    for index, group, own in groups(study, data, plan.draws):
-        draw = build_draw(study, group, own, index, n_random)
-        for name, tuned in tunings_of(study, group, own, index).items():
+    for group in groups(desk, plan.draws):
+        draw = build_draw(study, group, random_per_draw(study.settings, plan.draws))
+        for name, tuned in tunings_of(study, group).items():
             draw.log[name] = training_log(tuned.log)
             asked = exam.of(TunedStudy(study, tuned)).answer(plain)
             for reading in READINGS:
-                answers[reading][Arm(name, index)] = asked[reading]
+                answers[reading][Arm(name, group.index)] = asked[reading]
         draws.append(draw)
     shown = [(arm, draw.edits[arm]) for draw in draws
              for arm in (Arm(name, draw.index) for name in shown_edits())]  # fmt: skip
@@ -195,15 +187,14 @@ def _both_readings(plan: Plan, backbone: str) -> list[Cell]:
 def _common_taste(plan: Plan, backbone: str) -> list[Cell]:
     """One cell per condition of the world in which most users share a taste."""
     desk = plan.open(backbone)
-    study, data = desk.study, desk.data
+    study = desk.study
     tell(f"{study.backbone_id} {study.task}: {len(desk.test)} unseen users, common taste")
     bare = plan.study(backbone, study.settings.with_(pairs_text="query_answer"))
-    exam = Exam(study, desk.test, reference_answers(study, data, desk.test))
     plain = Arm("instruct")
     arms: dict[tuple[str, Arm], tuple[str, Edit | None]] = {("", plain): ("unseen", None)}
     logs = []
-    for index, group, pairs in groups(study, data, plan.draws):
-        case = study.case(pairs, index)
+    for group in groups(desk, plan.draws):
+        index, case = group.index, study.case(group.pairs, group.index)
         alone = without_history(study, [*case.kept, *case.identical])
         prompts = PlainPrompts(study.backbone, [contrast.prompt for contrast in alone])
         fits = {
@@ -212,14 +203,13 @@ def _common_taste(plan: Plan, backbone: str) -> list[Cell]:
         }
         found = {
             COMMON_TASTE: _found(case) | {FITTED: case.edit("fitted")},
-            FITTED_BARE: _found(bare.case(pairs, index)) | fits,
+            FITTED_BARE: _found(bare.case(group.pairs, index)) | fits,
         }
         for condition, edits in found.items():
             for name, edit in edits.items():
                 arms[condition, Arm(name, index)] = ("unseen", edit)
-        counts = {"pairs": len(pairs), "kept": len(case.kept), "identical": len(case.identical)}
-        logs.append({"users": len(group), **counts})
-    said = exam.answer(arms)
+        logs.append(group.log(case))
+    said = exam_of(desk).answer(arms)
     return [
         score_cell(
             desk,
@@ -251,30 +241,21 @@ def _found(case: Case) -> dict[str, Edit]:
 # ---- Groups of train users, and the refusal of any leak
 
 
-def groups(
-    study: Study, data: TaskData, draws: Sequence[int]
-) -> Iterator[tuple[int, list[PreparedUser], list[PreferencePair]]]:
-    """Per draw its number, the users with gold answers, and their unfiltered pairs.
+def groups(desk: Desk, draws: Sequence[int]) -> Iterator[Group]:
+    """The groups of Table 1, each checked before anything is fitted on it.
 
     Raises:
         UserError: A test user, or a text of one, is among them.
     """
-    train, _ = study.prepare(without_gold(data.train))
-    pairs = study.pairs(train)
-    for index in draws:
-        group = with_gold(draw_group(train, study.settings.group_size, index), data.train)
-        ids = {user.user.id for user in group}
-        own = [pair for pair in pairs if pair.user_id in ids]
-        refuse_leaks(group, own, data)
-        yield index, group, own
+    for group in groups_of(desk.study, desk.train, draws, golds=desk.data.train):
+        refuse_leaks(group, desk.data)
+        yield group
 
 
-def refuse_leaks(
-    group: Sequence[PreparedUser], pairs: Sequence[PreferencePair], data: TaskData
-) -> None:
+def refuse_leaks(group: Group, data: TaskData) -> None:
     """Refuse a fit or training that a test user, or a text of one, would reach.
 
-    Everything that edits, ALOE and DPO learn from is in ``group`` and ``pairs``. In real files two
+    Everything that edits, ALOE and DPO learn from is in the group. In real files two
     people may tag one film or write the same words, so there whole histories decide who is who. In
     the embedded world no text may be shared; only the short posts of two histories can come out
     the same.
@@ -282,14 +263,15 @@ def refuse_leaks(
     Raises:
         UserError: The sentence names the test user.
     """
-    fitted = {user.user.id for user in group} | {pair.user_id for pair in pairs}
+    users, pairs = [user.user for user in group.users], group.pairs
+    fitted = {user.id for user in users} | {pair.user_id for pair in pairs}
     for user in data.test:
         if user.id in fitted:
             raise UserError(f"Test user {user.id!r} would reach a fit; take another group.")
-    check_disjoint([user.user for user in group], data.test)
+    check_disjoint(users, data.test)
     if data.truth is None:
         return
-    seen = {text for user in group for text in (*_asked(user.user), *_written(user.user))}
+    seen = {text for user in users for text in (*_asked(user), *_written(user))}
     seen |= {text for p in pairs for text in (p.query, *(item.text for item in p.items))}
     for user in data.test:
         own = _asked(user) if data.task == "LaMP_7" else [*_asked(user), *_written(user)]
@@ -385,42 +367,31 @@ def verdicts(runs: Sequence[Run], notebook: str) -> list[Verdict]:
     its own: elsewhere nothing can be known of such a user, so the world would decide the verdict,
     and its rows are a control.
     """
-    claims = [replace(q, beats=tuple(name for name in q.beats if name != "llm_rec"))
-              for q in table1.questions()]  # fmt: skip
-    found = []
+    own = [replace(q, beats=tuple(name for name in q.beats if name != "llm_rec"))
+           for q in table1.questions()]  # fmt: skip
+    made: list[Claim] = []
     for task in tasks_of(runs):
         for condition, run in conditions(runs, task):
             if condition == NO_HISTORY and run.data[task].truth is not None:
                 continue
-            there = pick(run.frame, task=task, condition=condition)
-            for (model,), part in places(there, "model"):
-                for question in claims:
-                    if question.against == "aloe" and condition != NO_HISTORY:
-                        continue
-                    measured = question.measured(part)
-                    if measured is None:
-                        continue
-                    printed = question.method == PAPER and condition in READINGS
-                    found.append(
-                        Claim(
-                            task,
-                            model,
-                            f"{WORDS[condition]}, {question.words}",
-                            *measured,
-                            own=not printed,
-                            paper=_printed(task, model, question.against) if printed else
-                            NOT_IN_PAPER,
-                            split=split_of(run, task),
-                            remark=f"reading: {condition}",
-                        )
-                    )  # fmt: skip
+            asked = [q for q in own if q.against != "aloe" or condition == NO_HISTORY]
+            rows = pick(run.frame, task=task, condition=condition)
+            printed = _printed if condition in READINGS else _not_printed
+            words, remark = f"{WORDS[condition]}, ", f"reading: {condition}"
+            made += table1.claims(run, rows, printed, asked, words, remark)
     csv = "tables/table2_{task}_effects.csv"
-    return judge(found, section="4.3", notebook=notebook, csv=csv)
+    return judge(made, section="4.3", notebook=notebook, csv=csv)
 
 
-def _printed(task: str, model: str, against: str) -> str:
+def _not_printed(_task: str, _model: str, _question: table1.Question) -> None:
+    """In a world of our own."""
+
+
+def _printed(task: str, model: str, question: table1.Question) -> str | None:
     """The paper's gain of CHAMELEON for new users; it has no Instruct for them but Table 1's."""
-    if against == "aloe":
+    if question.own:
+        return None
+    if question.against == "aloe":
         return table1.paper_change(task, model, "ALOE", ("table2", "table2"))
     tables, remark = ("table1", "table2"), ", over Instruct with history"
     return table1.paper_change(task, model, "Instruct", tables, remark)
@@ -429,7 +400,8 @@ def _printed(task: str, model: str, against: str) -> str:
 # ---- How much of a gain with history is left without it
 
 
-def retention(main: Run) -> pd.DataFrame:
+@tabled
+def retention(main: Run) -> Rows:
     """How much of a method's gain with history is kept without it, per task, model and method.
 
     Gains are changes of the primary metric turned so that better is positive. The share is given
@@ -437,7 +409,6 @@ def retention(main: Run) -> pd.DataFrame:
     kept. The paper has no Instruct row for users without history; its own share, and ours the same
     way beside it, take both gains over Instruct with history.
     """
-    rows: list[dict[str, Any]] = []
     for (task, model), part in places(main.frame, "task", "model"):
         metric = get_task(task).metrics[0]
         sign = 1 if higher_is_better(metric) else -1
@@ -482,8 +453,7 @@ def retention(main: Run) -> pd.DataFrame:
                     found = _share(arms, metric)
                     row[title] = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
             row["paper's share"] = _paper_share(task, metric, model, method.paper)
-            rows.append(row | {"n": seen.n, "seeds": seen.seeds})
-    return counts_last(pd.DataFrame(rows))
+            yield row | {"n": seen.n, "seeds": seen.seeds}
 
 
 def _turned(found: Estimate, sign: int) -> Estimate:

@@ -30,7 +30,6 @@ import pandas as pd
 from chameleon_lib.core.directions import to_beat
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import get_task
-from chameleon_lib.errors import UserError
 from chameleon_lib.kit.digits import rounded
 from chameleon_lib.kit.figures import FigureOutput, line_ci
 from chameleon_lib.kit.profiles import RunProfile
@@ -39,16 +38,15 @@ from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import Estimate, seed_sd
 from chameleon_lib.kit.tables import estimate_columns, span
 from chameleon_lib.kit.verdicts import Verdict
-from chameleon_lib.studies.arms import Exam, reference_answers, score_cell
-from chameleon_lib.studies.data import without_gold
+from chameleon_lib.studies.arms import exam_of, random_per_draw, score_cell
 from chameleon_lib.studies.frame import (
     NOT_IN_PAPER,
     STATISTICS,
     Claim,
+    Rows,
     better,
     columns_of,
     contrast,
-    counts_last,
     curve,
     drawn,
     estimate,
@@ -57,6 +55,7 @@ from chameleon_lib.studies.frame import (
     methods_in,
     pick,
     places,
+    tabled,
 )
 from chameleon_lib.studies.methods import FITTED, PAPER, file_part, method_of, short_of, title_of
 from chameleon_lib.studies.run import Arm, Cell, Plan, Run, run_grid, split_of, studied
@@ -66,6 +65,7 @@ from chameleon_lib.studies.sweeps import (
     Results,
     ask,
     effects_of,
+    numbers_of,
     places_of,
     plot_reading,
 )
@@ -99,7 +99,7 @@ def run(profile: RunProfile, settings: EditSettings, *, sizes: str = "", **optio
     between, the paper's if empty; one above the number of train users becomes that number. More
     options are those of :func:`chameleon_lib.studies.run.run_grid`.
     """
-    wanted = parse_sizes(sizes) if sizes else SIZES
+    wanted = tuple(numbers_of("sizes", sizes, "1,20,100", least=2)) if sizes else SIZES
     fit_between = not profile.name.startswith("demo")
     compute = partial(_compute, sizes=wanted, fit_between=fit_between)
     small = settings.with_(pairs_on_too_few="warn")
@@ -113,33 +113,16 @@ def run(profile: RunProfile, settings: EditSettings, *, sizes: str = "", **optio
     return done
 
 
-def parse_sizes(text: str) -> tuple[int, ...]:
-    """Group sizes in ascending order, each once.
-
-    Raises:
-        UserError: Something else than numbers of at least 1, or no group of two or more users.
-    """
-    try:
-        sizes = sorted({int(part) for part in str(text).split(",")})
-    except ValueError:
-        sizes = [0]
-    if sizes[0] < 1 or sizes[-1] < 2:
-        raise UserError(f"sizes is {text!r}; give numbers like 1,20,100, one of them above 1.")
-    return tuple(sizes)
-
-
 def _compute(plan: Plan, backbone: str, *, sizes: Sequence[int], fit_between: bool) -> list[Cell]:
     desk = plan.open(backbone)
     study = desk.study
-    # Golds are withheld from everything here: no method of this study needs one.
-    train, _ = study.prepare(without_gold(desk.data.train))
+    train = desk.train  # without golds: no method of this study needs one
     held = sorted({min(size, len(train)) for size in sizes})
     tell(f"{backbone} {plan.task}: groups of {', '.join(map(str, held))} users")
-    pairs = study.pairs(train)
-    exam = Exam(study, desk.test, reference_answers(study, desk.data, desk.test))
+    exam = exam_of(desk)
     plain = exam.answer({"instruct": ("instruct", None)})["instruct"]
-    n_random = -(-study.settings.controls_random_draws // len(plan.draws))
-    ladder = Ladder(study, train, pairs, desk.test, sizes, n_random, fit_between)
+    n_random = random_per_draw(study.settings, plan.draws)
+    ladder = Ladder(study, train, study.pairs(train), desk.test, sizes, n_random, fit_between)
     draws = [ladder.rungs(index, first=place == 0) for place, index in enumerate(plan.draws)]
     agreed = agreement_logs([[rung.found for rung in rungs] for rungs in draws])
     results: Results = {rung.condition: {Arm("instruct"): plain} for rung in draws[0]}
@@ -170,69 +153,70 @@ def by_size(run: Run, task: str, model: str) -> list[Place]:
     return sorted(places_of(run, task, model), key=size_of)
 
 
-def levels(run: Run, task: str) -> pd.DataFrame:
+def _all_by_size(run: Run, task: str) -> list[Place]:
+    """The same of every model."""
+    return [place for model in run.models for place in by_size(run, task, model)]
+
+
+@tabled
+def levels(run: Run, task: str) -> Rows:
     """Every method at every size: its level, and its change against Instruct.
 
     A method that does not depend on the size (Instruct) has one row, at 0 users.
     """
     first, *_ = metrics = get_task(task).metrics
     changes = {metric: f"{metric} change" for metric in (*metrics, "margin")}
-    rows: list[dict[str, Any]] = []
-    for model in run.models:
-        for at, place in enumerate(by_size(run, task, model)):
-            for method in methods_in(place.rows):
-                plain = method.id == "instruct"
-                if plain and at > 0:
-                    continue
-                whose = _WHOSE.get(place.condition, "the group's")
-                row: dict[str, Any] = {
-                    "model": place.title,
-                    "users": 0 if plain else size_of(place),
-                    "directions": "none" if plain else whose,
-                    "method": method.title,
-                    "kind": method.kind,
-                }
-                row |= estimate_columns(estimate(place.rows, method.id, first), first)
-                change = partial(estimate, place.rows, method.id, against="instruct")
-                row |= columns_of(changes, change)
-                own = place.of(method.id)
-                # Over the sets of train users, mean over backbones; NaN for one set.
-                score = STATISTICS[first][0]
-                spread = [seed_sd(matrix(part, score)[0]) for _, part in places(own, "backbone")]
-                row[f"{first} sd over sets"] = float(np.mean(spread))
-                for name in ("changed", "valid"):
-                    row[f"{name} rate"] = float(pick(own, metric=name)["value"].mean())
-                rows.append(row)
-    return counts_last(pd.DataFrame(rows))
+    shown: set[str] = set()  # models whose Instruct has its row
+    for place in _all_by_size(run, task):
+        for method in methods_in(place.rows):
+            plain = method.id == "instruct"
+            if plain and place.model in shown:
+                continue
+            shown |= {place.model} if plain else set()
+            row: dict[str, Any] = {
+                "model": place.title,
+                "users": 0 if plain else size_of(place),
+                "directions": "none" if plain else _WHOSE.get(place.condition, "the group's"),
+                "method": method.title,
+                "kind": method.kind,
+            }
+            row |= estimate_columns(estimate(place.rows, method.id, first), first)
+            change = partial(estimate, place.rows, method.id, against="instruct")
+            row |= columns_of(changes, change)
+            own = place.of(method.id)
+            # Over the sets of train users, mean over backbones; NaN for one set.
+            score = STATISTICS[first][0]
+            spread = [seed_sd(matrix(part, score)[0]) for _, part in places(own, "backbone")]
+            row[f"{first} sd over sets"] = float(np.mean(spread))
+            for name in ("changed", "valid"):
+                row[f"{name} rate"] = float(pick(own, metric=name)["value"].mean())
+            yield row
 
 
-def pairs(run: Run, task: str) -> pd.DataFrame:
+@tabled
+def pairs(run: Run, task: str) -> Rows:
     """Per model and condition: pairs behind one set of directions, and the layers they edit.
 
     For single users ``users`` counts those who have directions, and ``layers`` says how many of
     them edit each layer.
     """
-    rows = []
-    for place in (place for model in run.models for place in by_size(run, task, model)):
+    for place in _all_by_size(run, task):
         # A test user's own pairs are the same in every draw.
         own = slice(0, 1) if place.condition == OWN else slice(None)
         logs = [log for cell in place.cells for log in cell.draws[own]]
         single = place.condition in SINGLES
         kept = [log["kept"] / (log["users"] if single else 1) for log in logs]
-        rows.append(
-            {
-                "model": place.title,
-                "condition": place.condition,
-                "users": float(np.mean([log["users"] for log in logs])),
-                "pairs per direction": float(np.mean(kept)),
-                "drop rate": float(np.mean([log["identical"] / log["pairs"] for log in logs])),
-                "fewer pairs than pairs_k_min": min(kept) < run.settings.pairs_k_min,
-                "edited layers": " | ".join(_layers(log["layers"]) for log in logs),
-                "n": min(log["users"] for log in logs),
-                "seeds": len(logs),
-            }
-        )
-    return pd.DataFrame(rows)
+        yield {
+            "model": place.title,
+            "condition": place.condition,
+            "users": float(np.mean([log["users"] for log in logs])),
+            "pairs per direction": float(np.mean(kept)),
+            "drop rate": float(np.mean([log["identical"] / log["pairs"] for log in logs])),
+            "fewer pairs than pairs_k_min": min(kept) < run.settings.pairs_k_min,
+            "edited layers": " | ".join(_layers(log["layers"]) for log in logs),
+            "n": min(log["users"] for log in logs),
+            "seeds": len(logs),
+        }
 
 
 def _layers(layers: Sequence[int] | dict[int, int]) -> str:
@@ -241,13 +225,13 @@ def _layers(layers: Sequence[int] | dict[int, int]) -> str:
     return ",".join(map(str, layers))
 
 
-def agreement(run: Run, task: str) -> pd.DataFrame:
+@tabled
+def agreement(run: Run, task: str) -> Rows:
     """Absolute cosine of every condition's directions to those of the largest groups.
 
     Mean over draws with the lowest and highest draw; ``n`` counts the users behind the directions.
     """
-    rows = []
-    for place in (place for model in run.models for place in by_size(run, task, model)):
+    for place in _all_by_size(run, task):
         logs, condition = place.logs, place.condition
         for (method, theta), title in _THETAS.items():
             for against in ("own draw", "other draws"):
@@ -258,23 +242,20 @@ def agreement(run: Run, task: str) -> pd.DataFrame:
                 shared = 0.0 if condition == OWN else 1.0
                 if condition != OWN and against == "other draws":
                     shared = float(np.mean([log["shared"] for log in logs]))
-                rows.append(
-                    {
-                        "model": place.title,
-                        "condition": condition,
-                        "users": size_of(place),
-                        "direction": title,
-                        "large group of the": against,
-                        "cosine": float(np.mean(found)),
-                        "lowest": min(found),
-                        "highest": max(found),
-                        "chance": chance(logs[0]["d"]),
-                        "users shared": shared,
-                        "n": min(log["users"] for log in logs),
-                        "seeds": len(found),
-                    }
-                )
-    return pd.DataFrame(rows)
+                yield {
+                    "model": place.title,
+                    "condition": condition,
+                    "users": size_of(place),
+                    "direction": title,
+                    "large group of the": against,
+                    "cosine": float(np.mean(found)),
+                    "lowest": min(found),
+                    "highest": max(found),
+                    "chance": chance(logs[0]["d"]),
+                    "users shared": shared,
+                    "n": min(log["users"] for log in logs),
+                    "seeds": len(found),
+                }
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -421,18 +402,16 @@ def _of_model(run: Run, task: str, model: str) -> list[Claim]:
     return made
 
 
-def claim_frame(found: Sequence[Claim]) -> pd.DataFrame:
+@tabled
+def claim_frame(found: Sequence[Claim]) -> Rows:
     """Every claim's effect, and the effect minus each of its controls, one row each."""
-    rows = [
-        {
+    for claim, control, number in effects_of(found):
+        yield {
             "model": title_of(claim.model),
             "claim": f"{claim.words} ({get_task(claim.task).metrics[0]} change)",
             "minus the control": control.replace("_", " ") or "(none)",
             **estimate_columns(number),
         }
-        for claim, control, number in effects_of(found)
-    ]
-    return counts_last(pd.DataFrame(rows))
 
 
 def verdicts(found: Sequence[Claim], notebook: str) -> list[Verdict]:

@@ -40,17 +40,17 @@ from chameleon_lib.kit.stats import DIRECTION_ONLY, DOES_NOT_HOLD, HOLDS
 from chameleon_lib.kit.tables import estimate_columns, span
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.rivals.registry import TrainedRival
-from chameleon_lib.studies.arms import Exam, draw_group, reference_answers, score_cell, with_gold
-from chameleon_lib.studies.data import without_gold
+from chameleon_lib.studies.arms import exam_of, groups_of, score_cell
 from chameleon_lib.studies.frame import (
     NOT_IN_PAPER,
     Claim,
+    Rows,
     between,
     columns_of,
-    counts_last,
     drawn,
     estimate,
     judge,
+    tabled,
 )
 from chameleon_lib.studies.methods import FITTED, PAPER, is_papers_decoder, method_of
 from chameleon_lib.studies.rivals import change_on_seen, has_learned, quarters, said
@@ -117,17 +117,14 @@ def _compute(plan: Plan, backbone: str) -> list[Cell]:
     desk = plan.open(backbone)
     study, points = desk.study, points_of(plan.profile)
     tell(f"{backbone} {study.task}: {len(points)} budgets, {len(plan.draws)} groups")
-    train, _ = study.prepare(without_gold(desk.data.train))
-    pairs = study.pairs(train)
-    exam = Exam(study, desk.test, reference_answers(study, desk.data, desk.test))
+    exam = exam_of(desk)
     plain = exam.answer({"instruct": ("instruct", None)})["instruct"]
-    before = said(study, train, "instruct")
+    before = said(study, desk.train, "instruct")
     results: Results = {point.name: {Arm("instruct"): plain} for point in points}
     logs: dict[str, list[Log]] = {point.name: [] for point in points}
     size = base_of(plan.profile, plan.settings)
-    for index in plan.draws:
-        group = with_gold(draw_group(train, size, index), desk.data.train)
-        lot = Lot.of(study, group, pairs, index)
+    for group in groups_of(study, desk.train, plan.draws, golds=desk.data.train, size=size):
+        index, lot = group.index, Lot(study, group)
         arms: dict[tuple[str, Arm], tuple[str, Edit | None]] = {}
         for point in points:
             edits, log = lot.edits(point.pairs)
@@ -139,7 +136,7 @@ def _compute(plan: Plan, backbone: str) -> list[Cell]:
                 results[point.name][Arm(rival.id, index)] = answers
                 if point is points[-1]:
                     log[rival.id]["seen"] = lot.seen_by(rival, share, tuned, before)
-            logs[point.name].append({"draw": index, "users": len(group), **log})
+            logs[point.name].append({"draw": index, "users": len(group.users), **log})
         ask(exam, arms, results)
     return [score_cell(desk, results[p.name], logs[p.name], p.name) for p in points]
 
@@ -194,9 +191,9 @@ def ratios(fitted: Place, dpo: Place) -> tuple[float, float]:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def points(run: Run) -> pd.DataFrame:
+@tabled
+def points(run: Run) -> Rows:
     """One row per model, label and method: quality against Instruct, and what it cost."""
-    rows = []
     for place in places_of(run, TASK):
         for method in (*OURS, *_rivals()):
             level = partial(estimate, place.rows, method)
@@ -208,41 +205,37 @@ def points(run: Run) -> pd.DataFrame:
             )
             row |= columns_of({metric: metric for metric in ("accuracy", "valid")}, level)
             row |= {title: counted(place, method, key) for title, key in _COUNTS.items()}
-            rows.append(row | {"FLOPs with pairs": flops(place, method)})
-    return counts_last(pd.DataFrame(rows))
+            yield row | {"FLOPs with pairs": flops(place, method)}
 
 
-def learned(run: Run) -> pd.DataFrame:
+@tabled
+def learned(run: Run) -> Rows:
     """Did the rivals learn: their loss, and their answers to the very queries they were trained on.
 
     Without both the comparison would be void.
     """
-    rows = []
     for full in (places_of(run, TASK, model)[-1] for model in run.models):
         for method in _rivals():
             logs = [log[method] for log in full.logs]
             ends = np.array([quarters(log["loss"]) for log in logs])  # (trainings, 2)
             gain = change_on_seen(logs)
             fell = int((ends[:, 1] < ends[:, 0]).sum())
-            rows.append(
-                {
-                    "model": full.title,
-                    "method": method_of(method).title,
-                    "share": logs[0]["share"],
-                    "gold labels": float(np.mean([log["gold"] for log in logs])),
-                    "loss, first quarter": float(ends[:, 0].mean()),
-                    "loss, last quarter": float(ends[:, 1].mean()),
-                    "trainings whose loss fell": f"{fell} of {len(logs)}",
-                    **estimate_columns(gain, "accuracy change on seen users"),
-                    "learned": "yes" if has_learned(TASK, logs, gain) else "no",
-                }
-            )
-    return counts_last(pd.DataFrame(rows))
+            yield {
+                "model": full.title,
+                "method": method_of(method).title,
+                "share": logs[0]["share"],
+                "gold labels": float(np.mean([log["gold"] for log in logs])),
+                "loss, first quarter": float(ends[:, 0].mean()),
+                "loss, last quarter": float(ends[:, 1].mean()),
+                "trainings whose loss fell": f"{fell} of {len(logs)}",
+                **estimate_columns(gain, "accuracy change on seen users"),
+                "learned": "yes" if has_learned(TASK, logs, gain) else "no",
+            }
 
 
-def same_compute(run: Run) -> pd.DataFrame:
+@tabled
+def same_compute(run: Run) -> Rows:
     """Our edits at their largest share against every rival within the same compute."""
-    rows = []
     for budgets in (places_of(run, TASK, model) for model in run.models):
         full = budgets[-1]
         for ours, rival in product(OURS, _rivals()):
@@ -257,37 +250,33 @@ def same_compute(run: Run) -> pd.DataFrame:
                 "FLOPs, rival": flops(place, rival),
             }
             shown = {metric: f"{metric}, ours minus rival" for metric in ("accuracy", "f1")}
-            rows.append(row | columns_of(shown, between, full.of(ours), place.of(rival)))
-    return counts_last(pd.DataFrame(rows))
+            yield row | columns_of(shown, between, full.of(ours), place.of(rival))
 
 
-def same_quality(run: Run) -> pd.DataFrame:
+@tabled
+def same_quality(run: Run) -> Rows:
     """The fitted edit against DPO at its largest share: what does equal quality cost.
 
     Both learn from the same pairs, so the pairs are left out of the costs. A share has DPO's
     quality where the whole interval of the difference lies above minus :data:`TOLERANCE`.
     """
-    rows = []
     for place in places_of(run, TASK):
         best = places_of(run, TASK, place.model)[-1]
         found = between(place.of(FITTED), best.of("dpo"), "accuracy")
         parameters, compute = ratios(place, best)
-        rows.append(
-            {
-                "model": place.title,
-                "share of the fitted edit": counted(place, FITTED, "share"),
-                "share of DPO": counted(best, "dpo", "share"),
-                **estimate_columns(found, "accuracy, fitted minus DPO"),
-                "has DPO's quality": "yes" if found.low > -TOLERANCE else "not shown",
-                "trained parameters, fitted": counted(place, FITTED, "trainable"),
-                "trained parameters, DPO": counted(best, "dpo", "trainable"),
-                "ratio of parameters": parameters,
-                "FLOPs, fitted": counted(place, FITTED, "flops"),
-                "FLOPs, DPO": counted(best, "dpo", "flops"),
-                "ratio of FLOPs": compute,
-            }
-        )
-    return counts_last(pd.DataFrame(rows))
+        yield {
+            "model": place.title,
+            "share of the fitted edit": counted(place, FITTED, "share"),
+            "share of DPO": counted(best, "dpo", "share"),
+            **estimate_columns(found, "accuracy, fitted minus DPO"),
+            "has DPO's quality": "yes" if found.low > -TOLERANCE else "not shown",
+            "trained parameters, fitted": counted(place, FITTED, "trainable"),
+            "trained parameters, DPO": counted(best, "dpo", "trainable"),
+            "ratio of parameters": parameters,
+            "FLOPs, fitted": counted(place, FITTED, "flops"),
+            "FLOPs, DPO": counted(best, "dpo", "flops"),
+            "ratio of FLOPs": compute,
+        }
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:

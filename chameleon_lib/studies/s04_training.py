@@ -29,13 +29,12 @@ from chameleon_lib.kit.flops import Tokens, Weights, Work
 from chameleon_lib.rivals.registry import Lesson, TrainedRival, trained
 from chameleon_lib.rivals.settings import drawn
 from chameleon_lib.rivals.tuned import TrainLog
-from chameleon_lib.studies.arms import Exam
+from chameleon_lib.studies.arms import Exam, Group, Log
 from chameleon_lib.studies.rivals import TunedStudy, said, seen_scores, settings_of, stored_tuning
 from chameleon_lib.studies.run import Answers
 from chameleon_lib.studies.study import Study
 
 OURS = ("chameleon", "fitted")
-Log = dict[str, Any]
 
 
 # --- what it costs -------------------------------------------------------------------------------
@@ -154,21 +153,15 @@ class Lot:
     Attributes:
         study: Backbone, task, settings and store.
         group: Train users with gold answers.
-        case: Their pairs; it reads the prompts of Table 1, whose fit at 100 % is then found again.
     """
 
     study: Study
-    group: list[PreparedUser]
-    case: Case
+    group: Group
 
-    @classmethod
-    def of(
-        cls, study: Study, group: list[PreparedUser], pairs: Sequence[PreferencePair], index: int
-    ) -> Lot:
-        """The material of draw ``index``: a group with gold answers, and all users' pairs."""
-        ids = {user.user.id for user in group}
-        own = [pair for pair in pairs if pair.user_id in ids]
-        return cls(study, group, study.case(own, index, group))
+    @cached_property
+    def case(self) -> Case:
+        """All pairs; it reads the prompts of Table 1, whose fit at 100 % is then found again."""
+        return self.study.case(self.group.pairs, self.group.index, self.group.users)
 
     @cached_property
     def pairs(self) -> list[PreferencePair]:
@@ -191,7 +184,7 @@ class Lot:
 
         ``counts`` are share, queries, gold, rows, steps, trainable and loss.
         """
-        made = generation_work(self.study, self.group, written) if written else Work(Tokens())
+        made = generation_work(self.study, self.group.users, written) if written else Work(Tokens())
         return {
             **counts,
             "forward": work.forward.total,
@@ -237,7 +230,7 @@ class Lot:
         """A rival trained on its share and asked, with what it cost and the tuned study."""
         study = self.study
         settings = settings_of(study, rival, share=share)
-        lesson = Lesson(self.group, self.case.contrasts, study.settings)
+        lesson = Lesson(self.group.users, self.case.contrasts, study.settings)
         tuned = stored_tuning(study, rival, lesson, settings, self.case.seed)
         done, after = tuned.log, TunedStudy(study, tuned)
         answers = exam.of(after).answer({rival.id: (rival.prompt(settings), None)})[rival.id]
@@ -262,12 +255,12 @@ class Lot:
         ``plain`` are the untouched model's answers by query id; the scores are ``seen_scores``.
         """
         if rival.uses_gold:
-            queries = [query.id for user in self.group for query in user.user.queries]
+            queries = [query.id for user in self.group.users for query in user.user.queries]
             asked = {queries[i] for i in drawn(rival.id, len(queries), share, self.case.seed)}
         else:
             kept, _ = keep_different(self.chosen(share), self.study.settings)
             asked = {pair.query_id for pair in kept}
-        users = asking(self.group, asked)
+        users = asking(self.group.users, asked)
         after = said(tuned, users, rival.prompt(settings_of(self.study, rival)))
         return seen_scores(self.study.task, users, after, plain)
 

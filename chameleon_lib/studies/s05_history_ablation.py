@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,14 +12,16 @@ import pandas as pd
 from chameleon_lib.core.task import get_task
 from chameleon_lib.kit.figures import FigureOutput
 from chameleon_lib.kit.publish import Publisher
-from chameleon_lib.kit.stats import bootstrap_metric, sums_by_user
+from chameleon_lib.kit.stats import bootstrap_mean
 from chameleon_lib.kit.tables import estimate_columns, span
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.studies.frame import (
     Claim,
+    Rows,
     Term,
     alike,
     better,
+    between,
     columns_of,
     contrast,
     counts_last,
@@ -29,18 +32,14 @@ from chameleon_lib.studies.frame import (
     methods_in,
     pick,
     summarise,
+    tabled,
     titled,
 )
 from chameleon_lib.studies.methods import PAPER as EDIT
 from chameleon_lib.studies.methods import file_part, is_papers_decoder, method_of, title_of
-from chameleon_lib.studies.run import Run, query_users, split_of
+from chameleon_lib.studies.run import Run, left_out, split_of
 from chameleon_lib.studies.s05_selections import PAPER, TRAINED_ITEMS, Choices, prompt_length
-from chameleon_lib.studies.sweeps import (
-    Place,
-    effects_of,
-    places_of,
-    plot_reading,
-)
+from chameleon_lib.studies.sweeps import Place, effects_of, places_of, plot_reading
 
 # Read off the paper's Figure 5 (± 0.002), which has the decoder only; shown, never compared with.
 PLOT: dict[tuple[str, str], Mapping[int, float]] = {
@@ -115,7 +114,8 @@ def _placed(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def against_controls(run: Run, task: str) -> pd.DataFrame:
+@tabled
+def against_controls(run: Run, task: str) -> Rows:
     """The paper's rule minus each control, for every method and number of items they share.
 
     Margins are compared in the embedded world only: in real data the generic answer is what the
@@ -123,7 +123,6 @@ def against_controls(run: Run, task: str) -> pd.DataFrame:
     """
     planted = run.data[task].truth is not None
     shown = {name: name for name in (get_task(task).metrics[0], *(("margin",) if planted else ()))}
-    rows = []
     for model in run.models:
         found = by_selection(run, task, model)
         for (rule, k), other in found.items():
@@ -131,31 +130,27 @@ def against_controls(run: Run, task: str) -> pd.DataFrame:
                 terms = versus(found[PAPER, k], other, method.id)
                 if terms:
                     row = {"model": other.title, "compared": f"{PAPER} minus {rule}", "items": k}
-                    row |= {"method": method.title}
-                    rows.append(row | columns_of(shown, contrast, terms))
-    return counts_last(pd.DataFrame(rows))
+                    yield row | {"method": method.title} | columns_of(shown, contrast, terms)
 
 
-def prompts(run: Run, task: str) -> pd.DataFrame:
+@tabled
+def prompts(run: Run, task: str) -> Rows:
     """What the selection led to: insights, items that fit the context, pairs, edited layers."""
-    rows, users = [], query_users(run, task)
     for place in places_of(run, task):
         rule, k = selected(place)
         row: dict[str, Any] = {"model": place.title, "rule": rule, "items": k}
         row["prompt"] = prompt_length(k, place.model)
-        scores = [cell.scores["insight"] for cell in place.cells]
-        if "named" in scores[0]:
-            named = np.stack([sums_by_user(score["named"][0], users) for score in scores])
-            row |= estimate_columns(bootstrap_metric("mean", named), "insights that name the taste")
+        asked = place.of("insight")
+        if "named" in set(asked["metric"]):
+            named = between(asked, None, "named")
+            row |= estimate_columns(named, "insights that name the taste")
         logs = [log for log in place.logs if "kept" in log]
         layers = [",".join(map(str, log["layers"])) or "none" for log in logs]
-        counts = [cell.counts for cell in place.cells]
-        row |= {
-            "items in the prompt": float(np.mean([score["items"].mean() for score in scores])),
-            "items dropped": sum(count["dropped_items"] for count in counts),
-            "left out: no history": sum(count["no_history"] for count in counts),
-            "left out: too long": sum(count["too_long"] for count in counts),
-            "left out: empty insight": sum(count["empty_insight"] for count in counts),
+        counts = sum((Counter(cell.counts) for cell in place.cells), Counter())
+        yield row | {
+            "items in the prompt": float(pick(asked, metric="items")["value"].mean()),
+            "items dropped": counts["dropped_items"],
+            **left_out(counts),
             "users in a group": _average(logs, "users"),
             "pairs kept": _average(logs, "kept"),
             "pairs identical": _average(logs, "identical"),
@@ -164,44 +159,36 @@ def prompts(run: Run, task: str) -> pd.DataFrame:
             "n": len(run.test_users[task]),
             "seeds": len(logs) or len(place.cells),
         }
-        rows.append(row)
-    return counts_last(pd.DataFrame(rows))
 
 
 def _average(logs: Sequence[dict[str, Any]], name: str) -> float | None:
     return float(np.mean([log[name] for log in logs])) if logs else None
 
 
-def chosen(run: Run, task: str, choices: Choices) -> pd.DataFrame:
+@tabled
+def chosen(run: Run, task: str, choices: Choices) -> Rows:
     """What each rule chooses: no model takes part in this.
 
     ``overlap`` is the share of the chosen items that the paper's rule chooses as well, beside what
     a random choice would share; where a tag is planted, ``taste`` is the share of the chosen items
     that carry it, beside that of the whole history.
     """
-    ids = set(run.test_users[task])
-    users = [user for user in run.data[task].test if user.id in ids]
+    users = run.data[task].chosen(run.test_users[task])
     truth = run.data[task].truth
-    rows = []
     for (rule, k), picked in choices.items():
         both = zip(picked, choices[PAPER, k], strict=True)
         shared = [len(set(mine) & set(other)) / len(mine) for mine, other in both]
         row: dict[str, Any] = {"rule": rule, "items": k}
-        row |= _over_users(shared, "overlap with pca")
+        row |= estimate_columns(bootstrap_mean(shared), "overlap with pca")
         by_chance = [min(1.0, k / len(user.history)) for user in users]
         row["overlap by chance"] = float(np.mean(by_chance))
         if truth is not None and all(truth[user.id].taste.tag for user in users):
             marks = [[i.label == truth[user.id].taste.tag for i in user.history] for user in users]
             each = zip(marks, picked, strict=True)
             carried = [float(np.mean([mark[i] for i in mine])) for mark, mine in each]
-            row |= _over_users(carried, "taste")
+            row |= estimate_columns(bootstrap_mean(carried), "taste")
             row["taste in the whole history"] = float(np.mean([np.mean(m) for m in marks]))
-        rows.append(row)
-    return counts_last(pd.DataFrame(rows))
-
-
-def _over_users(values: Sequence[float], name: str) -> dict[str, float | int]:
-    return estimate_columns(bootstrap_metric("mean", sums_by_user(np.array(values))), name)
+        yield row
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -339,19 +326,17 @@ def _rule_claim(run: Run, task: str, model: str, rule: str, method: str) -> Clai
     return Claim(task, model, words, effect, beaten if effect else {}, True, paper, split=split)
 
 
-def claim_frame(found: Sequence[Claim]) -> pd.DataFrame:
+@tabled
+def claim_frame(found: Sequence[Claim]) -> Rows:
     """Every claim that was run and every control it must beat, one row each."""
-    rows = [
-        {
+    for claim, control, number in effects_of(found):
+        yield {
             "model": title_of(claim.model),
             "claim": claim.words,
             "control": f"minus {control}" if control else "the change itself",
             "metric": get_task(claim.task).metrics[0],
             **estimate_columns(number, "change"),
         }
-        for claim, control, number in effects_of(found)
-    ]
-    return counts_last(pd.DataFrame(rows))
 
 
 def verdicts(found: Sequence[Claim], notebook: str) -> list[Verdict]:

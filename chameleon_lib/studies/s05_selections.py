@@ -8,7 +8,7 @@ fits. Users and groups are the same in all conditions.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -17,17 +17,17 @@ import numpy as np
 
 from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.pairs import PreparedUser, check_pair_count, keep_different
+from chameleon_lib.core.pairs import check_pair_count, keep_different
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.progress import tell
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.studies.arms import Exam, draw_group, reference_answers, score_cell
-from chameleon_lib.studies.data import TaskData, without_gold
-from chameleon_lib.studies.run import Arm, Cell, Desk, Plan, Run, run_grid, sorted_ids, studied
+from chameleon_lib.studies.arms import Log, exam_of, groups_of, score_cell
+from chameleon_lib.studies.data import without_gold
+from chameleon_lib.studies.run import Arm, Cell, Desk, Plan, Run, in_all, run_grid, studied
 from chameleon_lib.studies.study import Study
-from chameleon_lib.studies.sweeps import Results, ask
+from chameleon_lib.studies.sweeps import numbers_of
 
 Arms = Literal["prompts", "edit", "fitted"]
 Choices = dict[tuple[str, int], list[list[int]]]
@@ -104,7 +104,7 @@ class Design:
         Raises:
             UserError: No list of numbers, or one without the paper's.
         """
-        numbers = item_numbers(items)
+        numbers = numbers_of("items", items, ITEMS)
         if paper_items not in numbers:
             raise UserError(f"items is {items!r}; the claims are about {paper_items}, so add it.")
         arms = dict(self.control_arms)
@@ -139,21 +139,6 @@ DEMO = Design(
     ),
     world=(("history", (28, 32)),),
 )
-
-
-def item_numbers(items: str) -> list[int]:
-    """The numbers of items in ascending order, each once.
-
-    Raises:
-        UserError: No list of positive whole numbers.
-    """
-    try:
-        numbers = sorted({int(part) for part in str(items).split(",")})
-    except ValueError:
-        numbers = []
-    if not numbers or numbers[0] < 1:
-        raise UserError(f"items is {items!r}; give whole numbers such as '{ITEMS}'.")
-    return numbers
 
 
 def prompt_length(k: int, backbone: str) -> str:
@@ -204,8 +189,7 @@ def run(
     known = {"tasks": design.tasks, "world": dict(design.world), "data_dir": data_dir}
     selections = tuple(design.selections(items, settings.selection_k))
     compute = partial(_compute, selections=selections)
-    done = run_grid(compute, sized, grouped, **{**known, **options})
-    return replace(done, test_users={cell.task: cell.draws[0]["tested"] for cell in done.cells})
+    return run_grid(compute, sized, grouped, **{**known, **options})
 
 
 def choices(
@@ -215,11 +199,10 @@ def choices(
 
     No backbone takes part in this.
     """
-    chosen = set(done.test_users[task])
-    users = [user for user in done.data[task].test if user.id in chosen]
+    users = done.data[task].chosen(done.test_users[task])
     found = {}
     for rule in RULES:
-        for k in item_numbers(items):
+        for k in numbers_of("items", items, ITEMS):
             settings = Selection(rule, k).settings(done.settings)
             study = Study(done.profile, done.profile.backbones[0], task, settings, store)
             found[rule, k] = study.select(users)
@@ -227,121 +210,83 @@ def choices(
 
 
 def _compute(plan: Plan, backbone: str, *, selections: Sequence[Selection]) -> list[Cell]:
-    data = plan.data()
-    own = _ready(plan, backbone, data, selections)
-    every = [own]
-    for name in plan.profile.backbones:
-        if name != backbone:
-            # From the end: whoever of two workers is done first meets the other halfway.
-            every.append(_ready(plan, name, data, selections[::-1]))
-    test = _common(desk.test for part in every for desk, _ in part.values())
-    edited = [selection for selection in selections if selection.arms != "prompts"]
-    train = _common(part[selection][1] for part in every for selection in edited)
+    own: dict[Selection, Desk] = {}
+    tests, trains, data = [], [], plan.data()
+    for name in sorted(plan.profile.backbones, key=lambda name: name != backbone):
+        # Others from the end: whoever of two workers is done first meets the other halfway.
+        for each in selections if name == backbone else selections[::-1]:
+            study = plan.study(name, each.settings(plan.settings))
+            test = study.prepare(without_gold(data.test))
+            desk = Desk(study, data, test.users, test.counts)
+            tests.append(desk.test)
+            if each.arms != "prompts":
+                trains.append(desk.train)
+            if name == backbone:
+                own[each] = desk
+    common, train = in_all(tests), in_all(trains)
     cells = []
-    for selection, (desk, ready) in own.items():
-        tell(f"{backbone} {plan.task}: {selection.name}, {len(test)} test users")
-        tested = [user for user in desk.test if user.user.id in test]
-        trained = [user for user in ready if user.user.id in train]
-        cells.append(_cell(selection, replace(desk, test=tested), trained, plan.draws))
+    for each, desk in own.items():
+        tell(f"{backbone} {plan.task}: {each.name}, {len(common)} test users")
+        tested = [user for user in desk.test if user.user.id in common]
+        cells.append(_cell(each, replace(desk, test=tested), train, plan.draws))
     return cells
 
 
-def _ready(
-    plan: Plan, backbone: str, data: TaskData, selections: Sequence[Selection]
-) -> dict[Selection, tuple[Desk, list[PreparedUser]]]:
-    """What each selection starts from, and the train users that it can read."""
-    found = {}
-    for selection in selections:
-        study = plan.study(backbone, selection.settings(plan.settings))
-        test = study.prepare(without_gold(data.test))
-        train: list[PreparedUser] = []
-        if selection.arms != "prompts":
-            train, _ = study.prepare(without_gold(data.train))
-        found[selection] = Desk(study, data, test.users, test.counts), train
-    return found
-
-
-def _common(parts: Iterable[Sequence[PreparedUser]]) -> set[str]:
-    """Ids of the users in all of the lists."""
-    return set.intersection(*({user.user.id for user in part} for part in parts))
-
-
-def _cell(
-    selection: Selection, desk: Desk, train: Sequence[PreparedUser], draws: Sequence[int]
-) -> Cell:
+def _cell(selection: Selection, desk: Desk, train: Collection[str], draws: Sequence[int]) -> Cell:
     """The arms of one backbone under one selection, on the users that all have in common."""
-    study, test, data, name = desk.study, desk.test, desk.data, selection.name
     arms: dict[Arm, tuple[str, Edit | None]] = {
         Arm(kind): (kind, None) for kind in ("instruct", "insight")
     }
-    logs: list[dict[str, Any]] = [{}]
+    logs: list[Log] = [{}]
     if selection.arms != "prompts":
-        edits, logs = _edits(study, selection, train, draws)
+        edits, logs = _edits(desk, selection, train, draws)
         arms |= {arm: ("instruct", edit) for arm, edit in edits.items()}
-    results: Results = {}
-    exam = Exam(study, test, reference_answers(study, data, test))
-    ask(exam, {(name, arm): asked for arm, asked in arms.items()}, results)
-    of_all = {
-        "tested": sorted_ids(data, {user.user.id for user in test}),
-        "rule": selection.rule,
-        "items": selection.k,
-    }
-    logs = [{**log, **of_all} for log in logs]
-    cell = score_cell(desk, results[name], logs, name)
-    cell.scores["insight"].update(_prompt_scores(data, test, study.settings))
+    answers = exam_of(desk).answer(arms)
+    logs = [{**log, "rule": selection.rule, "items": selection.k} for log in logs]
+    cell = score_cell(desk, answers, logs, selection.name)
+    cell.answers[Arm("insight")].scores.update(_prompt_scores(desk))
     return cell
 
 
 def _edits(
-    study: Study, selection: Selection, train: Sequence[PreparedUser], draws: Sequence[int]
-) -> tuple[dict[Arm, Edit], list[dict[str, Any]]]:
+    desk: Desk, selection: Selection, common: Collection[str], draws: Sequence[int]
+) -> tuple[dict[Arm, Edit], list[Log]]:
     """``chameleon`` and, if asked for, ``fitted`` of every group, with the log of each.
 
     A rule may show the model so little of a few users that both prompts get the same answers: such
     a group has no edit, and its log says 0 pairs.
     """
-    settings = study.settings
-    ids = {i: {user.user.id for user in draw_group(train, settings.group_size, i)} for i in draws}
-    pairs = study.pairs([user for user in train if user.user.id in set().union(*ids.values())])
+    study, settings = desk.study, desk.study.settings
+    train = [user for user in desk.train if user.user.id in common]
     edits: dict[Arm, Edit] = {}
     logs = []
-    for i in draws:
-        own = [pair for pair in pairs if pair.user_id in ids[i]]
-        case = Case(study, *keep_different(own, settings), own, i)
-        own_log: dict[str, Any] = {
-            "draw": i,
-            "users": len(ids[i]),
-            "kept": len(case.kept),
-            "identical": len(case.identical),
-            "layers": [],
-        }
-        logs.append(own_log)
+    for group in groups_of(study, train, draws):
+        case = Case(study, *keep_different(group.pairs, settings), group.pairs, group.index)
+        logs.append(group.log(case))
         if not case.kept:
-            own_log["refused"] = _NO_PAIR
+            logs[-1]["refused"] = _NO_PAIR
             log.warning("%s %s, %s: %s", study.backbone_id, study.task, selection.name, _NO_PAIR)
             continue
         check_pair_count(len(case.kept), settings)
-        edits[Arm("chameleon", i)] = case.edit("paper")
-        own_log["layers"] = list(case.layers)
+        edits[Arm("chameleon", group.index)] = case.edit("paper")
         if selection.arms == "fitted":
-            edits[Arm("fitted", i)] = case.edit("fitted")
-            own_log["fit"] = case.fits["fitted"].log()
+            edits[Arm("fitted", group.index)] = case.edit("fitted")
+            logs[-1]["fit"] = case.fits["fitted"].log()
     return edits, logs
 
 
-def _prompt_scores(
-    data: TaskData, test: Sequence[PreparedUser], settings: EditSettings
-) -> Mapping[str, np.ndarray]:
-    """What stands in the prompt of every query, (1, queries) each.
+def _prompt_scores(desk: Desk) -> dict[str, np.ndarray]:
+    """What stands in the prompt of every query, (queries,) each.
 
     ``items`` counts the history items; ``named`` says whether the insight names the planted taste
     (the embedded world only).
     """
+    truth = desk.data.truth
     rows: dict[str, list[float]] = {"items": []}
-    for user in test:
-        for personal, _ in user.insights_for(settings.insight_scope):
+    for user in desk.test:
+        for personal, _ in user.insights_for(desk.study.settings.insight_scope):
             rows["items"].append(float(len(user.items)))
-            if data.truth is not None:
-                planted = data.truth[user.user.id].insight
+            if truth is not None:
+                planted = truth[user.user.id].insight
                 rows.setdefault("named", []).append(float(personal == planted))
-    return {name: np.array([values]) for name, values in rows.items()}
+    return {name: np.array(values) for name, values in rows.items()}

@@ -25,7 +25,7 @@ from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import span
 from chameleon_lib.kit.verdicts import Verdict
-from chameleon_lib.studies.arms import draw_group
+from chameleon_lib.studies.arms import groups_of
 from chameleon_lib.studies.data import without_gold
 from chameleon_lib.studies.frame import (
     Claim,
@@ -43,12 +43,7 @@ from chameleon_lib.studies.frame import (
     places,
     tabulate,
 )
-from chameleon_lib.studies.methods import (
-    FITTED,
-    PAPER,
-    controls_of,
-    method_of,
-)
+from chameleon_lib.studies.methods import FITTED, PAPER, controls_of, method_of
 from chameleon_lib.studies.run import Cell, Run, split_of
 from chameleon_lib.studies.s03_ladder import chance
 from chameleon_lib.studies.study import Study
@@ -242,15 +237,13 @@ def _pair_cosine(log: dict[str, Any]) -> float:
 def _halves(run: Run, cell: Cell, store: ArtifactStore) -> dict[str, float]:
     """Mean absolute cosine between the halves of every group, by kind; and the model's width."""
     study = Study(run.profile, cell.backbone, cell.task, run.settings, store)
-    train, _ = study.prepare(without_gold(run.data[cell.task].train))
-    pairs = study.pairs(train)
-    seeds = run.settings.group_seeds
-    draws = seeds if len(seeds) == len(cell.draws) else tuple(range(len(cell.draws)))
+    train = study.prepare(without_gold(run.data[cell.task].train)).users
     found = []
-    for index, log in zip(draws, cell.draws, strict=True):
-        ids = {user.user.id for user in draw_group(train, run.settings.group_size, index)}
-        kept, _ = keep_different([pair for pair in pairs if pair.user_id in ids], run.settings)
-        found.append(_between(study, kept, index, log["layers"]))
+    for group, log in zip(
+        groups_of(study, train, [log["draw"] for log in cell.draws]), cell.draws, strict=True
+    ):
+        kept, _ = keep_different(group.pairs, run.settings)
+        found.append(_between(study, kept, group.index, log["layers"]))
     return {name: float(np.mean([one[name] for one in found])) for name in (*HALVES, "width")}
 
 

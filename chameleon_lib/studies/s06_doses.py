@@ -9,7 +9,7 @@ gain accuracy with it; the margin between the user's and the generic answer does
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import NOT_RUN, Estimate
 from chameleon_lib.kit.tables import span
 from chameleon_lib.kit.verdicts import Verdict
-from chameleon_lib.studies.arms import Exam, draw_group, reference_answers, score_cell
+from chameleon_lib.studies.arms import exam_of, groups_of, score_cell
 from chameleon_lib.studies.data import TaskData, without_gold
 from chameleon_lib.studies.frame import (
     NOT_IN_PAPER,
@@ -47,7 +47,7 @@ from chameleon_lib.studies.frame import (
     where_defined,
 )
 from chameleon_lib.studies.methods import FITTED, PAPER, method_of
-from chameleon_lib.studies.run import Arm, Cell, Desk, Plan, Run, run_grid, sorted_ids, studied
+from chameleon_lib.studies.run import Arm, Cell, Desk, Plan, Run, in_all, run_grid, studied
 from chameleon_lib.studies.s06_ledger import line_names
 from chameleon_lib.studies.study import Study
 
@@ -69,10 +69,12 @@ def run(
 ) -> Run | None:
     """Compute the doses; None where tastes cannot be planted.
 
+    The selection is not that of ``settings``: histories of exchangeable items need no embedder,
+    whose cost would be that of all answers.
+
     Args:
         profile: Its studied backbones are used.
-        settings: Every choice of the method but the selection: histories of exchangeable items
-            need no embedder, whose cost would be that of all answers.
+        settings: Every other choice of the method.
         doses: Strengths of the world.
         users: Train users, at most, and test users; a smaller ``max_users`` caps both.
         group: Users per group, at most.
@@ -90,9 +92,7 @@ def run(
         group_size=min(settings.group_size, group),
         pairs_on_too_few="warn",  # a weak taste leaves few pairs: that is a finding (A20)
     )
-    done = run_grid(partial(_compute, doses=tuple(doses)), sized, light, **options)
-    tested = {cell.task: cell.draws[0]["tested"] for cell in done.cells}
-    return replace(done, test_users=tested)
+    return run_grid(partial(_compute, doses=tuple(doses)), sized, light, **options)
 
 
 def doses_of(done: Run) -> dict[str, float]:
@@ -103,12 +103,11 @@ def doses_of(done: Run) -> dict[str, float]:
 def _compute(plan: Plan, backbone: str, *, doses: Sequence[float]) -> list[Cell]:
     plans = [replace(plan, world=(*plan.world, ("strength", dose))) for dose in doses]
     worlds = [each.data() for each in plans]
-    everyone = [
-        {user.user.id for user in _asked(each.study(name), data.test)}
+    tested = in_all(
+        _asked(each.study(name), data.test)
         for name in sorted(plan.profile.backbones, key=lambda name: name == backbone)
         for each, data in zip(plans, worlds, strict=True)
-    ]
-    tested = set.intersection(*everyone)
+    )
     return [
         _cell(each.study(backbone), data, plan.draws, dose, tested)
         for each, data, dose in zip(plans, worlds, doses, strict=True)
@@ -128,42 +127,25 @@ def _asked(study: Study, users: Sequence[User]) -> list[PreparedUser]:
 
 
 def _cell(
-    study: Study, data: TaskData, draws: Sequence[int], dose: float, tested: set[str]
+    study: Study, data: TaskData, draws: Sequence[int], dose: float, tested: Collection[str]
 ) -> Cell:
-    """All arms of one backbone at one dose."""
+    """All arms of one backbone at one dose: paper's, fitted and random edit of every group."""
     tell(f"{study.backbone_id} {study.task}: taste of strength {dose:g}, {len(tested)} test users")
     test = [user for user in _asked(study, data.test) if user.user.id in tested]
-    edits, logs = _edits(study, data.train, draws)
-    arms: dict[Arm, tuple[str, Edit | None]] = {Arm("instruct"): ("instruct", None)}
-    arms |= {arm: ("instruct", edit) for arm, edit in edits.items()}
-    answers = Exam(study, test, reference_answers(study, data, test)).answer(arms)
-    ids = sorted_ids(data, tested)
-    logs = [{**log, "tested": ids, "strength": dose} for log in logs]
     counts = {"users": len(data.test), "too_long": len(data.test) - len(test)}
-    return score_cell(Desk(study, data, test, counts), answers, logs, f"strength {dose:g}")
-
-
-def _edits(
-    study: Study, users: Sequence[User], draws: Sequence[int]
-) -> tuple[dict[Arm, Edit], list[dict[str, Any]]]:
-    """Paper's, fitted and random edit of every group, and what went into them."""
-    settings = study.settings
-    train: list[PreparedUser] = study.prepare(without_gold(users))[0]
-    pairs = study.pairs(train)
-    cases = {}
-    for index in draws:
-        ids = {user.user.id for user in draw_group(train, settings.group_size, index)}
-        cases[index] = study.case([pair for pair in pairs if pair.user_id in ids], index)
-    edits: dict[Arm, Edit] = {}
+    desk = Desk(study, data, test, counts)
+    arms: dict[Arm, tuple[str, Edit | None]] = {Arm("instruct"): ("instruct", None)}
     logs = []
-    for index, case in cases.items():
-        edits[Arm(PAPER, index)] = case.edit("paper")
-        edits[Arm("random", index)] = case.edit("random", 1000 + index)
-        edits[Arm(FITTED, index)] = study.preference_fit(case.contrasts, seed=index).edit
-        size = min(settings.group_size, len(train))
-        counts = {"kept": len(case.kept), "identical": len(case.identical)}
-        logs.append({"users": size, **counts})
-    return edits, logs
+    for group in groups_of(study, desk.train, draws):
+        case, index = study.case(group.pairs, group.index), group.index
+        edits = {
+            PAPER: case.edit("paper"),
+            "random": case.edit("random", 1000 + index),
+            FITTED: study.preference_fit(case.contrasts, seed=index).edit,
+        }
+        arms |= {Arm(name, index): ("instruct", edit) for name, edit in edits.items()}
+        logs.append({**group.log(case), "strength": dose})
+    return score_cell(desk, exam_of(desk).answer(arms), logs, f"strength {dose:g}")
 
 
 # ---- What came out
@@ -197,14 +179,8 @@ def slope(part: pd.DataFrame, doses: dict[str, float], method: str, against: str
     """Least-squares slope of ``method`` minus ``against`` over the strength, per unit of it.
 
     The slope is a weighted sum of the differences at the doses, so it is resampled over users like
-    any other contrast.
-
-    Args:
-        part: Rows of one task and model.
-        doses: Condition → strength.
-        method: Method id.
-        against: Method id.
-        metric: A mean.
+    any other contrast. ``part`` holds the rows of one task and model, ``doses`` maps a condition to
+    its strength, and the metric is a mean.
     """
     values = np.array(list(doses.values()))
     centred = values - values.mean()

@@ -79,10 +79,7 @@ def n_tests(frame: pd.DataFrame) -> int:
 def against_default(frame: pd.DataFrame, rows: pd.DataFrame, metric: str) -> Estimate:
     """The edited model under a reading minus the same by default, from the same groups.
 
-    Args:
-        frame: The result frame.
-        rows: Those of the reading, of one task and model.
-        metric: A mean.
+    ``rows`` are those of the reading, of one task and model; the metric is a mean.
     """
     edited = pick(rows, method=PAPER)
     return contrast([(1, edited), (-1, alike(_default(frame, rows, PAPER), edited))], metric)

@@ -18,13 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.pairs import (
-    PreferencePair,
-    PreparedUser,
-    check_pair_count,
-    fit_context,
-    keep_different,
-)
+from chameleon_lib.core.pairs import PreparedUser, check_pair_count, fit_context, keep_different
 from chameleon_lib.core.settings import EditSettings, ambiguity_ledger
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
@@ -32,11 +26,11 @@ from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.progress import tell
 from chameleon_lib.studies.arms import (
     Exam,
-    draw_group,
+    Group,
+    groups_of,
     prompt_texts,
     reference_answers,
     score_cell,
-    with_gold,
 )
 from chameleon_lib.studies.data import without_gold
 from chameleon_lib.studies.methods import FITTED, PAPER
@@ -284,30 +278,27 @@ class _Bench:
 
     def __init__(self, plan: Plan, desk: Desk) -> None:
         self.plan, self.desk, self.study = plan, desk, desk.study
-        self.blind = without_gold(desk.data.train)
-        self.train, _ = self.study.prepare(self.blind)
-        self.groups = {
-            index: draw_group(self.train, plan.settings.group_size, index) for index in plan.draws
-        }
+        # Gold answers are read beside the pairs in Table 1, so they are here; no fit sees them.
+        golds = desk.data.train
+        found = groups_of(self.study, desk.train, plan.draws, golds=golds)
+        self.groups = {group.index: group for group in found}
         self.reference = reference_answers(self.study, desk.data, desk.test)
         self._exam: tuple[str, Exam] | None = None
         self._own = self.exam(plan.settings, desk.test)
-        self._pairs = self._grouped(self.study.pairs(self.train))
         self._h: dict[int, tuple[Tensor, Tensor]] = {}
 
     def cell(self, variant: Variant) -> Cell:
         """The paper's edit under one reading, and the fitted one where strengths are varied."""
         settings = variant.settings(self.plan.settings, self.study.backbone.n_layers)
-        exam = self._exam_of(variant)
-        pairs = self._pairs_of(variant)
+        exam, groups = self._exam_of(variant), self._groups_of(variant)
         fitted = variant.title == DEFAULT or variant.id == "A12"
         arms: dict[Arm, tuple[str, Edit | None]] = {Arm("instruct"): ("instruct", None)}
         # Without the edit, what it adds is not known.
         arms[Arm(variant.prompt)] = (variant.prompt, None)
         logs: list[dict[str, Any]] = []
-        for index in self.plan.draws:
+        for index, group in groups.items():
             try:
-                edit, log = self._edit(variant, settings, pairs[index], index)
+                edit, log = self._edit(variant, settings, group)
             except UserError as error:  # a finding of its own: listed, never skipped in silence
                 logs.append({"draw": index, "refused": str(error)})
                 continue
@@ -316,7 +307,7 @@ class _Bench:
             arms[Arm(PAPER, index)] = (variant.prompt, acting)
             if fitted:
                 arms[Arm(FITTED, index)] = ("instruct", self._fitted(settings, index))
-            logs.append({"draw": index, "users": len(self.groups[index]), **log})
+            logs.append({"draw": index, "users": len(group.users), **log})
         return score_cell(self.desk, exam.answer(arms), logs, variant.title)
 
     def exam(self, settings: EditSettings, users: Sequence[PreparedUser]) -> Exam:
@@ -360,22 +351,24 @@ class _Bench:
             users.append(replace(prepared, items=fitting or prepared.items))
         return users
 
-    def _pairs_of(self, variant: Variant) -> dict[int, list[PreferencePair]]:
-        """Unfiltered pairs of every group, made anew where a reading changes how."""
+    def _groups_of(self, variant: Variant) -> dict[int, Group]:
+        """The groups, with pairs that are made anew where a reading changes how."""
         changed = {k: v for k, v in _only(variant, _PAIRS).items() if k not in _PROMPT_ALONE}
         if not changed:
-            return self._pairs
+            return self.groups
         study = self._study(self.plan.settings.with_(**changed))
-        return self._grouped(study.pairs(study.prepare(self.blind)[0]))
-
-    def _grouped(self, pairs: Sequence[PreferencePair]) -> dict[int, list[PreferencePair]]:
-        groups = {i: {user.user.id for user in group} for i, group in self.groups.items()}
-        return {i: [pair for pair in pairs if pair.user_id in ids] for i, ids in groups.items()}
+        pairs = study.pairs(study.prepare(without_gold(self.desk.data.train)).users)
+        found = {}
+        for index, group in self.groups.items():
+            ids = {user.user.id for user in group.users}
+            found[index] = replace(group, pairs=[pair for pair in pairs if pair.user_id in ids])
+        return found
 
     def _edit(
-        self, variant: Variant, settings: EditSettings, pairs: list[PreferencePair], index: int
+        self, variant: Variant, settings: EditSettings, group: Group
     ) -> tuple[Edit, dict[str, Any]]:
-        kept, identical = keep_different(pairs, settings)
+        index = group.index
+        kept, identical = keep_different(group.pairs, settings)
         check_pair_count(len(kept), settings)
         reads = _only(variant, (*_PAIRS, "pairs_text", "embed_", "edit_site", "t5_"))
         if set(reads) - set(_PROMPT_ALONE):
@@ -394,9 +387,8 @@ class _Bench:
 
     def _fitted(self, settings: EditSettings, index: int) -> Edit:
         """The fitted edit of Table 1 at the strength of ``settings``."""
-        # Gold answers are read beside the pairs there, so they are here; the fit sees none.
-        group = with_gold(self.groups[index], self.desk.data.train)
-        edit = self.study.case(self._pairs[index], index, group).edit("fitted")
+        group = self.groups[index]
+        edit = self.study.case(group.pairs, index, group.users).edit("fitted")
         return replace(edit, alpha_p=settings.edit_alpha_p, alpha_n=settings.edit_alpha_n)
 
 

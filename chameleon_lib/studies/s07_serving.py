@@ -34,7 +34,7 @@ from chameleon_lib.serving.agreement import View, distance, view
 from chameleon_lib.serving.export import Export, check_form, export_edit
 from chameleon_lib.serving.mixed import mixed_users
 from chameleon_lib.serving.store import ProfileStore
-from chameleon_lib.studies.arms import Exam, draw_group, reference_answers
+from chameleon_lib.studies.arms import exam_of, groups_of
 from chameleon_lib.studies.data import TaskData, load_task_data, without_gold
 from chameleon_lib.studies.methods import model_of, tell_apart, title_of
 from chameleon_lib.studies.run import Plan, plans_of
@@ -319,18 +319,15 @@ def stable_part(both: pd.DataFrame) -> pd.DataFrame:
 def _solved(plan: Plan, backbone: str) -> dict[str, Any]:
     desk = plan.open(backbone)
     study = desk.study
-    train, _ = study.prepare(without_gold(desk.data.train))
-    group = {user.user.id for user in draw_group(train, study.settings.group_size, _SEED)}
-    pairs = [pair for pair in study.pairs(train) if pair.user_id in group]
-    kept, identical = keep_different(pairs, study.settings)
+    [group] = groups_of(study, desk.train, (_SEED,))
+    kept, identical = keep_different(group.pairs, study.settings)
     cases = [
-        Case(study.with_(ccs_solver=solver), kept, identical, pairs, _SEED)
+        Case(study.with_(ccs_solver=solver), kept, identical, group.pairs, _SEED)
         for solver in ("reference", "span")
     ]
-    exam = Exam(study, desk.test, reference_answers(study, desk.data, desk.test))
     edits: list[Edit | None] = [None, *(case.edit("paper") for case in cases)]
     arms = {at: ("instruct", edit) for at, edit in enumerate(edits)}
-    base, *both = (np.array(said.texts) for said in exam.answer(arms).values())
+    base, *both = (np.array(said.texts) for said in exam_of(desk).answer(arms).values())
     equal = both[0] == both[1]
     edited = (both[0] != base) | (both[1] != base)
     reference, span = (case.main for case in cases)

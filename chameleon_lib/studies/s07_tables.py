@@ -28,14 +28,7 @@ from chameleon_lib.kit.stats import bootstrap_metric, sums_by_user
 from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.serving.factors import projection
 from chameleon_lib.studies.frame import forest
-from chameleon_lib.studies.s07_serving import (
-    FORMS,
-    PADDED,
-    SERVER_RANK,
-    Row,
-    Service,
-    Shipped,
-)
+from chameleon_lib.studies.s07_serving import FORMS, PADDED, SERVER_RANK, Row, Service, Shipped
 
 UNEDITED = "no edit"
 PAPER = ("mistralai/Mistral-7B-Instruct-v0.3", "google/flan-t5-xxl")

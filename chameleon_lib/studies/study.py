@@ -110,13 +110,6 @@ def open_embedder(name: str, offline: bool) -> Embedder:
 class Study(Chameleon):
     """:class:`Chameleon` opened by a run's names, with the artifact store as its keeper.
 
-    Args:
-        profile: Run profile.
-        backbone_id: One of its backbones.
-        task: Task name.
-        settings: Every choice of the method.
-        store: Artifact store; the default one if None.
-
     Raises:
         UserError: Settings with a ``pairs_k_max``.
     """

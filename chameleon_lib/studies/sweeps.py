@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from chameleon_lib.core.edit import Edit
+from chameleon_lib.errors import UserError
 from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.studies.arms import Exam
 from chameleon_lib.studies.frame import Claim, pick
@@ -63,6 +64,24 @@ def places_of(run: Run, task: str, model: str | None = None) -> list[Place]:
             if cells:
                 found.append(Place(each, condition, pick(own, condition=condition), cells))
     return found
+
+
+def numbers_of(name: str, text: str, such_as: str, least: int = 1) -> list[int]:
+    """The numbers of a parameter, divided by commas, in ascending order, each once.
+
+    ``least`` is the smallest that the largest of them may be.
+
+    Raises:
+        UserError: No list of positive whole numbers, or none as large as that.
+    """
+    try:
+        numbers = sorted({int(part) for part in str(text).split(",")})
+    except ValueError:
+        numbers = []
+    if not numbers or numbers[0] < 1 or numbers[-1] < least:
+        above = f", one of them at least {least}" if least > 1 else ""
+        raise UserError(f"{name} is {text!r}; give whole numbers such as '{such_as}'{above}.")
+    return numbers
 
 
 def plot_reading(plot: Mapping[int, float], model: str, few: int, many: int) -> str:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
-from chameleon_lib.core import chameleon as fits_module
+from chameleon_lib.core import chameleon
 from chameleon_lib.core.fitting import Contrast
 from chameleon_lib.core.pairs import PreparedUser
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.rivals import aloe as aloe_module
-from chameleon_lib.rivals import dpo as dpo_module
+from chameleon_lib.rivals import aloe, dpo
 from chameleon_lib.rivals.rows import GoldExample
 from chameleon_lib.studies import s01_per_user as cells_module
+from chameleon_lib.studies.data import TaskData, load_task_data
 from chameleon_lib.studies.run import Run
 from chameleon_lib.studies.s01_per_user import run
+from tests.studies.planted import texts_of
 from tests.studies.small import SETTINGS, small_profile, use_small_models
 
 TASKS = ("LaMP_3", "LaMP_7")
@@ -48,35 +51,63 @@ class Finished:
 def finish(folder: Path) -> Finished:
     """Compute the run into ``folder``."""
     watch = Watch()
-    aloe, dpo = aloe_module.train_aloe, dpo_module.train_dpo
-    build, fit = cells_module.build_draw, fits_module.fit_by_preference
+    build = cells_module.build_draw
 
-    def build_draw(study: Any, group: Any, pairs: Any, *rest: Any) -> Any:
-        watch.groups.append(list(group))
-        watch.queries += [pair.query for pair in pairs]
-        return build(study, group, pairs, *rest)
-
-    def fit_by_preference(backbone: Any, contrasts: Sequence[Contrast], *a: Any, **k: Any) -> Any:
-        watch.contrasts += contrasts
-        return fit(backbone, contrasts, *a, **k)
-
-    def train_aloe(backbone: Any, examples: Sequence[GoldExample], *a: Any, **k: Any) -> Any:
-        watch.examples += examples
-        return aloe(backbone, examples, *a, **k)
-
-    def train_dpo(backbone: Any, contrasts: Sequence[Contrast], *a: Any, **k: Any) -> Any:
-        watch.preferences += contrasts
-        return dpo(backbone, contrasts, *a, **k)
+    def build_draw(study: Any, group: Any, *rest: Any) -> Any:
+        watch.groups.append(list(group.users))
+        watch.queries += [pair.query for pair in group.pairs]
+        return build(study, group, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         use_small_models(patch)
         patch.setattr(cells_module, "build_draw", build_draw)
-        patch.setattr(fits_module, "fit_by_preference", fit_by_preference)
-        patch.setattr(aloe_module, "train_aloe", train_aloe)
-        patch.setattr(dpo_module, "train_dpo", train_dpo)
+        listen(patch, chameleon, "fit_by_preference", watch.contrasts.extend)
+        listen(patch, aloe, "train_aloe", watch.examples.extend)
+        listen(patch, dpo, "train_dpo", watch.preferences.extend)
         return Finished(run(PROFILE, SETTINGS, store=ArtifactStore(folder)), watch, folder)
+
+
+def listen(
+    patch: pytest.MonkeyPatch, module: ModuleType, name: str, hear: Callable[[list[Any]], object]
+) -> None:
+    """Give ``hear`` the material, the second argument, of every call of a function."""
+    work = getattr(module, name)
+
+    def heard(backbone: Any, material: Any, *rest: Any, **options: Any) -> Any:
+        hear(list(material))
+        return work(backbone, material, *rest, **options)
+
+    patch.setattr(module, name, heard)
 
 
 def units(folder: Path) -> dict[Path, int]:
     """Every stored unit with the time it was written."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.unit")}
+
+
+def assert_same(one: Run, other: Run) -> None:
+    """Both runs have the same cells with the same answers, scores and logs."""
+    assert len(one.cells) == len(other.cells)
+    for mine, theirs in zip(one.cells, other.cells, strict=True):
+        assert (mine.users, mine.counts, mine.draws) == (theirs.users, theirs.counts, theirs.draws)
+        assert texts_of(mine) == texts_of(theirs)
+        for arm, answers in mine.answers.items():
+            for name, values in answers.scores.items():
+                np.testing.assert_array_equal(values, theirs.answers[arm].scores[name])
+
+
+def with_golds(*parts: str) -> Any:
+    """``load_task_data`` with every gold of some parts replaced by "1"."""
+
+    def load(*args: Any) -> TaskData:
+        data = load_task_data(*args)
+        changed: dict[str, Any] = {
+            part: tuple(
+                replace(user, queries=tuple(replace(query, gold="1") for query in user.queries))
+                for user in getattr(data, part)
+            )
+            for part in parts
+        }
+        return replace(data, **changed)
+
+    return load

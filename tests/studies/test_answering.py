@@ -16,13 +16,7 @@ from chameleon_lib.studies.arms import Exam, Reference, prompt_texts
 from chameleon_lib.studies.data import load_task_data, without_gold
 from chameleon_lib.studies.study import Study
 from tests.backbones.tiny import make_edit
-from tests.studies.small import (
-    SETTINGS,
-    reference_of,
-    small_profile,
-    study_in,
-    use_small_models,
-)
+from tests.studies.small import SETTINGS, reference_of, small_profile, study_in, use_small_models
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,48 +10,40 @@ from torch import Tensor
 
 from chameleon_lib.core import directions
 from chameleon_lib.core.edit import Edit
-from chameleon_lib.core.pairs import PreferencePair, PreparedUser
+from chameleon_lib.core.pairs import PreferencePair
 from chameleon_lib.errors import UserError
-from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.studies.arms import (
-    Draw,
-    arms_of,
-    build_draw,
-    draw_group,
-    plain_arms,
-)
+from chameleon_lib.studies.arms import Draw, Group, arms_of, build_draw, draw_group, plain_arms
 from chameleon_lib.studies.data import load_task_data
 from chameleon_lib.studies.frame import Arm
 from chameleon_lib.studies.methods import METHODS
 from chameleon_lib.studies.study import Study
-from tests.studies.small import SETTINGS, small_profile, use_small_models
+from tests.studies.small import SETTINGS, small_profile, study_in, use_small_models
 
 PROFILE = small_profile()
 N_RANDOM = 2
 
 
-@dataclass(frozen=True)
-class Group:
-    """Train users of one study with their pairs."""
-
-    study: Study
-    users: list[PreparedUser]
-    pairs: list[PreferencePair]
-
-
 @pytest.fixture(scope="module")
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     with pytest.MonkeyPatch.context() as patch:
         use_small_models(patch)
-        store = ArtifactStore(tmp_path_factory.mktemp("units"))
-        study = Study(PROFILE, "demo:decoder:0", "LaMP_3", SETTINGS, store)
-        users, _ = study.prepare(load_task_data(PROFILE, "LaMP_3").train)
-        yield Group(study, users, study.pairs(users))
+        yield study_in(tmp_path_factory.mktemp("units"))
 
 
 @pytest.fixture(scope="module")
-def draw(group: Group) -> Draw:
-    return build_draw(group.study, group.users, group.pairs, 0, N_RANDOM)
+def group(study: Study) -> Group:
+    """All train users with their pairs."""
+    users, _ = study.prepare(load_task_data(PROFILE, "LaMP_3").train)
+    return Group(0, users, study.pairs(users))
+
+
+def built(study: Study, group: Group, **changes: Any) -> Draw:
+    return build_draw(study, replace(group, **changes), N_RANDOM)
+
+
+@pytest.fixture(scope="module")
+def draw(study: Study, group: Group) -> Draw:
+    return built(study, group)
 
 
 def edits_of(draw: Draw) -> dict[str, Edit]:
@@ -112,7 +103,7 @@ def test_each_control_changes_what_its_name_says(draw: Draw) -> None:
 
 
 def test_label_controls_move_answers_between_histories_or_hide_the_histories(
-    group: Group,
+    study: Study, group: Group
 ) -> None:
     kept = [
         replace(pair, answer_p=f"p{at}", answer_n=f"n{at}") for at, pair in enumerate(group.pairs)
@@ -129,8 +120,8 @@ def test_label_controls_move_answers_between_histories_or_hide_the_histories(
                 PROFILE, "demo:decoder:0", "LaMP_3", SETTINGS.with_(**changes), self.store
             )
 
-    study = Listening(PROFILE, "demo:decoder:0", "LaMP_3", SETTINGS, group.study.store)
-    case = study.case(kept, 0)
+    listening = Listening(PROFILE, "demo:decoder:0", "LaMP_3", SETTINGS, study.store)
+    case = listening.case(kept, 0)
     case.edit("permute_answers")
     case.edit("answer_only")
     moved, alone = (pairs for text, pairs in asked if pairs != kept or text == "answer_only")
@@ -142,11 +133,11 @@ def test_label_controls_move_answers_between_histories_or_hide_the_histories(
         assert replace(pair, answer_p=own.answer_p, answer_n=own.answer_n) == own
 
 
-def test_only_the_label_controls_of_the_settings_are_run(group: Group, draw: Draw) -> None:
+def test_only_the_label_controls_of_the_settings_are_run(
+    study: Study, group: Group, draw: Draw
+) -> None:
     assert {"permute_answers", "answer_only", "shuffled_pairs"} <= set(edits_of(draw))
-    settings = SETTINGS.with_(controls_label_token=("answer_only",))
-    study = Study(PROFILE, "demo:decoder:0", "LaMP_3", settings, group.study.store)
-    found = build_draw(study, group.users, group.pairs, 0, N_RANDOM)
+    found = built(study.with_(controls_label_token=("answer_only",)), group)
     assert set(edits_of(draw)) - set(edits_of(found)) == {"permute_answers"}
 
 
@@ -169,10 +160,10 @@ def test_a_draw_logs_its_pairs_and_fits(draw: Draw, group: Group) -> None:
     assert own["n_pairs"] == shuffled["n_pairs"] and own["n_agreed"] == shuffled["n_agreed"]
 
 
-def test_the_same_draw_again_computes_nothing(draw: Draw, group: Group) -> None:
-    before = group.study.store.stats.misses
-    again = build_draw(group.study, group.users, group.pairs, 0, N_RANDOM)
-    assert group.study.store.stats.misses == before
+def test_the_same_draw_again_computes_nothing(draw: Draw, study: Study, group: Group) -> None:
+    before = study.store.stats.misses
+    again = built(study, group)
+    assert study.store.stats.misses == before
     assert again.log == draw.log and list(edits_of(again)) == list(edits_of(draw))
     for name, edit in edits_of(draw).items():
         assert torch.equal(edit.theta_p, edits_of(again)[name].theta_p)
@@ -182,8 +173,10 @@ def test_the_same_draw_again_computes_nothing(draw: Draw, group: Group) -> None:
         assert edit.alpha_n == edits_of(again)[name].alpha_n
 
 
-def test_another_draw_has_other_random_directions_and_fits(draw: Draw, group: Group) -> None:
-    others = edits_of(build_draw(group.study, group.users, group.pairs, 1, N_RANDOM))
+def test_another_draw_has_other_random_directions_and_fits(
+    draw: Draw, study: Study, group: Group
+) -> None:
+    others = edits_of(built(study, group, index=1))
     mine = edits_of(draw)
     for name in ("fitted", "random/0", "random/1"):
         edit = others[name]
@@ -194,23 +187,20 @@ def test_another_draw_has_other_random_directions_and_fits(draw: Draw, group: Gr
         )
 
 
-def test_a_group_without_contrast_is_refused(group: Group) -> None:
+def test_a_group_without_contrast_is_refused(study: Study, group: Group) -> None:
     same = [replace(pair, answer_p="4", answer_n="4") for pair in group.pairs]
     with pytest.raises(UserError, match="0 pairs"):
-        build_draw(group.study, group.users, same, 0, N_RANDOM)
+        built(study, group, pairs=same)
 
 
-def test_a_group_too_small_is_refused_where_the_settings_say_so(
-    group: Group, tmp_path: Path
-) -> None:
-    strict = SETTINGS.with_(pairs_on_too_few="error", pairs_k_min=1000)
-    study = Study(PROFILE, "demo:decoder:0", "LaMP_3", strict, ArtifactStore(tmp_path))
+def test_a_group_too_small_is_refused_where_the_settings_say_so(study: Study, group: Group) -> None:
+    strict = study.with_(pairs_on_too_few="error", pairs_k_min=1000)
     with pytest.raises(UserError, match="fewer than pairs_k_min"):
-        build_draw(study, group.users, group.pairs, 0, N_RANDOM)
+        built(strict, group)
 
 
 def test_a_direction_that_is_registered_is_an_arm_and_a_row(
-    group: Group, draw: Draw, monkeypatch: pytest.MonkeyPatch
+    study: Study, group: Group, draw: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directions, "_REGISTRY", dict(directions._REGISTRY))
 
@@ -219,7 +209,7 @@ def test_a_direction_that_is_registered_is_an_arm_and_a_row(
         theta = seen.boost()
         return directions.Found(None if theta is None else -theta, None)
 
-    edits = edits_of(build_draw(group.study, group.users, group.pairs, 0, N_RANDOM))
+    edits = edits_of(built(study, group))
     assert set(edits) - set(edits_of(draw)) == {"negated"}
     assert torch.equal(edits["negated"].theta_p, -edits["chameleon"].theta_p)
     assert "ours: the boost turned around" in {method.title for method in METHODS}

@@ -11,7 +11,7 @@ from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.fitting import PlainPrompts, contrasts_from_pairs
 from chameleon_lib.core.pairs import PreferencePair, PreparedUser, keep_different
 from chameleon_lib.kit.records import decode, encode
-from chameleon_lib.studies.arms import build_draw
+from chameleon_lib.studies.arms import Group, build_draw
 from chameleon_lib.studies.data import load_task_data
 from chameleon_lib.studies.study import Study
 from tests.studies.small import SETTINGS, small_profile, study_in, use_small_models
@@ -27,7 +27,7 @@ class Drawn:
     read: list[list[str]]
 
     def again(self) -> Any:
-        return build_draw(self.study, self.users, self.pairs, 0, 1)
+        return build_draw(self.study, Group(0, self.users, self.pairs), 1)
 
     def records(self) -> dict[Path, bytes]:
         """The stored fits, without the seconds they took."""

@@ -55,9 +55,18 @@ from chameleon_lib.studies.methods import (
     tell_apart,
     title_of,
 )
-from chameleon_lib.studies.run import Arm, Run, agreeing, agreeing_queries, plans_of, split_of
+from chameleon_lib.studies.run import Arm, Run, agreeing_queries, plans_of, split_of
 from chameleon_lib.studies.s06_ledger import widened
-from tests.studies.planted import SEEDS, planted_run, query_golds, without_margins
+from tests.studies.planted import (
+    SEEDS,
+    agreeing,
+    answers_of,
+    keeping,
+    planted_run,
+    query_golds,
+    scores_of,
+    without_margins,
+)
 from tests.studies.small import SETTINGS, small_profile
 
 TASKS = ("LaMP_2", "LaMP_3", "LaMP_7")
@@ -77,33 +86,23 @@ def test_a_row_is_one_number_about_one_answer(gain: Run) -> None:
     assert tuple(frame.columns) == COLUMNS
     assert not frame.duplicated(list(COLUMNS[:-1])).any()
     [cell] = gain.cells
-    for method, scores in cell.scores.items():
-        for name, values in scores.items():
+    for method, answers in answers_of(cell).items():
+        for name in answers[0].scores:
             own, backbones, users = matrix(pick(frame, method=method), name)
-            np.testing.assert_array_equal(own, values)
+            np.testing.assert_array_equal(own, scores_of(cell, method, name))
             assert len(set(backbones)) == 1 and users.tolist() == list(range(120))
     assert values_of(pick(frame, method="instruct"), "draw") == [-1]
     assert values_of(pick(frame, method="chameleon"), "draw") == [0, 1]
-    texts = [text for answers in cell.answers["chameleon"] for text in answers.texts]
+    texts = [text for answers in answers_of(cell)["chameleon"] for text in answers.texts]
     codes = matrix(pick(frame, method="chameleon"), "answer")[0].ravel()
     assert len(set(zip(texts, codes, strict=True))) == len(set(texts)) == len(set(codes))
 
 
 def test_several_random_directions_of_a_group_are_seeds_of_their_own(gain: Run) -> None:
     [cell] = gain.cells
-    twice = {name: [*found, *found] for name, found in cell.answers.items() if name == "random"}
-    scores = {name: np.concatenate([rows, rows]) for name, rows in cell.scores["random"].items()}
-    run = replace(
-        gain,
-        cells=[
-            replace(
-                cell,
-                answers={**cell.answers, **twice},
-                scores={**cell.scores, "random": scores},
-                arms={"random": [Arm("random", draw, at) for draw in (0, 1) for at in (0, 1)]},
-            )
-        ],
-    )
+    more = {arm._replace(repeat=1): found for arm, found in cell.answers.items()
+            if arm.method == "random"}  # fmt: skip
+    run = replace(gain, cells=[replace(cell, answers=cell.answers | more)])
     assert estimate(run.frame, "random", "accuracy").seeds == 2 * SEEDS
 
 
@@ -242,7 +241,7 @@ def test_the_official_metrics_are_those_of_the_evaluator(task: str) -> None:
     run = planted_run({"chameleon": 0.7}, tasks=(task,))
     [cell] = run.cells
     golds = query_golds(run, task)
-    expected = [evaluate(task, golds, answer.texts) for answer in cell.answers["chameleon"]]
+    expected = [evaluate(task, golds, a.texts) for a in answers_of(cell)["chameleon"]]
     for metric in get_task(task).metrics:
         found = estimate(run.frame, "chameleon", metric)
         assert found.value == pytest.approx(np.mean([one[metric] for one in expected]))
@@ -263,12 +262,9 @@ def test_a_difference_is_paired_and_turns_with_its_arms(gain: Run) -> None:
 def test_every_training_seed_counts_the_same_whatever_the_number_of_its_groups() -> None:
     run = planted_run({"chameleon": 0.9}, backbones=("demo:decoder:0", "demo:decoder:1"))
     first, second = run.cells
-    answers = {**second.answers, "chameleon": second.answers["chameleon"][:1]}
-    fewer = replace(second, answers=answers, scores={**second.scores, "chameleon": {
-        name: rows[:1] for name, rows in second.scores["chameleon"].items()
-    }})  # fmt: skip
+    fewer = keeping(second, lambda arm: arm != Arm("chameleon", 1))
     run = replace(run, cells=[first, fewer])
-    means = [float(cell.scores["chameleon"]["abs_error"].mean()) for cell in run.cells]
+    means = [float(scores_of(cell, "chameleon", "abs_error").mean()) for cell in run.cells]
     found = estimate(run.frame, "chameleon", "mae")
     assert means[0] != means[1]
     assert found.value == pytest.approx(np.mean(means)) and found.seeds == 3
@@ -279,8 +275,8 @@ def test_every_training_seed_counts_the_same_whatever_the_number_of_its_groups()
 def test_a_row_that_one_seed_lacks_is_counted_on_the_others() -> None:
     run = planted_run(backbones=("demo:decoder:0", "demo:decoder:1"))
     first, second = run.cells
-    scores = {name: value for name, value in second.scores.items() if name != "answer_only"}
-    poorer = replace(run, cells=[first, replace(second, scores=scores)])
+    fewer = keeping(second, lambda arm: arm.method != "answer_only")
+    poorer = replace(run, cells=[first, fewer])
     assert methods_in(poorer.frame) == list(METHODS)
     alone = replace(run, cells=[first])
     assert estimate(poorer.frame, "answer_only", "mae", "instruct") == estimate(
@@ -353,8 +349,7 @@ def test_a_contrast_of_two_arms_is_the_difference_of_the_tables(gain: Run, metri
 def test_a_contrast_adds_up_its_arms_user_by_user(gain: Run) -> None:
     rows = {name: pick(gain.frame, method=name) for name in ("chameleon", "fitted", "instruct")}
     terms = [(0.5, rows["chameleon"]), (0.5, rows["fitted"]), (-1.0, rows["instruct"])]
-    scores = gain.cells[0].scores
-    means = {name: scores[name]["accuracy"].mean() for name in rows}
+    means = {name: scores_of(gain.cells[0], name, "accuracy").mean() for name in rows}
     expected = (means["chameleon"] + means["fitted"]) / 2 - means["instruct"]
     assert contrast(terms, "accuracy").value == pytest.approx(expected)
     same = contrast([(1, rows["fitted"]), (-1, rows["fitted"])], "accuracy")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import pytest
 
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies import run as grid
-from chameleon_lib.studies.data import TaskData, load_task_data
 from chameleon_lib.studies.s01_per_user import run
-from tests.studies.finished import Finished, units
-from tests.studies.planted import query_golds
+from tests.studies.finished import Finished, units, with_golds
+from tests.studies.planted import query_golds, texts_of
 from tests.studies.small import BACKBONES, SETTINGS, small_profile, use_small_models
 
 
@@ -43,7 +39,7 @@ def test_golds_of_train_users_reach_aloe_and_the_positive_control_alone(
 ) -> None:
     """Other train golds: everything comes from the store but what is fitted to gold answers."""
     use_small_models(monkeypatch)
-    monkeypatch.setattr(grid, "load_task_data", _with_golds("train"))
+    monkeypatch.setattr(grid, "load_task_data", with_golds("train"))
     before = units(finished.folder)
     profile = small_profile(tasks=("LaMP_3",), backbones=BACKBONES[:1])
     done = run(profile, SETTINGS, store=ArtifactStore(finished.folder))
@@ -52,34 +48,18 @@ def test_golds_of_train_users_reach_aloe_and_the_positive_control_alone(
     stages = [path.relative_to(finished.folder).parts[0] for path in new]
     # Answers of the positive control, and of ALOE to test users and to those it was trained on.
     assert sorted(stages) == ["aloe", "answers", "answers", "answers", "fit"]
-    mine, other = finished.run.cells[0].answers, done.cells[0].answers
-    for method in other:
-        same = [a.texts for a in mine[method]] == [a.texts for a in other[method]]
-        assert same or method in ("aloe", "fitted_gold")
+    mine, other = texts_of(finished.run.cells[0]), texts_of(done.cells[0])
+    changed = {arm.method for arm in other if mine[arm] != other[arm]}
+    assert changed <= {"aloe", "fitted_gold"}
 
 
 def test_golds_of_test_users_change_scores_and_nothing_else(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_small_models(monkeypatch)
-    monkeypatch.setattr(grid, "load_task_data", _with_golds("test"))
+    monkeypatch.setattr(grid, "load_task_data", with_golds("test"))
     before = units(finished.folder)
     profile = small_profile(tasks=("LaMP_3",), backbones=BACKBONES[:1])
     done = run(profile, SETTINGS, store=ArtifactStore(finished.folder))
     assert units(finished.folder) == before
     assert set(query_golds(done, "LaMP_3")) == {"1"} != set(query_golds(finished.run, "LaMP_3"))
-
-
-def _with_golds(part: str) -> Any:
-    """``load_task_data`` with every gold of one part replaced."""
-
-    def load(*args: Any) -> TaskData:
-        data = load_task_data(*args)
-        users = tuple(
-            replace(u, queries=tuple(replace(query, gold="1") for query in u.queries))
-            for u in getattr(data, part)
-        )
-        changes: dict[str, Any] = {part: users}
-        return replace(data, **changes)
-
-    return load

@@ -23,7 +23,7 @@ from tests.studies.small import BACKBONES, SETTINGS, open_small, small_profile
 
 
 def test_the_groups_are_drawn_by_the_seeds_that_the_settings_or_the_call_name(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     plans: list[Plan] = []
 
@@ -31,7 +31,6 @@ def test_the_groups_are_drawn_by_the_seeds_that_the_settings_or_the_call_name(
         plans.append(plan)
         return []
 
-    monkeypatch.setattr(Plan, "common_users", lambda *_a, **_k: set())
     seeded = SETTINGS.with_(group_draws=2, group_seeds=(4, 9))
     for draws in (0, 3):
         run_grid(compute, PROFILE, seeded, draws=draws, store=ArtifactStore(tmp_path))
@@ -51,7 +50,6 @@ def test_several_workers_fill_the_store_stage_by_stage_and_the_longest_task_firs
             warmed.append((label, [(p.task, name) for p, name in units], workers, threads))
 
     monkeypatch.setattr(grid, "warm", warm)
-    monkeypatch.setattr(Plan, "common_users", lambda *_a, **_k: set())
     run_grid(_compute_nothing, PROFILE, SETTINGS, store=ArtifactStore(tmp_path), workers=2)
     every = [(task, name) for task in reversed(TASKS) for name in BACKBONES]
     once = [(task, part) for task in reversed(TASKS) for part in ("train", "test")]

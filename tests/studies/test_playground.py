@@ -10,8 +10,8 @@ import pytest
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.studies import explore, playground, quickstart
-from chameleon_lib.studies.playground import FITTED, NO_EDIT, PAPER, Play
-from chameleon_lib.studies.quickstart import Tour
+from chameleon_lib.studies.playground import Play
+from chameleon_lib.studies.quickstart import FITTED, NO_EDIT, PAPER, Tour
 from tests.studies.small import small_kit, small_profile
 
 PROFILE = small_profile(tasks=("LaMP_3",))
@@ -33,8 +33,7 @@ def play(request: pytest.FixtureRequest, patched: Path) -> Play:
         PROFILE, f"demo:{request.param}:0", "LaMP_3", HISTORY, QUERY, strength=2.0
     )
     # Random weights answer with anything: the margins here compare two scores.
-    reference = replace(found.tour.reference, personal=["5"], generic=["2"])
-    return replace(found, tour=replace(found.tour, reference=reference))
+    return replace(found, reference=replace(found.reference, personal=["5"], generic=["2"]))
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +43,10 @@ def few(patched: Path) -> Tour:
 
 
 def test_the_written_history_is_the_users_and_reaches_no_fit(play: Play) -> None:
-    tour = play.tour
-    assert [(i.text, i.label) for i in tour.user.user.history] == [tuple(i) for i in HISTORY]
-    assert tour.user.user.queries[0].text == QUERY and tour.user.user.queries[0].gold is None
-    assert all(pair.user_id != "you" for pair in tour.case.pairs)
+    user = play.user.user
+    assert [(i.text, i.label) for i in user.history] == [tuple(i) for i in HISTORY]
+    assert user.queries[0].text == QUERY and user.queries[0].gold is None
+    assert all(pair.user_id != "you" for pair in play.case.pairs)
     assert play.candidates == ["1", "2", "3", "4", "5"]
 
 
@@ -69,14 +68,13 @@ def test_the_lens_ends_at_the_margin_of_the_first_different_token(play: Play) ->
     assert frame["edit"].tolist() == [NO_EDIT] * n + [PAPER] * n + [FITTED] * n
     assert not frame[frame["edit"] == NO_EDIT]["edited"].any()
     paper = frame[frame["edit"] == PAPER]
-    assert paper[paper["edited"]]["layer"].tolist() == list(play.tour.case.layers)
+    assert paper[paper["edited"]]["layer"].tolist() == list(play.case.layers)
     none = playground.layers(replace(play, strength=0.0))
     base = frame[frame["edit"] == NO_EDIT]["preference (nats)"].tolist()
     for name in (PAPER, FITTED):
         assert none[none["edit"] == name]["preference (nats)"].tolist() == base
-    same = replace(play.tour.reference, generic=["5"])
     with pytest.raises(UserError, match="Two different answers"):
-        playground.layers(replace(play, tour=replace(play.tour, reference=same)))
+        playground.layers(replace(play, reference=replace(play.reference, generic=["5"])))
 
 
 def test_the_pictures_name_the_answers_and_the_profile(
@@ -112,18 +110,15 @@ def test_a_history_that_makes_no_sense_is_refused_in_one_sentence(
 
 
 def test_strength_0_changes_no_answer_and_every_question_answers(few: Tour) -> None:
-    frame = explore.strengths(few, [0, 3]).set_index("arm")
+    frame = explore.strengths(few, [0, 1]).set_index("arm")
     assert len(few.users) == 5 and frame.index[0] == NO_EDIT
     for name in (PAPER, FITTED):
         assert frame.loc[f"{name} × 0"].equals(frame.loc[NO_EDIT])
-    assert len(explore.parts(few)) == 5 and len(explore.prompts(few)) == 6
-    assert len(explore.random_directions(few, 2)) == 4
-    sizes = explore.group_sizes(few, [len({pair.user_id for pair in few.case.pairs})])
-    assert sizes.iloc[1, 1:].tolist() == explore.parts(few).iloc[1, 1:].tolist()
-    steps = explore.fit_steps(few, [1, few.study.settings.fit_steps])
-    whole = explore.strengths(few, [1]).set_index("arm").loc[f"{FITTED} × 1"]
-    assert steps.iloc[2, 1:].tolist() == whole.tolist()
-    shown = explore.figure(sizes, few, "Sizes")
+    edits = {PAPER: few.edit, "random": few.case.edit("random", 0), NO_EDIT: None}
+    tried = explore.edited(few, edits).set_index("arm")
+    assert list(tried.index) == [NO_EDIT, PAPER, "random"]
+    assert tried.loc[PAPER].equals(frame.loc[f"{PAPER} × 1"])
+    shown = explore.figure(explore.edited(few, edits), few, "Edits")
     assert "5 users" in shown.metadata["caption"] and "demo profile" in shown.metadata["caption"]
 
 
@@ -132,7 +127,8 @@ def test_a_changed_history_changes_the_prompt_of_one_user_only(few: Tour) -> Non
     turned = explore.edit_history(few, 1, drop=(1,), relabel={2: "1"})
     assert turned["history"].tolist() == ["as it is", "changed"]
     assert set(turned["query"]) == {one.queries[0].text}
-    both = explore.two_users(few, 1, 2)
+    other = replace(few.users[2].user, queries=one.queries)
+    both = explore.asked_as(few, {"user 1": one, "user 2": other})
     assert both["history"].tolist() == ["user 1", "user 2"]
     assert both.iloc[0, 1:].tolist() == turned.iloc[0, 1:].tolist()
     assert set(both["query"]) == {one.queries[0].text}
@@ -143,8 +139,7 @@ def test_questions_about_what_is_not_there_are_refused(few: Tour) -> None:
     for question, sentence in (
         (lambda: explore.edit_history(few, 0, drop=(items + 1,)), f"no item {items + 1}"),
         (lambda: explore.edit_history(few, 0, drop=range(1, items + 1)), "No item is left"),
-        (lambda: explore.two_users(few, 0, 5), "the sample has the users 0 to 4"),
-        (lambda: explore.group_sizes(few, [10**6]), "the group has"),
+        (lambda: explore.edit_history(few, 5), "the sample has the users 0 to 4"),
         (lambda: explore.sample(PROFILE, users=0), "ask at least one"),
     ):
         with pytest.raises(UserError, match=sentence):
@@ -154,8 +149,8 @@ def test_questions_about_what_is_not_there_are_refused(few: Tour) -> None:
 def test_one_answer_under_both_insights_gets_the_most_likely_other_one_as_its_rival(
     play: Play,
 ) -> None:
-    same = replace(play.tour.reference, personal=["5"], generic=["5"])
-    apart = playground._told_apart(replace(play, tour=replace(play.tour, reference=same)))
+    same = replace(play.reference, personal=["5"], generic=["5"])
+    apart = playground._told_apart(replace(play, reference=same))
     own, other = apart.answers
     assert own == "5" and other in {"1", "2", "3", "4"}
     assert "most likely other answer" in apart.sentence() and f"{own!r} or {other!r}?" in (

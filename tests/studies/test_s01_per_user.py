@@ -33,10 +33,21 @@ from chameleon_lib.studies.arms import reference_answers
 from chameleon_lib.studies.data import TaskData, load_task_data, without_gold
 from chameleon_lib.studies.frame import matrix, pick
 from chameleon_lib.studies.methods import METHODS, controls_of, paper_numbers, title_of
-from chameleon_lib.studies.run import Arm, Cell, Desk, Run, agreeing, agreeing_queries, query_users
+from chameleon_lib.studies.run import Arm, Cell, Desk, Run, agreeing_queries
 from chameleon_lib.studies.study import Study
-from tests.studies.finished import PROFILE, TASKS, Finished, units
-from tests.studies.planted import planted_run, query_golds, swapped, without_margins
+from tests.studies.finished import PROFILE, TASKS, Finished, assert_same, units
+from tests.studies.planted import (
+    BOTH,
+    agreeing,
+    answers_of,
+    keeping,
+    leveled,
+    planted_run,
+    query_golds,
+    scores_of,
+    swapped,
+    without_margins,
+)
 from tests.studies.small import BACKBONES, SETTINGS, methods_of, small_profile, use_small_models
 
 DRAWS = (0, 3)  # seeds of the groups, not their number
@@ -68,37 +79,35 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
 
 def test_a_cell_has_every_method_in_order_with_its_seeds(made: Made) -> None:
     cell = made.cell
-    assert list(cell.answers) == list(cell.scores) == methods_of(cell.backbone, cell.task)
     once = {m.id for m in METHODS if m.kind == "baseline"} | {r.id for r in prompted()}
     once |= {"neutral"}
-    seeds = {name: 1 if name in once else 2 for name in cell.answers}
-    seeds["random"] = 4  # three were asked for, and every draw gets as many
-    assert {name: len(found) for name, found in cell.answers.items()} == seeds
+    expected = []
+    for name in methods_of(cell.backbone, cell.task):
+        repeats = range(2 if name == "random" else 1)  # three were asked for; draws get as many
+        arms = [Arm(name, draw, at) for draw in DRAWS for at in repeats]
+        expected += [Arm(name)] if name in once else arms
+    assert list(cell.answers) == expected
     assert (cell.backbone, cell.model, cell.task) == ("demo:decoder:0", "demo:decoder", "LaMP_7")
-    assert cell.arms["fitted"] == [Arm("fitted", draw) for draw in DRAWS]
-    assert cell.arms["random"] == [Arm("random", draw, at) for draw in DRAWS for at in range(2)]
 
 
 def test_every_score_is_that_of_the_answer_beside_it(made: Made) -> None:
-    users = [user for user in made.data.test if user.id in {u.user.id for u in made.test}]
+    users = made.data.chosen(made.cell.users)
     golds = [str(query.gold) for user in users for query in user.queries]
     assert made.data.truth is not None
     tastes = [made.data.truth[user.id].taste for user in users for _ in user.queries]
-    plain = made.cell.answers["instruct"][0].texts
-    for name, answers in made.cell.answers.items():
-        scores = made.cell.scores[name]
-        assert set(scores) >= {"rouge1", "rougeL", "valid", "changed", "margin", "habits"}
-        for seed, answer in enumerate(answers):
-            expected = dict(per_sample_scores("LaMP_7", golds, answer.texts))
-            expected["valid"] = np.array([is_valid_answer("LaMP_7", t) for t in answer.texts])
-            moved = [a != b for a, b in zip(answer.texts, plain, strict=True)]
-            expected["changed"] = np.array(moved)
-            expected["habits"] = np.array(
-                [habits_followed(t, taste) for t, taste in zip(answer.texts, tastes, strict=True)]
-            )
-            expected["margin"] = answer.margin
-            for score, values in expected.items():
-                np.testing.assert_allclose(scores[score][seed], values.astype(float))
+    plain = made.cell.answers[Arm("instruct")].texts
+    for answer in made.cell.answers.values():
+        expected = dict(per_sample_scores("LaMP_7", golds, answer.texts))
+        expected["valid"] = np.array([is_valid_answer("LaMP_7", t) for t in answer.texts])
+        moved = [a != b for a, b in zip(answer.texts, plain, strict=True)]
+        expected["changed"] = np.array(moved)
+        expected["habits"] = np.array(
+            [habits_followed(t, taste) for t, taste in zip(answer.texts, tastes, strict=True)]
+        )
+        expected["margin"] = answer.margin
+        assert set(answer.scores) >= set(expected) >= {"rouge1", "rougeL"}
+        for score, values in expected.items():
+            np.testing.assert_allclose(answer.scores[score], values.astype(float))
 
 
 def test_every_draw_has_a_group_of_its_own_and_logs_how_right_its_pairs_are(made: Made) -> None:
@@ -137,18 +146,18 @@ def test_every_cell_has_every_method_with_one_score_per_seed_and_query(
     done = finished.run
     assert [(c.task, c.backbone) for c in done.cells] == [(t, b) for t in TASKS for b in BACKBONES]
     assert done.models == ["demo:decoder", "demo:encdec"]
-    seeds = {method.id: 1 for method in METHODS} | {"random": SETTINGS.controls_random_draws}
     for cell in done.cells:
-        n = len(query_users(done, cell.task))
-        assert list(cell.answers) == list(cell.scores) == methods_of(cell.backbone, cell.task)
+        n = len(cell.users)
+        assert list(answers_of(cell)) == methods_of(cell.backbone, cell.task)
         assert 0 < n <= 8 and cell.counts["users"] == 8
-        for method, scores in cell.scores.items():
+        for method, answers in answers_of(cell).items():
             own = {"valid", "changed", "margin", *OWN_SCORES[cell.task]}
-            assert set(scores) - {"confusion"} == own
-            assert {values.shape for values in scores.values()} == {(seeds[method], n)}
-            assert all(len(answer.texts) == n for answer in cell.answers[method])
+            assert len(answers) == (SETTINGS.controls_random_draws if method == "random" else 1)
+            for answer in answers:
+                assert set(answer.scores) - {"confusion"} == own and len(answer.texts) == n
+                assert {values.shape for values in answer.scores.values()} == {(n,)}
     two, *_ = matrix(pick(done.frame, task="LaMP_3", method="random"), "valid")
-    assert two.shape == (2 * SETTINGS.controls_random_draws, len(query_users(done, "LaMP_3")))
+    assert two.shape == (2 * SETTINGS.controls_random_draws, len(done.test_users["LaMP_3"]))
 
 
 def test_a_margin_is_undefined_where_user_and_anyone_agree_and_nowhere_else(
@@ -156,8 +165,8 @@ def test_a_margin_is_undefined_where_user_and_anyone_agree_and_nowhere_else(
 ) -> None:
     done = finished.run
     for cell in done.cells:
-        assert not cell.scores["instruct"]["changed"].any()
-        undefined = np.isnan(cell.scores["chameleon"]["margin"][0])
+        assert not scores_of(cell, "instruct", "changed").any()
+        undefined = np.isnan(scores_of(cell, "chameleon", "margin")[0])
         assert undefined.tolist() == agreeing(done, cell.task).tolist()
 
 
@@ -168,19 +177,15 @@ def test_the_same_run_again_computes_nothing(
     before = units(finished.folder)
     again = table1.run(PROFILE, SETTINGS, store=ArtifactStore(finished.folder))
     assert units(finished.folder) == before and len(before) > 100
-    for mine, other in zip(finished.run.cells, again.cells, strict=True):
-        assert mine.draws == other.draws and mine.counts == other.counts
-        for method, scores in mine.scores.items():
-            for name, values in scores.items():
-                np.testing.assert_array_equal(values, other.scores[method][name])
+    assert_same(finished.run, again)
 
 
 def test_all_backbones_are_scored_on_the_same_users(finished: Finished) -> None:
     done = finished.run
     for task in TASKS:
-        users = query_users(done, task)
-        assert users == done.test_users[task]  # one query per user in this world
+        users = done.test_users[task]  # one query per user in this world
         assert len(query_golds(done, task)) == len(agreeing(done, task)) == len(users)
+        assert {tuple(cell.users) for cell in done.cells if cell.task == task} == {tuple(users)}
         planted = done.data[task].truth
         assert planted is not None and set(users) <= set(planted)
 
@@ -203,7 +208,7 @@ def test_a_user_one_backbone_cannot_use_is_left_out_for_all(
     profile = small_profile(tasks=("LaMP_3",), n_test=4)
     done = table1.run(profile, SETTINGS, store=ArtifactStore(tmp_path))
     assert lost not in done.test_users["LaMP_3"] and done.test_users["LaMP_3"]
-    sizes = {cell.scores["instruct"]["valid"].shape[1] for cell in done.cells}
+    sizes = {len(cell.answers[Arm("instruct")].texts) for cell in done.cells}
     assert sizes == {len(done.test_users["LaMP_3"])} <= {1, 2, 3}
 
 
@@ -220,11 +225,11 @@ def test_official_files_run_without_planted_truth(
     assert list(done.data) == ["LaMP_3"] and len(done.notes) == 1 and "LaMP-7" in done.notes[0]
     assert done.settings.pairs_on_too_few == "warn"
     [cell] = done.cells
-    assert list(cell.scores) == methods_of(cell.backbone, cell.task)
+    assert list(answers_of(cell)) == methods_of(cell.backbone, cell.task)
     assert not agreeing(done, "LaMP_3").any() and "right" not in cell.draws[0]
-    golds, neutral = query_golds(done, "LaMP_3"), cell.answers["neutral"][0].texts
+    golds, neutral = query_golds(done, "LaMP_3"), cell.answers[Arm("neutral")].texts
     same = [gold == said for gold, said in zip(golds, neutral, strict=True)]
-    assert np.isnan(cell.scores["instruct"]["margin"][0]).tolist() == same
+    assert np.isnan(cell.answers[Arm("instruct")].margin).tolist() == same
 
 
 def test_two_runs_with_stores_of_their_own_give_the_same_scores(
@@ -238,18 +243,11 @@ def test_two_runs_with_stores_of_their_own_give_the_same_scores(
     )
     first, second = units(tmp_path / "one"), units(tmp_path / "two")
     assert len(first) == len(second) > 20  # the second run read nothing of the first
-    [mine], [other] = one.cells, two.cells
-    assert mine.draws == other.draws and list(mine.answers) == list(other.answers)
-    for method, scores in mine.scores.items():
-        texts = [answer.texts for answer in mine.answers[method]]
-        assert texts == [answer.texts for answer in other.answers[method]]
-        for name, values in scores.items():
-            np.testing.assert_array_equal(values, other.scores[method][name])
+    assert_same(one, two)
 
 
 # --- tables and verdicts -------------------------------------------------------------------------
 
-BOTH = ("demo:decoder:0", "demo:encdec:0")
 EVERY = ("LaMP_2", "LaMP_3", "LaMP_7")
 
 
@@ -261,11 +259,6 @@ def verdicts_of(run: Run) -> tuple[Verdict, Verdict]:
     return paper, fitted
 
 
-def against_aloe(rates: dict[str, float]) -> str:
-    """The verdict on the claim that CHAMELEON beats ALOE."""
-    return table1.verdicts(planted_run(rates), "01_per_user")[1].status
-
-
 @pytest.fixture(scope="module")
 def run() -> Run:
     return planted_run({"chameleon": 0.9, "fitted": 0.8}, tasks=EVERY, backbones=BOTH)
@@ -274,35 +267,29 @@ def run() -> Run:
 # --- verdicts ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", ["LaMP_2", "LaMP_3", "LaMP_7"])
-def test_a_planted_gain_that_beats_its_controls_is_reproduced_and_holds(task: str) -> None:
-    paper, fitted = verdicts_of(planted_run({"chameleon": 0.9, "fitted": 0.9}, tasks=(task,)))
-    assert (paper.status, fitted.status) == (REPRODUCED, HOLDS)
-    assert paper.ours is not None and (paper.n, paper.seeds) == (120, 2)
-
-
-@pytest.mark.parametrize("control", controls_of("chameleon", "claim"))
-def test_a_gain_that_one_control_has_as_well_is_a_direction_only(control: str) -> None:
-    paper, _ = verdicts_of(planted_run({"chameleon": 0.9, control: 0.9}))
-    assert paper.status == DIRECTION_ONLY and control.replace("_", " ") in paper.note
-
-
-@pytest.mark.parametrize("control", controls_of("fitted", "claim"))
-def test_a_fitted_gain_that_one_control_has_as_well_does_not_count_as_held(control: str) -> None:
-    _, fitted = verdicts_of(planted_run({"fitted": 0.9, control: 0.9}))
-    assert fitted.status == DIRECTION_ONLY
-
-
-def test_no_effect_is_not_reproduced_and_does_not_hold() -> None:
-    paper, fitted = verdicts_of(planted_run())
-    assert (paper.status, fitted.status) == (NOT_REPRODUCED, DOES_NOT_HOLD)
-
-
 @pytest.mark.parametrize("task", EVERY)
-def test_a_loss_is_opposite(task: str) -> None:
-    rates = {"instruct": 0.8, "chameleon": 0.2, "fitted": 0.2}
-    paper, fitted = verdicts_of(planted_run(rates, tasks=(task,)))
-    assert (paper.status, fitted.status) == (OPPOSITE, OPPOSITE)
+@pytest.mark.parametrize(
+    ("rates", "paper", "own"),
+    [
+        ({"chameleon": 0.9, "fitted": 0.9}, REPRODUCED, HOLDS),
+        ({}, NOT_REPRODUCED, DOES_NOT_HOLD),
+        ({"instruct": 0.8, "chameleon": 0.2, "fitted": 0.2}, OPPOSITE, OPPOSITE),
+    ],
+    ids=["a gain that beats its controls", "no effect", "a loss"],
+)
+def test_a_verdict_says_what_was_planted(
+    task: str, rates: dict[str, float], paper: str, own: str
+) -> None:
+    found = verdicts_of(planted_run(rates, tasks=(task,)))
+    assert [v.status for v in found] == [paper, own]
+    assert {(v.n, v.seeds) for v in found} == {(120, 2)}
+
+
+@pytest.mark.parametrize("edit", ["chameleon", "fitted"])
+def test_a_gain_that_one_control_has_as_well_is_a_direction_only(edit: str) -> None:
+    for control in controls_of(edit, "claim"):
+        found = verdicts_of(planted_run({edit: 0.9, control: 0.9}))[edit == "fitted"]
+        assert found.status == DIRECTION_ONLY and control.replace("_", " ") in found.note
 
 
 def test_a_gain_whose_scores_are_shuffled_with_the_baseline_is_not_reproduced() -> None:
@@ -312,27 +299,30 @@ def test_a_gain_whose_scores_are_shuffled_with_the_baseline_is_not_reproduced() 
     assert (paper.status, fitted.status) == (NOT_REPRODUCED, DOES_NOT_HOLD)
 
 
-def test_aloe_is_beaten_with_llm_rec_or_the_claim_is_not_reproduced() -> None:
-    assert against_aloe({"chameleon": 0.9}) == REPRODUCED
-    assert against_aloe({"chameleon": 0.9, "llm_rec": 0.9}) == DIRECTION_ONLY
-    assert against_aloe({"chameleon": 0.9, "aloe": 0.9}) == NOT_REPRODUCED
-    assert against_aloe({"aloe": 0.9}) == OPPOSITE
-
-
-@pytest.mark.parametrize("control", ["instruct", *controls_of("chameleon", "claim")])
-def test_a_gain_over_aloe_that_a_control_has_as_well_is_a_direction_only(control: str) -> None:
-    assert against_aloe({"chameleon": 0.9, control: 0.9}) == DIRECTION_ONLY
-
-
-def test_a_gain_over_an_aloe_that_harms_is_a_direction_only() -> None:
-    assert against_aloe({"aloe": 0.1}) == DIRECTION_ONLY
+@pytest.mark.parametrize(
+    ("rates", "status"),
+    [
+        ({"chameleon": 0.9}, REPRODUCED),
+        ({"chameleon": 0.9, "aloe": 0.9}, NOT_REPRODUCED),
+        ({"aloe": 0.9}, OPPOSITE),
+        ({"aloe": 0.1}, DIRECTION_ONLY),  # an ALOE that harms is no rival
+        *[
+            ({"chameleon": 0.9, control: 0.9}, DIRECTION_ONLY)
+            for control in ("llm_rec", "instruct", *controls_of("chameleon", "claim"))
+        ],
+    ],
+)
+def test_aloe_is_beaten_with_all_controls_or_the_claim_is_not_reproduced(
+    rates: dict[str, float], status: str
+) -> None:
+    assert table1.verdicts(planted_run(rates), "01_per_user")[1].status == status
 
 
 def test_a_claim_about_a_rival_that_was_not_run_is_not_made() -> None:
     run = planted_run()
     [cell] = run.cells
-    scores = {name: value for name, value in cell.scores.items() if name != "aloe"}
-    found = table1.verdicts(replace(run, cells=[replace(cell, scores=scores)]), "x")
+    without = keeping(cell, lambda arm: arm.method != "aloe")
+    found = table1.verdicts(replace(run, cells=[without]), "x")
     assert len(found) == 2 and not [v for v in found if "ALOE" in v.claim]
 
 
@@ -405,7 +395,7 @@ def test_results_show_every_method_with_the_papers_number_beside_it(run: Run) ->
     assert first.loc["CHAMELEON (paper)", "paper accuracy"] == 0.396
     assert first["paper accuracy"].notna().sum() == 4
     golds = query_golds(run, "LaMP_2")
-    answers = run.cells[0].answers["chameleon"]
+    answers = answers_of(run.cells[0])["chameleon"]
     expected = np.mean([evaluate("LaMP_2", golds, a.texts)["f1"] for a in answers])
     assert first.loc["CHAMELEON (paper)", "f1"] == pytest.approx(expected)
     labels = frame.set_index("method")["gold labels"]
@@ -419,8 +409,7 @@ def test_effects_are_differences_to_instruct_with_a_test_and_the_damage(run: Run
     frame = table1.effects(run.frame, "LaMP_2", agreeing_queries(run, "LaMP_2"))
     frame = frame.set_index(["model", "method"])
     row = frame.loc[(title_of("demo:decoder"), "CHAMELEON (paper)")]
-    right = run.cells[0].scores["chameleon"]["accuracy"]
-    base = run.cells[0].scores["instruct"]["accuracy"]
+    right, base = (scores_of(run.cells[0], m, "accuracy") for m in ("chameleon", "instruct"))
     assert row["accuracy change"] == pytest.approx(right.mean() - base.mean())
     assert row["accuracy change_low"] > 0.3
     assert row["McNemar b"] == int(((right[0] == 1) & (base[0] == 0)).sum())
@@ -439,14 +428,15 @@ def test_every_training_seed_has_rows_of_its_own(run: Run) -> None:
     assert "CHAMELEON (paper)" in shown and "control: shuffled pairs" in shown
     assert "control: P only" not in shown and "control: mean difference" not in shown
     mine = frame.set_index(["backbone", "method"]).loc[(BOTH[0], "CHAMELEON (paper)")]
-    assert mine["mae"] == pytest.approx(run.cells[2].scores["chameleon"]["abs_error"].mean())
+    assert mine["mae"] == pytest.approx(scores_of(run.cells[2], "chameleon", "abs_error").mean())
 
 
 def test_the_spread_over_groups_and_the_range_of_random_directions_stand_beside_a_model() -> None:
     run = planted_run(tasks=("LaMP_2",))
+    [cell] = run.cells
     for method, levels in (("chameleon", (0.25, 0.75)), ("random", (0.6, 0.1))):
-        run.cells[0].scores[method]["accuracy"] = np.stack([np.full(120, x) for x in levels])
-    frame = table1.by_model(run.frame, "LaMP_2").set_index("method")
+        cell = leveled(cell, method, "accuracy", levels)
+    frame = table1.by_model(replace(run, cells=[cell]).frame, "LaMP_2").set_index("method")
     spread = frame["accuracy sd over groups"]
     assert spread["CHAMELEON (paper)"] == pytest.approx(np.sqrt(0.125))
     assert np.isnan(spread["Instruct (A.3, no insight)"])  # one group has no spread

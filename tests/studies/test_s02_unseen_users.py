@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chameleon_lib.core import chameleon as fits_module
+from chameleon_lib.core import chameleon
 from chameleon_lib.core.fitting import Contrast
 from chameleon_lib.core.task import unseen_prompt
 from chameleon_lib.data.lamp import write_lamp
@@ -17,21 +17,16 @@ from chameleon_lib.data.metrics import evaluate
 from chameleon_lib.demo.world import WorldSettings, common_taste
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.publish import Publisher
-from chameleon_lib.kit.stats import (
-    DIRECTION_ONLY,
-    HOLDS,
-    REPRODUCED,
-    TOO_FEW_USERS,
-)
+from chameleon_lib.kit.stats import DIRECTION_ONLY, HOLDS, REPRODUCED
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import check_table
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.studies import run as grid
 from chameleon_lib.studies import s02_unseen_users as table2
-from chameleon_lib.studies.arms import Exam
+from chameleon_lib.studies.arms import Exam, Group
 from chameleon_lib.studies.data import TaskData, load_task_data
 from chameleon_lib.studies.methods import paper_value, title_of
-from chameleon_lib.studies.run import Run
+from chameleon_lib.studies.run import Arm, Desk, Run
 from chameleon_lib.studies.s02_unseen_users import (
     COMMON_TASTE,
     FITTED_BARE,
@@ -40,10 +35,18 @@ from chameleon_lib.studies.s02_unseen_users import (
     groups,
     refuse_leaks,
 )
-from chameleon_lib.studies.study import Study
-from tests.studies.finished import PROFILE, Finished, units
-from tests.studies.planted import planted_run, query_golds
-from tests.studies.small import SETTINGS, small_profile, use_small_models
+from tests.studies.finished import PROFILE, Finished, assert_same, listen, units
+from tests.studies.planted import (
+    BOTH,
+    Rates,
+    answers_of,
+    conditions_run,
+    keeping,
+    query_golds,
+    scores_of,
+    texts_of,
+)
+from tests.studies.small import SETTINGS, small_profile, study_in, use_small_models
 
 IN_ALL = {"instruct", "chameleon", "random", "from_neutral", "shuffled_pairs", "fitted"}
 
@@ -63,11 +66,7 @@ def unseen(finished: Finished) -> Iterator[Unseen]:
     """The study after Table 1, on its store."""
     found = Unseen([], [])
     before = units(finished.folder).keys()
-    fit, add = fits_module.fit_by_preference, Exam.add_prompts
-
-    def fit_by_preference(backbone: Any, contrasts: Sequence[Contrast], *a: Any, **k: Any) -> Any:
-        found.contrasts += contrasts
-        return fit(backbone, contrasts, *a, **k)
+    add = Exam.add_prompts
 
     def add_prompts(exam: Exam, kind: str, texts: Sequence[str]) -> None:
         found.asked.setdefault(kind, []).extend(texts)
@@ -75,7 +74,7 @@ def unseen(finished: Finished) -> Iterator[Unseen]:
 
     with pytest.MonkeyPatch.context() as patch:
         use_small_models(patch)
-        patch.setattr(fits_module, "fit_by_preference", fit_by_preference)
+        listen(patch, chameleon, "fit_by_preference", found.contrasts.extend)
         patch.setattr(Exam, "add_prompts", add_prompts)
         store = ArtifactStore(finished.folder)
         found.runs = table2.run(PROFILE, SETTINGS, store=store)
@@ -94,9 +93,10 @@ def test_both_readings_are_asked_of_the_studied_backbones(unseen: Unseen) -> Non
         ("LaMP_3", COMMON_TASTE), ("LaMP_3", FITTED_BARE),
     ]  # fmt: skip
     for cell in main.cells:
-        assert set(cell.scores) == IN_ALL | {"fitted_shuffled", "fitted_gold", "aloe", "dpo"}
-        assert {len(found) for found in cell.answers.values()} == {1}
-    assert [set(cell.scores) for cell in common.cells] == [IN_ALL, IN_ALL | {"fitted_shuffled"}]
+        assert set(answers_of(cell)) == IN_ALL | {"fitted_shuffled", "fitted_gold", "aloe", "dpo"}
+        assert len(cell.answers) == len(answers_of(cell))
+    held = [set(answers_of(cell)) for cell in common.cells]
+    assert held == [IN_ALL, IN_ALL | {"fitted_shuffled"}]
     for run, n_groups in zip(unseen.runs, (2, 1), strict=True):
         assert f"none of the {n_groups} groups" in run.notes[-1]
 
@@ -123,9 +123,9 @@ def test_the_reading_with_history_is_table_1_and_costs_nothing(
     for cell in main.cells:
         [first] = [c for c in finished.run.cells
                    if (c.task, c.backbone) == (cell.task, cell.backbone)]  # fmt: skip
-        for name, answers in cell.answers.items():
-            same = answers[0].texts == first.answers[name][0].texts
-            assert same or cell.condition == NO_HISTORY
+        table = texts_of(first)
+        same = all(table[arm] == texts for arm, texts in texts_of(cell).items())
+        assert same or cell.condition == NO_HISTORY
     fresh = [parts[0] for parts in unseen.new]
     assert not {"aloe", "dpo"} & set(fresh)
     # Per task, Instruct and every shown arm without history; then what the common taste adds.
@@ -150,9 +150,9 @@ def test_the_common_world_is_fitted_with_and_without_histories(unseen: Unseen) -
     full = [c for c in unseen.contrasts if c.prompt not in alone]
     assert len(bare) == 2 * len(full) > 4 and {c.user_id for c in unseen.contrasts} <= ids
     [with_history, without] = common.cells
-    assert with_history.answers["instruct"][0].texts == without.answers["instruct"][0].texts
+    assert texts_of(with_history)[Arm("instruct")] == texts_of(without)[Arm("instruct")]
     for name in ("chameleon", "fitted"):
-        one_way, other = (cell.scores[name]["margin"] for cell in common.cells)
+        one_way, other = (scores_of(cell, name, "margin") for cell in common.cells)
         assert not np.allclose(one_way, other, equal_nan=True)
 
 
@@ -172,11 +172,7 @@ def test_the_same_study_again_computes_nothing(
     again = table2.run(PROFILE, SETTINGS, store=ArtifactStore(finished.folder))
     assert units(finished.folder) == before
     for mine, other in zip(unseen.runs, again, strict=True):
-        assert mine.test_users == other.test_users
-        for one, two in zip(mine.cells, other.cells, strict=True):
-            assert one.draws == two.draws
-            for name, answers in one.answers.items():
-                assert [a.texts for a in answers] == [a.texts for a in two.answers[name]]
+        assert_same(mine, other)
 
 
 def test_real_users_are_read_both_ways_and_share_no_planted_taste(
@@ -198,72 +194,74 @@ def test_real_users_are_read_both_ways_and_share_no_planted_taste(
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, TaskData, Any]]:
-    """A study of LaMP-3 with its users and one group."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TaskData, Group]]:
+    """The users of LaMP-3 and one group of a study."""
     with pytest.MonkeyPatch.context() as patch:
         use_small_models(patch)
-        store = ArtifactStore(tmp_path_factory.mktemp("units"))
-        study = Study(small_profile(), "demo:decoder:0", "LaMP_3", SETTINGS, store)
+        study = study_in(tmp_path_factory.mktemp("units"))
         data = load_task_data(study.profile, "LaMP_3")
-        yield study, data, next(groups(study, data, (0,)))
+        yield data, next(groups(Desk(study, data, [], {}), (0,)))
 
 
-def test_a_group_of_train_users_leaks_nothing(made: tuple[Study, TaskData, Any]) -> None:
-    _, data, (index, group, pairs) = made
-    assert index == 0 and len(group) == SETTINGS.group_size
-    assert {pair.user_id for pair in pairs} == {user.user.id for user in group}
-    refuse_leaks(group, pairs, data)
+def test_a_group_of_train_users_leaks_nothing(made: tuple[TaskData, Group]) -> None:
+    data, group = made
+    assert group.index == 0 and len(group.users) == SETTINGS.group_size
+    assert {pair.user_id for pair in group.pairs} == {user.user.id for user in group.users}
+    refuse_leaks(group, data)
+
+
+def leaking(group: Group, *, user: Any = None, pair: Mapping[str, Any] | None = None) -> Group:
+    """The group with another first user, or with its first pair changed."""
+    users = [replace(group.users[0], user=user), *group.users[1:]] if user else group.users
+    return replace(
+        group, users=users, pairs=[replace(group.pairs[0], **(pair or {})), *group.pairs[1:]]
+    )
 
 
 def test_a_test_user_in_a_group_or_among_the_pairs_is_refused_by_name(
-    made: tuple[Study, TaskData, Any],
+    made: tuple[TaskData, Group],
 ) -> None:
-    _, data, (_, group, pairs) = made
+    data, group = made
     victim = data.test[3]
-    taken = replace(group[0], user=victim)
-    with pytest.raises(UserError, match=f"Test user '{victim.id}' would reach a fit"):
-        refuse_leaks([taken, *group[1:]], pairs, data)
-    with pytest.raises(UserError, match=f"Test user '{victim.id}' would reach a fit"):
-        refuse_leaks(group, [replace(pairs[0], user_id=victim.id), *pairs[1:]], data)
+    for found in (leaking(group, user=victim), leaking(group, pair={"user_id": victim.id})):
+        with pytest.raises(UserError, match=f"Test user '{victim.id}' would reach a fit"):
+            refuse_leaks(found, data)
 
 
-def test_a_test_user_under_another_name_is_refused(made: tuple[Study, TaskData, Any]) -> None:
-    _, data, (_, group, pairs) = made
+def test_a_test_user_under_another_name_is_refused(made: tuple[TaskData, Group]) -> None:
+    data, group = made
     victim = data.test[3]
-    renamed = replace(group[0], user=replace(group[0].user, history=victim.history))
+    renamed = leaking(group, user=replace(group.users[0].user, history=victim.history))
     for truth in (data.truth, None):  # whole histories are told apart in real files as well
         with pytest.raises(UserError, match=repr(victim.id)):
-            refuse_leaks([renamed, *group[1:]], pairs, replace(data, truth=truth))
+            refuse_leaks(renamed, replace(data, truth=truth))
 
 
 def test_one_text_of_a_test_user_is_refused_in_the_embedded_world(
-    made: tuple[Study, TaskData, Any],
+    made: tuple[TaskData, Group],
 ) -> None:
-    _, data, (_, group, pairs) = made
+    data, group = made
     victim = data.test[3]
     query, item = victim.queries[0].text, victim.history[2]
-    for leaked in (
-        replace(pairs[0], query=query),
-        replace(pairs[0], query=item.text),
-        replace(pairs[0], items=(*pairs[0].items, item)),
-    ):
+    for leaked in ({"query": query}, {"query": item.text},
+                   {"items": (*group.pairs[0].items, item)}):  # fmt: skip
         with pytest.raises(UserError, match=f"A text of test user '{victim.id}'"):
-            refuse_leaks(group, [leaked, *pairs[1:]], data)
-        refuse_leaks(group, [leaked, *pairs[1:]], replace(data, truth=None))  # two may tag a film
-    asked = replace(group[0].user, queries=victim.queries)
+            refuse_leaks(leaking(group, pair=leaked), data)
+        refuse_leaks(leaking(group, pair=leaked), replace(data, truth=None))  # two may tag a film
+    asked = replace(group.users[0].user, queries=victim.queries)
     with pytest.raises(UserError, match=f"A text of test user '{victim.id}'"):
-        refuse_leaks([replace(group[0], user=asked), *group[1:]], pairs, data)
+        refuse_leaks(leaking(group, user=asked), data)
 
 
 def test_a_post_that_two_people_write_is_no_leak_but_a_query_is(
-    made: tuple[Study, TaskData, Any],
+    made: tuple[TaskData, Group],
 ) -> None:
-    _, data, (_, group, pairs) = made
+    data, group = made
     posts = replace(data, task="LaMP_7")
     victim = data.test[3]
-    refuse_leaks(group, [replace(pairs[0], query=victim.history[2].text)], posts)
+    refuse_leaks(leaking(group, pair={"query": victim.history[2].text}), posts)
     with pytest.raises(UserError, match=repr(victim.id)):
-        refuse_leaks(group, [replace(pairs[0], query=victim.queries[0].text)], posts)
+        refuse_leaks(leaking(group, pair={"query": victim.queries[0].text}), posts)
 
 
 def test_the_study_stops_before_any_fit_when_users_overlap(
@@ -290,31 +288,16 @@ def test_the_study_stops_before_any_fit_when_users_overlap(
 
 READ = {"instruct", *table2.shown_edits(), "aloe", "dpo"}
 DECODER = title_of("demo:decoder")
-Rates = Mapping[str, Mapping[str, float]]
 
 
-def planted(
-    rates: Rates,
-    *,
-    tasks: tuple[str, ...] = ("LaMP_2",),
-    n_users: int = 120,
-) -> Run:
+def planted(rates: Mapping[str, Rates], *, tasks: tuple[str, ...] = ("LaMP_2",)) -> Run:
     """A run whose methods answer right at planted rates under every condition that is named."""
-    merged: Run | None = None
-    for condition, some in rates.items():
-        run = planted_run(some, tasks=tasks, n_users=n_users)
-        cells = [
-            replace(
-                cell,
-                condition=condition,
-                answers={name: cell.answers[name] for name in cell.answers if name in READ},
-                scores={name: cell.scores[name] for name in cell.scores if name in READ},
-            )
-            for cell in run.cells
-        ]
-        merged = replace(run, cells=[*(merged.cells if merged else []), *cells])
-    assert merged is not None
-    return merged
+    return conditions_run(
+        rates,
+        tasks=tasks,
+        backbones=BOTH[:1],
+        change=lambda cell: keeping(cell, lambda arm: arm.method in READ),
+    )
 
 
 GAIN = {"chameleon": 0.8, "fitted": 0.9}
@@ -345,12 +328,12 @@ def official(run: Run) -> Run:
     return replace(run, data={t: replace(d, truth=None) for t, d in run.data.items()})
 
 
-def judged(condition: str, rates: Mapping[str, float], **sizes: int) -> dict[str, Verdict]:
+def judged(condition: str, rates: Mapping[str, float]) -> dict[str, Verdict]:
     """Verdicts of one task, family and condition: paper's edit, fitted edit, against ALOE.
 
     The reading without history is that of official files: in the embedded world it has none.
     """
-    run = planted({condition: rates}, **sizes)
+    run = planted({condition: rates})
     run = official(run) if condition == NO_HISTORY else run
     found = table2.verdicts([run], "02_unseen_users")
     names = {"CHAMELEON's edit beats Instruct": "paper", "the fitted edit beats": "fitted",
@@ -391,16 +374,14 @@ def test_a_world_that_decides_a_reading_gets_no_verdict_of_it_but_keeps_its_rows
     assert [v for v in table2.verdicts([official(run)], "x") if NO_HISTORY in v.note]
 
 
-def test_few_users_are_counted_and_not_judged() -> None:
-    found = judged(NO_HISTORY, GAIN, n_users=60)
-    assert {v.status for v in found.values()} == {TOO_FEW_USERS}
-
-
 def test_a_method_without_its_controls_is_not_judged(runs: list[Run]) -> None:
-    cells = []
-    for cell in runs[1].cells:
-        held = {name: cell.scores[name] for name in cell.scores if name != "fitted_shuffled"}
-        cells.append(replace(cell, scores=held) if cell.condition == COMMON_TASTE else cell)
+    cells = [
+        keeping(
+            cell,
+            lambda arm: arm.method != "fitted_shuffled" or cell.condition != COMMON_TASTE,  # noqa: B023
+        )
+        for cell in runs[1].cells
+    ]
     found = table2.verdicts([replace(runs[1], cells=cells)], "x")
     fitted = [v.note for v in found if "the fitted edit" in v.claim]
     assert len(fitted) == 1 and FITTED_BARE in fitted[0]
@@ -453,7 +434,8 @@ def test_levels_and_effects_are_those_of_the_condition(
 ) -> None:
     [cell] = runs[0].at("LaMP_2", "demo:decoder", WITH_HISTORY)
     golds = query_golds(runs[0], "LaMP_2")
-    expected = np.mean([evaluate("LaMP_2", golds, a.texts)["f1"] for a in cell.answers["fitted"]])
+    fitted = answers_of(cell)["fitted"]
+    expected = np.mean([evaluate("LaMP_2", golds, a.texts)["f1"] for a in fitted])
     row = (WITH_HISTORY, DECODER, "CHAMELEON fitted (ours)")
     shown = levels.set_index(["condition", "model", "method"])
     assert shown.loc[row, "f1"] == pytest.approx(expected)

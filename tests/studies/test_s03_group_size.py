@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,12 +29,10 @@ from chameleon_lib.kit.tables import check_table
 from chameleon_lib.studies import run as grid
 from chameleon_lib.studies import s01_per_user as per_user
 from chameleon_lib.studies import s03_ladder
-from chameleon_lib.studies.data import TaskData, load_task_data
 from chameleon_lib.studies.methods import method_of, title_of
-from chameleon_lib.studies.run import Run, agreeing
+from chameleon_lib.studies.run import Run
 from chameleon_lib.studies.s03_group_size import (
     PLOT,
-    SIZES,
     agreement,
     agreement_figure,
     by_size,
@@ -45,15 +42,23 @@ from chameleon_lib.studies.s03_group_size import (
     curve_lines,
     levels,
     pairs,
-    parse_sizes,
     run,
     verdicts,
 )
 from chameleon_lib.studies.s03_ladder import OTHER, OWN, chance
-from chameleon_lib.studies.sweeps import plot_reading
-from tests.studies.finished import units
-from tests.studies.planted import without_margins
-from tests.studies.planted_sizes import CONDITIONS, Rates, planted_sizes
+from chameleon_lib.studies.sweeps import numbers_of, plot_reading
+from tests.studies.finished import listen, units, with_golds
+from tests.studies.planted import (
+    BOTH,
+    Rates,
+    agreeing,
+    answers_of,
+    leveled,
+    planted_sizes,
+    texts_of,
+    without_margins,
+)
+from tests.studies.planted import SIZES as SIZES_RUN
 from tests.studies.small import BACKBONES, SETTINGS, small_profile, use_small_models
 
 # --- the study -----------------------------------------------------------------------------------
@@ -79,30 +84,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("units")
     contrasts: list[Contrast] = []
     singles: list[list[PreferencePair]] = []
-    fit, single = chameleon.fit_by_preference, s03_ladder.single_users
-
-    def fit_by_preference(backbone: Any, shown: Sequence[Contrast], *a: Any, **k: Any) -> Any:
-        contrasts.extend(shown)
-        return fit(backbone, shown, *a, **k)
-
-    def single_users(study: Any, pairs: Sequence[PreferencePair], seed: int) -> Any:
-        singles.append(list(pairs))
-        return single(study, pairs, seed)
-
     with pytest.MonkeyPatch.context() as patch:
         use_small_models(patch)
-        patch.setattr(chameleon, "fit_by_preference", fit_by_preference)
-        patch.setattr(s03_ladder, "single_users", single_users)
+        listen(patch, chameleon, "fit_by_preference", contrasts.extend)
+        listen(patch, s03_ladder, "single_users", singles.append)
         done = run(PROFILE, SMALL, sizes="1,4,6,8", tasks=("LaMP_3",), store=ArtifactStore(folder))
     return Made(done, contrasts, singles, folder)
 
 
-def test_sizes_are_read_from_the_parameter_and_nonsense_is_refused() -> None:
-    assert parse_sizes("100, 1,20,20") == (1, 20, 100)
-    assert parse_sizes(",".join(map(str, SIZES))) == SIZES
-    for text in ("", "a", "0,20", "-1,5", "1", "20;40"):
-        with pytest.raises(UserError, match="sizes"):
-            parse_sizes(text)
+@pytest.mark.parametrize("text", ["a", "0,20", "-1,5", "1", "20;40", "5.5"])
+def test_nonsense_sizes_are_refused(text: str) -> None:
+    assert numbers_of("sizes", "100, 1,20,20", "1,20", least=2) == [1, 20, 100]
+    with pytest.raises(
+        UserError, match=f"sizes is '{text}'; give whole numbers such as '1,20,100'"
+    ):
+        run(PROFILE, SMALL, sizes=text)
 
 
 def test_every_size_has_a_cell_with_its_methods_and_seeds(made: Made) -> None:
@@ -113,18 +109,17 @@ def test_every_size_has_a_cell_with_its_methods_and_seeds(made: Made) -> None:
         cells = {at.condition: at.cells[0] for at in by_size(done, "LaMP_3", model)}
         assert list(cells) == RUN
         for name in (OWN, OTHER):
-            assert list(cells[name].answers) == ["instruct", "chameleon", "random"]
-        assert list(cells["6 users"].answers) == ["instruct", "chameleon", "random"]
+            assert list(answers_of(cells[name])) == ["instruct", "chameleon", "random"]
+        assert list(answers_of(cells["6 users"])) == ["instruct", "chameleon", "random"]
         for name in ("4 users", "8 users"):
-            assert set(cells[name].answers) == {"instruct", *ENDS}
+            assert set(answers_of(cells[name])) == {"instruct", *ENDS}
         for cell in cells.values():
             n = len(done.test_users["LaMP_3"])
-            seeds = {method: len(found) for method, found in cell.answers.items()}
+            seeds = {method: len(found) for method, found in answers_of(cell).items()}
             # A user's own edit has nothing to do with the draw, so it counts once.
             once = ["instruct", "chameleon"] if cell.condition == OWN else ["instruct"]
             assert seeds == {method: 1 if method in once else 2 for method in seeds}
-            shapes = {scores["valid"].shape for scores in cell.scores.values()}
-            assert shapes == {(1, n), (2, n)} and n > 1
+            assert {len(answers.texts) for answers in cell.answers.values()} == {n} and n > 1
         sizes = {name: cell.draws[0]["size"] for name, cell in cells.items()}
         assert sizes == {OWN: 1, OTHER: 1, "4 users": 4, "6 users": 6, "8 users": 8}
 
@@ -155,27 +150,13 @@ def test_test_users_reach_their_own_edit_alone_and_golds_reach_none(made: Made) 
 
 def test_other_golds_compute_nothing_anew(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_models(monkeypatch)
-    monkeypatch.setattr(grid, "load_task_data", _other_golds)
+    monkeypatch.setattr(grid, "load_task_data", with_golds("train", "test"))
     before = units(made.folder)
     store = ArtifactStore(made.folder)
     again = run(PROFILE, SMALL, sizes="1,4,6,8", tasks=("LaMP_3",), store=store)
     assert units(made.folder) == before and len(before) > 50
     for mine, other in zip(made.run.cells, again.cells, strict=True):
-        assert mine.draws == other.draws
-        for method, answers in mine.answers.items():
-            assert [a.texts for a in answers] == [a.texts for a in other.answers[method]]
-
-
-def _other_golds(*args: Any) -> TaskData:
-    data = load_task_data(*args)
-    changed = {
-        part: tuple(
-            replace(u, queries=tuple(replace(q, gold="1") for q in u.queries))
-            for u in getattr(data, part)
-        )
-        for part in ("train", "test")
-    }
-    return replace(data, **changed)  # type: ignore[arg-type]
+        assert mine.draws == other.draws and texts_of(mine) == texts_of(other)
 
 
 def test_after_table_1_the_largest_group_is_only_read(
@@ -192,9 +173,8 @@ def test_after_table_1_the_largest_group_is_only_read(
     )
     assert units(tmp_path) == before
     [table], [top] = first.cells, then.cells
-    for method in top.answers:
-        texts = [answer.texts for answer in table.answers[method]]
-        assert [answer.texts for answer in top.answers[method]] == texts
+    answers = texts_of(table)
+    assert all(answers[arm] == texts for arm, texts in texts_of(top).items())
 
 
 def test_sizes_above_the_train_users_become_their_number(
@@ -210,7 +190,6 @@ def test_sizes_above_the_train_users_become_their_number(
 
 # --- tables --------------------------------------------------------------------------------------
 
-BOTH = ("demo:decoder:0", "demo:encdec:0")
 DECODER = title_of("demo:decoder")
 CHAMELEON, FITTED_TITLE = (method_of(name).title for name in ("chameleon", "fitted"))
 RATES = {OWN: {"chameleon": 0.5}, "20 users": {"chameleon": 0.7}, "100 users": {"fitted": 0.9}}
@@ -245,8 +224,9 @@ def test_the_curve_has_every_method_at_every_size_with_level_and_change(
 def test_the_spread_is_over_the_sets_of_train_users_and_empty_for_one_set() -> None:
     planted = planted_sizes(tasks=("LaMP_2",))
     [cell] = planted.at("LaMP_2", "demo:decoder", "20 users")
-    cell.scores["chameleon"]["accuracy"] = np.stack([np.full(120, 0.25), np.full(120, 0.75)])
-    frame = levels(planted, "LaMP_2")
+    cells = [leveled(c, "chameleon", "accuracy", (0.25, 0.75)) if c is cell else c
+             for c in planted.cells]  # fmt: skip
+    frame = levels(replace(planted, cells=cells), "LaMP_2")
     row = frame[(frame["users"] == 20) & (frame["method"] == CHAMELEON)].iloc[0]
     assert row["accuracy sd over sets"] == pytest.approx(np.sqrt(0.125))
     assert np.isnan(frame["accuracy sd over sets"].iloc[0])
@@ -255,7 +235,7 @@ def test_the_spread_is_over_the_sets_of_train_users_and_empty_for_one_set() -> N
 def test_pairs_are_counted_per_direction_and_few_are_marked(planted: Run) -> None:
     frame = check_table(pairs(planted, "LaMP_2"), "x", "demo", "diagnostic")
     one = frame[frame["model"] == DECODER].set_index("condition")
-    assert list(one.index) == list(CONDITIONS)
+    assert list(one.index) == list(SIZES_RUN)
     assert one["pairs per direction"].to_dict() == {
         OWN: 1.0, OTHER: 1.0, "20 users": 20.0, "100 users": 100.0
     }  # fmt: skip
@@ -292,7 +272,7 @@ GROWTH = "CHAMELEON's edit from 100 users beats that from 20"
 BEYOND_ONE = "CHAMELEON's edit from 100 users beats that from a single user"
 FITTED = "beyond the paper, the fitted edit from 20 users beats Instruct"
 FITTED_GROWTH = "beyond the paper, the fitted edit from 100 users beats that from 20"
-GAIN: Rates = {
+GAIN: Mapping[str, Rates] = {
     OWN: {"chameleon": 0.6},
     "20 users": {"chameleon": 0.7, "fitted": 0.7},
     "100 users": {"chameleon": 0.9, "fitted": 0.9},
@@ -308,7 +288,7 @@ def words(run: Run) -> dict[str, str]:
 
 PAPERS, OURS = (SINGLE, FEW, GROWTH, BEYOND_ONE), (FITTED, FITTED_GROWTH)
 BOTH_EDITS = {"chameleon": 0.8, "fitted": 0.8}
-PLANTED: dict[str, tuple[Rates, dict[str, str]]] = {
+PLANTED: dict[str, tuple[Mapping[str, Rates], dict[str, str]]] = {
     "gains that grow": (GAIN, dict.fromkeys(PAPERS, REPRODUCED) | dict.fromkeys(OURS, HOLDS)),
     "nothing": ({}, dict.fromkeys(PAPERS, NOT_REPRODUCED) | dict.fromkeys(OURS, DOES_NOT_HOLD)),
     "losses that grow": (
@@ -320,7 +300,7 @@ PLANTED: dict[str, tuple[Rates, dict[str, str]]] = {
         dict.fromkeys((*PAPERS, *OURS), OPPOSITE),
     ),
     "a steady gain": (
-        {name: BOTH_EDITS for name in CONDITIONS if name != OTHER},
+        {name: BOTH_EDITS for name in SIZES_RUN if name != OTHER},
         {SINGLE: REPRODUCED, FEW: REPRODUCED, GROWTH: NOT_REPRODUCED, BEYOND_ONE: NOT_REPRODUCED,
          FITTED: HOLDS, FITTED_GROWTH: DOES_NOT_HOLD},
     ),
@@ -348,20 +328,22 @@ PLANTED: dict[str, tuple[Rates, dict[str, str]]] = {
 
 @pytest.mark.parametrize("task", ["LaMP_2", "LaMP_3"])
 @pytest.mark.parametrize(("rates", "expected"), PLANTED.values(), ids=list(PLANTED))
-def test_a_verdict_says_what_was_planted(task: str, rates: Rates, expected: dict[str, str]) -> None:
+def test_a_verdict_says_what_was_planted(
+    task: str, rates: Mapping[str, Rates], expected: dict[str, str]
+) -> None:
     found = words(planted_sizes(rates, tasks=(task,)))
     assert {claim: found[claim] for claim in expected} == expected
     assert set(found) == {*PAPERS, *OURS}
 
 
 def test_a_claim_without_its_sizes_is_not_run_or_not_made() -> None:
-    groups = {name: size for name, size in CONDITIONS.items() if size > 1}
+    groups = {name: size for name, size in SIZES_RUN.items() if size > 1}
     run = planted_sizes(GAIN, conditions=groups)
     assert words(run)[SINGLE] == NOT_RUN and BEYOND_ONE not in words(run)
     single = verdicts(claims(run, "LaMP_3"), "x")[0]
     assert (single.ours, single.n, single.seeds) == (None, 0, 0)
     assert SINGLE not in " ".join(claim_frame(claims(run, "LaMP_3"))["claim"])
-    one = {name: CONDITIONS[name] for name in (OWN, OTHER, "20 users")}
+    one = {name: SIZES_RUN[name] for name in (OWN, OTHER, "20 users")}
     found = words(planted_sizes(GAIN, conditions=one))
     assert set(found) == {SINGLE, FEW, FITTED, BEYOND_ONE.replace("100", "20")}
 

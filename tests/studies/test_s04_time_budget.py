@@ -28,11 +28,11 @@ from chameleon_lib.rivals.registry import trained_rival
 from chameleon_lib.studies import s01_per_user as per_user
 from chameleon_lib.studies import s04_time_budget as study
 from chameleon_lib.studies.methods import method_of, title_of
-from chameleon_lib.studies.run import Cell, Run, query_users
+from chameleon_lib.studies.run import Cell, Run
 from chameleon_lib.studies.s04_time_budget import POINTS, TOLERANCE, Point, verdicts
 from chameleon_lib.studies.sweeps import places_of
-from tests.studies.finished import units
-from tests.studies.planted import planted_run
+from tests.studies.finished import listen, units
+from tests.studies.planted import BOTH, answers_of, planted_run
 from tests.studies.small import BACKBONES, SETTINGS, small_profile, use_small_models
 
 PROFILE = small_profile(tasks=("LaMP_2",), studied=BACKBONES)
@@ -62,17 +62,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Budgeted]:
             (aloe, "train_aloe", found.examples),
             (chameleon, "fit_by_preference", found.contrasts),
         ):
-            patch.setattr(place, name, _noted(getattr(place, name), seen))
+            listen(patch, place, name, seen.append)
         found.run = study.run(PROFILE, SETTINGS, store=ArtifactStore(folder))
         yield found
-
-
-def _noted(work: Any, seen: list[list[Any]]) -> Any:
-    def noted(backbone: Any, material: Any, *rest: Any, **options: Any) -> Any:
-        seen.append(list(material))
-        return work(backbone, material, *rest, **options)
-
-    return noted
 
 
 def test_every_label_has_every_method_on_every_family(done: Budgeted) -> None:
@@ -82,10 +74,10 @@ def test_every_label_has_every_method_on_every_family(done: Budgeted) -> None:
         (backbone, name) for backbone in BACKBONES for name in names
     ]
     for cell in done.run.cells:
-        assert list(cell.answers) == ["instruct", "aloe", "dpo", "chameleon", "fitted"]
+        assert list(answers_of(cell)) == ["instruct", "aloe", "dpo", "chameleon", "fitted"]
         [log] = cell.draws
         assert log["users"] == SETTINGS.group_size
-        assert {len(scores["accuracy"]) for scores in cell.scores.values()} == {1}
+        assert len(cell.answers) == 5
 
 
 def test_edits_learn_from_the_very_pairs_that_dpo_gets(done: Budgeted) -> None:
@@ -118,7 +110,7 @@ def test_gold_answers_are_counted_where_they_are_seen(done: Budgeted) -> None:
         assert log["aloe"]["gold"] == log["aloe"]["queries"] >= 1
     users = {example.user_id for part in done.examples for example in part}
     contrasts = {c.user_id for part in [*done.contrasts, *done.preferences] for c in part}
-    tested = set(query_users(done.run, "LaMP_2"))
+    tested = set(done.run.test_users["LaMP_2"])
     trained = {user.id for user in done.run.data["LaMP_2"].train}
     assert tested and not tested & (users | contrasts) and users | contrasts <= trained
 
@@ -190,7 +182,6 @@ def _stages(folder: Path) -> Counter[str]:
 # --- planted answers and costs -------------------------------------------------------------------
 
 DECODER, ENCDEC = "demo:decoder", "demo:encdec"
-BOTH = (f"{DECODER}:0", f"{ENCDEC}:0")
 METHODS = ("chameleon", "fitted", "dpo", "aloe")
 FLOPS = {"chameleon": 400, "fitted": 300, "dpo": 2000, "aloe": 1000}  # at the last label
 PAIRS = 100  # FLOPs of writing all pairs
@@ -294,23 +285,24 @@ def test_the_comparison_is_made_at_that_share() -> None:
 
 
 @pytest.mark.parametrize("rival", ["dpo", "aloe"])
-def test_a_planted_advantage_is_reproduced_and_holds_where_the_paper_is_silent(rival: str) -> None:
-    run = budget_run({"chameleon": 0.9, "fitted": 0.9})
-    paper = verdict_of(run, "chameleon", rival)
-    assert paper.status == REPRODUCED and "no number is printed" in paper.paper
+@pytest.mark.parametrize(
+    ("rates", "first", "paper", "own"),
+    [
+        ({"chameleon": 0.9, "fitted": 0.9}, {}, REPRODUCED, HOLDS),
+        ({}, {}, NOT_REPRODUCED, DOES_NOT_HOLD),
+        ({"chameleon": 0.1, "fitted": 0.1}, {"dpo": 0.9, "aloe": 0.9}, OPPOSITE, OPPOSITE),
+    ],
+    ids=["an advantage", "no difference", "a loss"],
+)
+def test_a_verdict_says_what_was_planted(
+    rival: str, rates: Mapping[str, float], first: Mapping[str, float], paper: str, own: str
+) -> None:
+    run = budget_run(rates, first)
+    found = verdict_of(run, "chameleon", rival)
+    assert found.status == paper and "no number is printed" in found.paper
     for ours, model in (("fitted", DECODER), ("chameleon", ENCDEC), ("fitted", ENCDEC)):
-        own = verdict_of(run, ours, rival, model)
-        assert (own.status, own.paper) == (HOLDS, "not in the paper")
-
-
-@pytest.mark.parametrize("rival", ["dpo", "aloe"])
-def test_no_difference_is_not_reproduced_and_a_loss_is_opposite(rival: str) -> None:
-    nothing = budget_run()
-    assert verdict_of(nothing, "chameleon", rival).status == NOT_REPRODUCED
-    assert verdict_of(nothing, "fitted", rival).status == DOES_NOT_HOLD
-    loss = budget_run({"chameleon": 0.1, "fitted": 0.1}, {rival: 0.9})
-    assert verdict_of(loss, "chameleon", rival).status == OPPOSITE
-    assert verdict_of(loss, "fitted", rival).status == OPPOSITE
+        beyond = verdict_of(run, ours, rival, model)
+        assert (beyond.status, beyond.paper) == (own, "not in the paper")
 
 
 def test_beating_a_collapsed_rival_without_a_gain_of_ones_own_is_a_direction_only() -> None:

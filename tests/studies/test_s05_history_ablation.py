@@ -23,11 +23,10 @@ from chameleon_lib.kit.tables import check_table
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.studies import s05_history_ablation as study
 from chameleon_lib.studies.methods import title_of
-from chameleon_lib.studies.run import Run
+from chameleon_lib.studies.run import Arm, Cell, Run
 from chameleon_lib.studies.s05_selections import Selection
-from tests.studies.planted import without_margins
-from tests.studies.planted_history import (
-    CONDITIONS,
+from tests.studies.planted import (
+    BOTH,
     FEW,
     MANY,
     NEAREST,
@@ -35,15 +34,17 @@ from tests.studies.planted_history import (
     RANDOM,
     RAW,
     RECENT,
+    SELECTIONS,
     K,
-    Rates,
+    Selected,
     planted_choices,
     planted_history,
+    rescored,
+    scores_of,
 )
 
 # --- tables --------------------------------------------------------------------------------------
 
-BOTH = ("demo:decoder:0", "demo:encdec:0")
 CHAMELEON, INSTRUCT = "CHAMELEON (paper)", "Instruct (A.3, no insight)"
 
 
@@ -55,7 +56,7 @@ def run() -> Run:
 
 def score(run: Run, selection: Selection, method: str) -> float:
     [cell] = run.at("LaMP_2", "demo:decoder", selection.name)
-    return float(cell.scores[method]["accuracy"].mean())
+    return float(scores_of(cell, method, "accuracy").mean())
 
 
 def test_every_table_has_its_counts_and_intervals(run: Run) -> None:
@@ -66,19 +67,9 @@ def test_every_table_has_its_counts_and_intervals(run: Run) -> None:
     check_table(study.prompts(run, "LaMP_2"), "prompts", "demo", "diagnostic")
 
 
-def test_a_margin_is_counted_on_those_who_have_one(run: Run) -> None:
-    for name in ("levels", "effects", "against_controls"):
-        measure = "margin change" if name == "effects" else "margin"
-        frame = getattr(study, name)(run, "LaMP_2")
-        assert frame[f"{measure} n"].between(1, 119).all()
-        empty = getattr(study, name)(without_margins(run), "LaMP_2")
-        check_table(empty, name, "demo")
-        assert empty[measure].isna().all() and set(empty["n"]) == {120}
-
-
 def test_levels_have_a_row_per_family_condition_and_method(run: Run) -> None:
     frame = study.levels(run, "LaMP_2")
-    assert len(frame) == 2 * (4 * len(CONDITIONS) - 2)
+    assert len(frame) == 2 * (4 * len(SELECTIONS) - 2)
     row = frame.set_index(["model", "rule", "items", "method"]).loc[
         (title_of("demo:decoder"), "pca", K, CHAMELEON)
     ]
@@ -111,7 +102,7 @@ def test_prompts_count_insights_drops_and_pairs(run: Run) -> None:
     assert first["edited layers"] == "0 | 1"
     raw = frame[frame["rule"] == "pca raw"].iloc[0]
     assert np.isnan(raw["pairs kept"]) and raw["seeds"] == 1
-    assert raw["items dropped"] == CONDITIONS.index(RAW)
+    assert raw["items dropped"] == SELECTIONS.index(RAW)
 
 
 def test_choices_are_compared_with_the_papers_and_with_the_planted_taste(run: Run) -> None:
@@ -138,20 +129,19 @@ def test_rules_are_not_compared_by_margins_to_different_generic_answers() -> Non
     run = planted_history(tasks=("LaMP_2",))
     assert "margin" in study.against_controls(run, "LaMP_2")
     data = {task: replace(data, truth=None) for task, data in run.data.items()}
-    cells = [
-        replace(cell, scores={name: without_some(rows, at) for name, rows in cell.scores.items()})
-        for at, cell in enumerate(run.cells)
-    ]
+    cells = [without_one(cell, at) for at, cell in enumerate(run.cells)]
     real = replace(run, data=data, cells=cells)
     frame = study.against_controls(real, "LaMP_2")
     assert "margin" not in frame and frame["accuracy"].notna().all()
 
 
-def without_some(scores: dict[str, np.ndarray], at: int) -> dict[str, np.ndarray]:
-    """Scores in which every condition leaves another query without a margin."""
-    margin = scores["margin"].copy()
-    margin[:, at % margin.shape[1]] = np.nan
-    return {**scores, "margin": margin}
+def without_one(cell: Cell, at: int) -> Cell:
+    """The cell with another query without a margin than every other condition."""
+
+    def lost(_: Arm, margin: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(margin)) == at, np.nan, margin)
+
+    return rescored(cell, "margin", lost)
 
 
 # --- verdicts ------------------------------------------------------------------------------------
@@ -173,7 +163,7 @@ def ch(rate: float, instruct: float = 0.4) -> dict[str, float]:
 
 NUMBER, RULE = ("more", "too much"), ("rule", "rule, prompt", "raw, prompt")
 ALL = {"chameleon": 0.9, "insight": 0.9}
-PLANTED: dict[str, tuple[Rates, dict[str, str]]] = {
+PLANTED: dict[str, tuple[Selected, dict[str, str]]] = {
     "gains, then losses": ({PAPER: ch(0.9), MANY: ch(0.4)}, dict.fromkeys(NUMBER, REPRODUCED)),
     "so does the prompt": (
         {PAPER: ch(0.9, 0.9), MANY: ch(0.4, 0.4)}, dict.fromkeys(NUMBER, DIRECTION_ONLY)
@@ -196,7 +186,9 @@ PLANTED: dict[str, tuple[Rates, dict[str, str]]] = {
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(("rates", "expected"), PLANTED.values(), ids=list(PLANTED))
-def test_a_verdict_says_what_was_planted(task: str, rates: Rates, expected: dict[str, str]) -> None:
+def test_a_verdict_says_what_was_planted(
+    task: str, rates: Selected, expected: dict[str, str]
+) -> None:
     found = verdicts_of(planted_history(rates, tasks=(task,)))
     assert {name: found[name].status for name in expected} == expected
     assert "change of Instruct" in found["more"].note

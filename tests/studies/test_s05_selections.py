@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from chameleon_lib.core import chameleon
@@ -17,7 +15,7 @@ from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies import run as grid
 from chameleon_lib.studies import s05_selections as study
 from chameleon_lib.studies.data import load_task_data
-from chameleon_lib.studies.run import Run, query_users
+from chameleon_lib.studies.run import Arm, Run
 from chameleon_lib.studies.s05_history_ablation import by_selection, versus
 from chameleon_lib.studies.s05_selections import (
     DEMO,
@@ -26,11 +24,11 @@ from chameleon_lib.studies.s05_selections import (
     RULES,
     Design,
     Selection,
-    item_numbers,
     prompt_length,
 )
 from tests.demo.small import HashEmbedder
-from tests.studies.finished import units
+from tests.studies.finished import assert_same, listen, units
+from tests.studies.planted import answers_of, scores_of
 from tests.studies.small import BACKBONES, SETTINGS, small_profile, use_small_models
 
 
@@ -42,10 +40,10 @@ def test_the_full_design_has_every_rule_at_every_number_with_both_edits() -> Non
 
 
 def test_items_are_sorted_numbers_and_hold_the_papers() -> None:
-    assert item_numbers(" 25, 5,10,5") == [5, 10, 25]
-    for items in ("", "a,b", "0,10", "-5", "5;10", "5.5"):
-        with pytest.raises(UserError, match="whole numbers"):
-            item_numbers(items)
+    found = FULL.selections(" 25, 5,10,5", 10)
+    assert list(dict.fromkeys(selection.k for selection in found)) == [5, 10, 25]
+    with pytest.raises(UserError, match="items is '5;10'; give whole numbers such as '5,10,15"):
+        FULL.selections("5;10", 10)
     with pytest.raises(UserError, match="about 10"):
         FULL.selections("5,25", 10)
 
@@ -103,38 +101,37 @@ class Done:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("history")
-    fit, seen = chameleon.fit_by_preference, []
-
-    def watched(backbone: Any, contrasts: Sequence[Any], *a: Any, **k: Any) -> Any:
-        seen.append({contrast.user_id for contrast in contrasts})
-        return fit(backbone, contrasts, *a, **k)
-
+    seen: list[set[str]] = []
     with pytest.MonkeyPatch.context() as patch:
         embedder = use_small_models(patch)
-        patch.setattr(chameleon, "fit_by_preference", watched)
+        listen(
+            patch,
+            chameleon,
+            "fit_by_preference",
+            lambda found: seen.append({c.user_id for c in found}),
+        )
         run = study.run(PROFILE, SETTINGS, store=ArtifactStore(folder), **OPTIONS)
     return Done(run, seen, embedder, folder)
 
 
 def test_every_condition_has_its_arms_with_one_answer_per_query_and_group(done: Done) -> None:
-    n = len(query_users(done.run, "LaMP_2"))
+    n = len(done.run.test_users["LaMP_2"])  # one query each
     assert 0 < n <= 5 and done.run.conditions == list(ARMS)
     for family in done.run.models:
         for condition, arms in ARMS.items():
             [cell] = done.run.at("LaMP_2", family, condition)
-            shapes = {m: s["accuracy"].shape for m, s in cell.scores.items()}
-            assert shapes == {method: (seeds, n) for method, seeds in arms.items()}
-            items = cell.scores["insight"]["items"]
-            assert set(items[0]) == {float(condition.split()[-2])}
-            assert cell.scores["insight"]["named"].shape == (1, n)
+            for method, seeds in arms.items():
+                assert scores_of(cell, method, "accuracy").shape == (seeds, n)
+            assert list(answers_of(cell)) == list(arms)
+            insight = cell.answers[Arm("insight")].scores
+            assert set(insight["items"]) == {float(condition.split()[-2])}
+            assert insight["named"].shape == (n,)
 
 
 def test_users_and_groups_are_the_same_in_every_condition(done: Done) -> None:
-    edited = [cell for cell in done.run.cells if "chameleon" in cell.scores]
+    edited = [cell for cell in done.run.cells if "chameleon" in answers_of(cell)]
     assert len(edited) == 6
-    assert {tuple(log["tested"]) for cell in done.run.cells for log in cell.draws} == {
-        tuple(done.run.test_users["LaMP_2"])
-    }
+    assert {tuple(cell.users) for cell in done.run.cells} == {tuple(done.run.test_users["LaMP_2"])}
     for cell in edited:
         assert [log["users"] for log in cell.draws] == [4, 4]
         assert [log["kept"] + log["identical"] for log in cell.draws] == [4, 4]
@@ -160,11 +157,7 @@ def test_the_same_run_again_computes_nothing(done: Done, monkeypatch: pytest.Mon
     before = units(done.folder)
     again = study.run(PROFILE, SETTINGS, store=ArtifactStore(done.folder), **OPTIONS)
     assert units(done.folder) == before
-    for mine, other in zip(done.run.cells, again.cells, strict=True):
-        assert mine.draws == other.draws
-        for method, scores in mine.scores.items():
-            for name, values in scores.items():
-                np.testing.assert_array_equal(values, other.scores[method][name])
+    assert_same(done.run, again)
 
 
 def test_choices_name_every_rule_at_every_number(
@@ -204,7 +197,7 @@ def test_a_user_that_one_condition_loses_is_left_out_of_all(
     )
     assert run.test_users["LaMP_2"] == [user.id for user in data.test if user.id not in lost]
     for cell in run.cells:
-        assert cell.scores["instruct"]["accuracy"].shape == (1, 4)
+        assert len(cell.answers[Arm("instruct")].texts) == 4
         assert cell.draws[0].get("users", 5) == 5  # of six train users one is lost
 
 
@@ -225,12 +218,12 @@ def test_a_group_without_a_pair_gets_no_edit_and_the_run_goes_on(
     run = study.run(PROFILE, SETTINGS, store=ArtifactStore(tmp_path), **OPTIONS)
     family = run.models[0]
     [two] = run.at("LaMP_2", family, "pca · 2 items")
-    assert "chameleon" not in two.scores and [log["kept"] for log in two.draws] == [0, 0]
+    assert "chameleon" not in answers_of(two) and [log["kept"] for log in two.draws] == [0, 0]
     [random] = run.at("LaMP_2", family, "random · 3 items")
-    assert len(random.answers["chameleon"]) == 1
+    assert len(answers_of(random)["chameleon"]) == 1
     assert random.draws[0]["kept"] == 0 and random.draws[1]["kept"] > 0
     [full] = run.at("LaMP_2", family, "pca · 3 items")
-    assert len(full.answers["chameleon"]) == len(full.answers["fitted"]) == 2
+    assert list(map(len, answers_of(full).values())) == [1, 1, 2, 2]
     assert "pca · 2 items: A group has not one pair" in caplog.text
     # Only the group that both rules have an edit of is compared.
     found = by_selection(run, "LaMP_2", run.models[0])
@@ -248,7 +241,7 @@ def test_the_embedded_world_runs_the_cut_design_and_official_files_the_full_one(
 
     def noted(compute: Any, profile: Any, settings: Any, **options: Any) -> Run:
         asked.append((compute.keywords["selections"], profile, settings, options))
-        return Run(profile, settings, {}, {}, [])
+        return Run(profile, settings, {}, [])
 
     monkeypatch.setattr(study, "run_grid", noted)
     settings = SETTINGS.with_(selection_k=10, group_size=100, pairs_on_too_few="error")

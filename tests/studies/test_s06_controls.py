@@ -17,7 +17,6 @@ from chameleon_lib.kit.stats import (
     HOLDS,
     NOT_REPRODUCED,
     OPPOSITE,
-    TOO_FEW_USERS,
 )
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import check_table
@@ -30,11 +29,15 @@ from chameleon_lib.studies.run import Run
 from chameleon_lib.studies.s06_controls import AGREEMENTS
 from chameleon_lib.studies.s06_readings import DEFAULT
 from tests.studies.finished import Finished, units
-from tests.studies.planted import planted_run, swapped, without_margins
-from tests.studies.planted_conditions import conditions_run
+from tests.studies.planted import (
+    BOTH,
+    conditions_run,
+    margins_of,
+    planted_run,
+    swapped,
+)
 from tests.studies.small import use_small_models
 
-BOTH = ("demo:decoder:0", "demo:encdec:0")
 MARGIN = "paper's edit, margin change"
 PUBLISH = Publisher("demo", "06_controls")
 
@@ -76,13 +79,6 @@ def test_every_table_may_be_saved() -> None:
         assert frame["margin change n"].between(1, 119).all()
 
 
-def test_where_nobody_has_a_margin_its_cells_are_empty() -> None:
-    run = without_margins(planted_run(tasks=("LaMP_2",)))
-    for frame in (controls.two_by_two(run.frame), controls.against_controls(run.frame)):
-        check_table(frame, "controls", "demo")
-        assert frame["margin change"].isna().all() and set(frame["n"]) == {120}
-
-
 def test_every_control_direction_stands_against_its_edit() -> None:
     run = planted_run({"chameleon": 0.8, "random": 0.8, "fitted_shuffled": 0.1}, tasks=("LaMP_2",))
     frame = controls.against_controls(run.frame).set_index(["edit", "control"])
@@ -117,36 +113,35 @@ def judged(table: Run, ledger: Run | None = None) -> list[Verdict]:
     return found
 
 
+GAINS = {"chameleon": 0.9, "chameleon_and_insight": 0.9}
+LOSSES = {"instruct": 0.8, "insight": 0.8, "chameleon": 0.2, "chameleon_and_insight": 0.2}
+
+
 @pytest.mark.parametrize("task", ["LaMP_2", "LaMP_3"])
-def test_a_gain_of_its_own_with_and_without_the_insight_holds(task: str) -> None:
-    run = run_of(task, chameleon=0.9, chameleon_and_insight=0.9)
-    personal, beyond, fitted, *_ = judged(run)
-    assert (personal.status, beyond.status) == (HOLDS, HOLDS)
-    assert fitted.status == DOES_NOT_HOLD
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        (GAINS, (HOLDS, HOLDS, DOES_NOT_HOLD)),
+        # No control has the gain of the edit alone, so its direction is its own.
+        ({**GAINS, "insight": 0.9}, (HOLDS, DOES_NOT_HOLD, DOES_NOT_HOLD)),
+        (LOSSES, (OPPOSITE,) * 3),
+        ({}, (DOES_NOT_HOLD,) * 3),
+    ],
+    ids=["a gain of its own", "one that the insight has as well", "a loss", "nothing"],
+)
+def test_a_verdict_says_what_was_planted(
+    task: str, rates: dict[str, float], expected: tuple[str, ...]
+) -> None:
+    personal, beyond, fitted, *_ = judged(run_of(task, **rates))
+    assert (personal.status, beyond.status, fitted.status) == expected
+    assert "insight" not in personal.note
 
 
 @pytest.mark.parametrize("control", controls_of("chameleon", "claim", "personal"))
 def test_a_gain_that_a_common_direction_has_is_not_personal(control: str) -> None:
-    run = run_of(**{"chameleon": 0.9, "chameleon_and_insight": 0.9, control: 0.9})
-    personal, beyond, *_ = judged(run)
+    personal, beyond, *_ = judged(run_of(**{**GAINS, control: 0.9}))
     assert personal.status == DIRECTION_ONLY and control.replace("_", " ") in personal.note
     assert beyond.status == HOLDS
-
-
-def test_a_gain_that_the_insight_has_as_well_is_nothing_beyond_it() -> None:
-    run = run_of(insight=0.9, chameleon=0.9, chameleon_and_insight=0.9)
-    personal, beyond, *_ = judged(run)
-    # No control has the gain of the edit alone, so its direction is its own.
-    assert (personal.status, beyond.status) == (HOLDS, DOES_NOT_HOLD)
-    assert "insight" not in personal.note
-
-
-@pytest.mark.parametrize("task", ["LaMP_2", "LaMP_3"])
-def test_a_loss_is_opposite_and_is_said_as_such(task: str) -> None:
-    rates = {"instruct": 0.8, "insight": 0.8, "chameleon": 0.2, "chameleon_and_insight": 0.2}
-    run = run_of(task, **rates)
-    personal, beyond, *_ = judged(run)
-    assert (personal.status, beyond.status) == (OPPOSITE, OPPOSITE)
 
 
 def test_labels_shuffled_between_edit_and_instruct_reproduce_nothing() -> None:
@@ -172,35 +167,19 @@ def test_a_reading_that_rescues_the_edit_is_named_with_its_width() -> None:
         assert not rescue.plain and "interval widened" in rescue.claim
 
 
-def test_a_better_prompt_rescues_no_edit() -> None:
-    better = {**NULL, INSIGHT: {"insight": 0.9, "chameleon": 0.9}}
-    ledger = ledger_of(better)
-    *_, rescue = judged(run_of(), ledger)
-    assert rescue.status == DOES_NOT_HOLD
-
-
-def test_a_reading_as_good_as_a_default_that_helps_rescues_nothing() -> None:
-    good = {name: {"chameleon": 0.9} for name in NULL}
-    ledger = ledger_of(good)
-    *_, rescue = judged(run_of(), ledger)
-    assert rescue.status == DIRECTION_ONLY
-
-
-def test_readings_that_all_lose_are_opposite_and_none_that_change_anything_holds_nothing() -> None:
-    bad = {name: {"instruct": 0.9, "chameleon": 0.2} for name in NULL}
-    *_, rescue = judged(run_of(), ledger_of(bad))
-    assert rescue.status == OPPOSITE
-    *_, rescue = judged(run_of(), ledger_of())
-    assert rescue.status == DOES_NOT_HOLD
-
-
-def test_few_users_are_not_judged() -> None:
-    found = controls.verdicts(run_of(n_users=60, chameleon=0.9), "06_controls")
-    assert {v.status for v in found} == {TOO_FEW_USERS}
-
-
-def test_no_effect_holds_nothing() -> None:
-    assert {verdict.status for verdict in judged(run_of())} == {DOES_NOT_HOLD}
+@pytest.mark.parametrize(
+    ("rates", "status"),
+    [
+        ({**NULL, INSIGHT: {"insight": 0.9, "chameleon": 0.9}}, DOES_NOT_HOLD),
+        ({name: {"chameleon": 0.9} for name in NULL}, DIRECTION_ONLY),
+        ({name: {"instruct": 0.9, "chameleon": 0.2} for name in NULL}, OPPOSITE),
+        (NULL, DOES_NOT_HOLD),
+    ],
+    ids=["a better prompt", "as good as a default that helps", "all lose", "none changes anything"],
+)
+def test_what_rescues_no_edit(rates: Mapping[str, Mapping[str, float]], status: str) -> None:
+    *_, rescue = judged(run_of(), ledger_of(rates))
+    assert rescue.status == status
 
 
 # --- agreement and figures ------------------------------------------------------------------------
@@ -227,7 +206,7 @@ def test_every_cell_of_table_1_has_its_agreements_and_effects(
     [log] = cell.draws
     expected = [r["pair_cosine"] for r in log["rows"] if r["layer"] in log["layers"]]
     assert row["n"] == len(finished.run.test_users["LaMP_3"]) and row["seeds"] == 1
-    assert row[f"{MARGIN} n"] == np.isfinite(cell.scores["chameleon"]["margin"][0]).sum()
+    assert row[f"{MARGIN} n"] == np.isfinite(margins_of(cell, "chameleon")).sum()
     assert row[AGREEMENTS["pairs"]] == pytest.approx(sum(expected) / len(expected))
 
 

@@ -23,11 +23,17 @@ from chameleon_lib.kit.stats import (
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import check_table
 from chameleon_lib.studies import s06_doses as doses
-from chameleon_lib.studies.run import Run, agreeing
+from chameleon_lib.studies.run import Arm, Run
 from chameleon_lib.studies.study import settings_for
 from tests.studies.finished import units
-from tests.studies.planted import without_margins
-from tests.studies.planted_conditions import conditions_run
+from tests.studies.planted import (
+    BOTH,
+    agreeing,
+    answers_of,
+    conditions_run,
+    scores_of,
+    without_margins,
+)
 from tests.studies.small import SETTINGS, small_profile, use_small_models
 
 DOSES = (0.25, 0.5, 0.75, 0.95)
@@ -40,7 +46,7 @@ def planted(**rates: tuple[float, ...]) -> Run:
         f"strength {value:g}": {name: own[place] for name, own in rates.items()}
         for place, value in enumerate(DOSES)
     }
-    run = conditions_run(by_dose, backbones=("demo:decoder:0",), n_users=doses.USERS[1])
+    run = conditions_run(by_dose, backbones=BOTH[:1], n_users=doses.USERS[1])
     for cell, value in zip(run.cells, DOSES, strict=True):
         for log in cell.draws:
             log["strength"] = value
@@ -74,7 +80,8 @@ def test_the_slope_is_that_of_a_straight_line_through_the_differences() -> None:
     run = planted(chameleon=RISING)
     cells = [run.at("LaMP_2", "demo:decoder", f"strength {value:g}")[0] for value in DOSES]
     gains = [
-        cell.scores["chameleon"]["accuracy"].mean() - cell.scores["instruct"]["accuracy"].mean()
+        scores_of(cell, "chameleon", "accuracy").mean()
+        - scores_of(cell, "instruct", "accuracy").mean()
         for cell in cells
     ]
     found = doses.slope(run.frame, doses.doses_of(run), "chameleon", "instruct", "accuracy")
@@ -118,7 +125,7 @@ def test_the_notebook_names_what_differs_from_table_1(monkeypatch: pytest.Monkey
 
     def noted(_compute: Any, profile: Any, settings: Any, **_: Any) -> Run:
         asked.append((profile, settings))
-        return Run(profile, settings, {}, {}, [])
+        return Run(profile, settings, {}, [])
 
     monkeypatch.setattr(doses, "run_grid", noted)
     whole = PROFILES["demo"]
@@ -143,14 +150,13 @@ def test_doses_differ_in_golds_and_histories_and_in_nothing_else(
     assert {cell.backbone for cell in done.cells} == set(profile.studied)
     weak, strong = done.cells
     for cell in done.cells:
-        assert list(cell.answers) == ["instruct", "chameleon", "fitted", "random"]
-        assert cell.draws[0]["tested"] == done.test_users["LaMP_3"]
-        assert cell.scores["instruct"]["valid"].shape == (1, len(done.test_users["LaMP_3"]))
+        assert list(answers_of(cell)) == ["instruct", "chameleon", "fitted", "random"]
+        assert cell.users == done.test_users["LaMP_3"]
+        assert len(cell.answers[Arm("instruct")].texts) == len(cell.users)
         assert 0 < len(done.test_users["LaMP_3"]) <= 6 and cell.draws[0]["users"] == 6
     # The same queries and planted answers, so a margin is defined for the same queries.
-    undefined = [np.isnan(cell.answers["instruct"][0].margin).tolist() for cell in done.cells]
-    assert undefined[0] == undefined[1]
-    first, last = (cell.answers["instruct"][0].margin for cell in (weak, strong))
+    first, last = (cell.answers[Arm("instruct")].margin for cell in (weak, strong))
+    assert np.isnan(first).tolist() == np.isnan(last).tolist()
     assert not np.array_equal(first, last, equal_nan=True)  # other labels in the histories
     assert not embedder.texts
     before = units(tmp_path)

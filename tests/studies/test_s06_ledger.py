@@ -17,7 +17,7 @@ from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import check_table
 from chameleon_lib.studies import s06_readings as readings
 from chameleon_lib.studies.methods import title_of
-from chameleon_lib.studies.run import Cell, Run
+from chameleon_lib.studies.run import Arm, Cell, Run
 from chameleon_lib.studies.s06_ledger import (
     effects,
     ledger_figure,
@@ -38,8 +38,13 @@ from chameleon_lib.studies.s06_readings import (
     runnable,
 )
 from tests.studies.finished import PROFILE, Finished, units
-from tests.studies.planted import without_margins
-from tests.studies.planted_conditions import conditions_run
+from tests.studies.planted import (
+    answers_of,
+    conditions_run,
+    keeping,
+    margins_of,
+    scores_of,
+)
 from tests.studies.small import BACKBONES, SETTINGS, use_small_models
 
 BASE = EditSettings()
@@ -150,10 +155,6 @@ def cell(run: Run, condition: str) -> Cell:
     return found
 
 
-def margins(found: Cell, method: str) -> np.ndarray:
-    return np.stack([answers.margin for answers in found.answers[method]])
-
-
 def differ(one: np.ndarray, other: np.ndarray) -> bool:
     return not np.array_equal(one, other, equal_nan=True)
 
@@ -161,39 +162,43 @@ def differ(one: np.ndarray, other: np.ndarray) -> bool:
 def test_every_runnable_reading_is_a_condition_of_the_studied_backbones(done: Run) -> None:
     assert done.conditions == [DEFAULT, *CHOSEN, IMPOSSIBLE.title]
     assert {c.backbone for c in done.cells} == {BACKBONES[0]}
-    assert len({c.scores["instruct"]["valid"].shape for c in done.cells}) == 1
+    assert len({tuple(c.users) for c in done.cells}) == 1
 
 
 def test_the_default_is_table_1s_edit_on_table_1s_users(done: Run, finished: Finished) -> None:
     table = next(c for c in finished.run.cells if (c.task, c.backbone) == (TASK, BACKBONES[0]))
     assert done.test_users[TASK] == finished.run.test_users[TASK]
+    mine = cell(done, DEFAULT)
     for method in ("instruct", "chameleon", "fitted"):
-        mine = cell(done, DEFAULT)
-        assert [a.texts for a in mine.answers[method]] == [a.texts for a in table.answers[method]]
-        np.testing.assert_array_equal(margins(mine, method), margins(table, method))
+        assert [a.texts for a in answers_of(mine)[method]] == [
+            a.texts for a in answers_of(table)[method]
+        ]
+        np.testing.assert_array_equal(margins_of(mine, method), margins_of(table, method))
     insight = cell(done, "A13 insight in the prompt")
     for mine, theirs in (("chameleon", "chameleon+insight"), ("insight", "insight")):
-        np.testing.assert_array_equal(margins(insight, mine), margins(table, theirs))
+        np.testing.assert_array_equal(margins_of(insight, mine), margins_of(table, theirs))
 
 
 def test_a_reading_changes_the_edit_and_leaves_instruct_alone(done: Run) -> None:
     default = cell(done, DEFAULT)
     for title in ("A1 site: gate projection", "A3 pair text: answer alone", "A12 strength 2"):
         found = cell(done, title)
-        assert differ(margins(found, "chameleon"), margins(default, "chameleon")), title
-        assert not differ(margins(found, "instruct"), margins(default, "instruct")), title
+        assert differ(margins_of(found, "chameleon"), margins_of(default, "chameleon")), title
+        assert not differ(margins_of(found, "instruct"), margins_of(default, "instruct")), title
 
 
 def test_instruct_is_asked_again_where_its_own_prompt_changes(done: Run) -> None:
     default = cell(done, DEFAULT)
     for title in ("A17 eq. 2: nothing centred", "B3 Instruct without the agent block"):
-        assert differ(margins(cell(done, title), "instruct"), margins(default, "instruct")), title
+        assert differ(margins_of(cell(done, title), "instruct"), margins_of(default, "instruct")), (
+            title
+        )
     same = cell(done, "B2 insight per query")
-    assert not differ(margins(same, "instruct"), margins(default, "instruct"))
+    assert not differ(margins_of(same, "instruct"), margins_of(default, "instruct"))
 
 
 def test_the_pairs_are_made_anew_only_where_a_reading_decides_them(done: Run) -> None:
-    edits = {name: margins(cell(done, name), "chameleon") for name in done.conditions[:-1]}
+    edits = {name: margins_of(cell(done, name), "chameleon") for name in done.conditions[:-1]}
     assert differ(edits["B2 insight per query"], edits[DEFAULT])
     logs = [cell(done, name).draws[0] for name in (DEFAULT, "B3 Instruct without the agent block")]
     assert logs[0] == logs[1] and logs[0]["kept"] > 0 and logs[0]["layers"]
@@ -201,14 +206,14 @@ def test_the_pairs_are_made_anew_only_where_a_reading_decides_them(done: Run) ->
 
 def test_the_fitted_edit_is_scaled_with_the_strength_and_fitted_once(done: Run) -> None:
     strong, default = cell(done, "A12 strength 2"), cell(done, DEFAULT)
-    assert differ(margins(strong, "fitted"), margins(default, "fitted"))
-    with_fit = [c.condition for c in done.cells if "fitted" in c.answers]
+    assert differ(margins_of(strong, "fitted"), margins_of(default, "fitted"))
+    with_fit = [c.condition for c in done.cells if "fitted" in answers_of(c)]
     assert with_fit == [DEFAULT, "A12 strength 2"]
 
 
 def test_a_reading_that_gives_no_edit_says_so(done: Run) -> None:
     found = cell(done, IMPOSSIBLE.title)
-    assert "chameleon" not in found.answers
+    assert "chameleon" not in answers_of(found)
     assert ["pairs" in log["refused"] for log in found.draws] == [True]
 
 
@@ -228,7 +233,7 @@ def test_a_gate_that_shuts_everything_leaves_the_model_as_it_is(
     store = ArtifactStore(finished.folder)
     [only] = readings.run(PROFILE, SETTINGS, variants=(), tasks=(TASK,), store=store).cells
     assert only.draws[0]["layers"] == []
-    assert only.answers["chameleon"][0].texts == only.answers["instruct"][0].texts
+    assert only.answers[Arm("chameleon", 0)].texts == only.answers[Arm("instruct")].texts
 
 
 def test_the_same_study_again_computes_nothing(
@@ -260,13 +265,9 @@ def ledger() -> Run:
     )
     # In one group of one backbone the last reading gave no edit.
     last = run.cells[-1]
-    cut = replace(
+    cut = keeping(
         last,
-        answers={"instruct": last.answers["instruct"], "chameleon": last.answers["chameleon"][1:]},
-        scores={
-            "instruct": last.scores["instruct"],
-            "chameleon": {k: v[1:] for k, v in last.scores["chameleon"].items()},
-        },
+        lambda arm: arm.method == "instruct" or arm == Arm("chameleon", 1),
         draws=[{"draw": 0, "refused": "There is no layer left."}, last.draws[1]],
     )
     return replace(run, cells=[*run.cells[:-1], cut])
@@ -291,8 +292,8 @@ def test_a_group_without_an_edit_is_left_out_of_both_sides(ledger: Run) -> None:
     [variant] = ledger.at("LaMP_2", "demo:encdec", COMPARED[2])
     [default] = ledger.at("LaMP_2", "demo:encdec", DEFAULT)
     expected = (
-        variant.scores["chameleon"]["accuracy"].mean()
-        - default.scores["chameleon"]["accuracy"][1].mean()
+        scores_of(variant, "chameleon", "accuracy").mean()
+        - scores_of(default, "chameleon", "accuracy")[1].mean()
     )
     assert row["against the default"] == pytest.approx(expected) and row["layers"] == "1"
     [sentence] = refused_readings(ledger)
@@ -302,11 +303,11 @@ def test_a_group_without_an_edit_is_left_out_of_both_sides(ledger: Run) -> None:
 def test_tests_are_counted_where_there_are_answers(ledger: Run) -> None:
     assert n_tests(ledger.frame) == 2 * len(COMPARED)
     none = [
-        replace(cell, answers={"instruct": cell.answers["instruct"]},
-                scores={"instruct": cell.scores["instruct"]})
-        if cell.condition == COMPARED[0] else cell
+        keeping(cell, lambda arm: arm.method == "instruct")
+        if cell.condition == COMPARED[0]
+        else cell
         for cell in ledger.cells
-    ]  # fmt: skip
+    ]
     assert n_tests(replace(ledger, cells=none).frame) == 2 * (len(COMPARED) - 1)
 
 
@@ -337,13 +338,6 @@ def test_a_better_prompt_moves_the_answers_and_not_what_the_edit_adds() -> None:
         assert row["matters"] == "answers"
     assert frame.loc["B3", "against Instruct"] == pytest.approx(0.1, abs=0.01)
     assert frame.loc["A13", "against Instruct"] == pytest.approx(0.5, abs=0.01)
-
-
-def test_a_margin_is_counted_on_those_who_have_one(ledger: Run) -> None:
-    frame = effects(ledger)
-    assert set(frame["n"]) == {120} and frame["added margin n"].between(1, 119).all()
-    empty = check_table(effects(without_margins(ledger)), "ledger", "demo")
-    assert empty["added margin"].isna().all() and set(empty["added margin n"]) == {0}
 
 
 @pytest.fixture(scope="module")

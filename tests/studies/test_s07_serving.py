@@ -19,15 +19,7 @@ from chameleon_lib.kit.tables import check_table
 from chameleon_lib.studies import s07_serving as serving
 from chameleon_lib.studies import s07_tables as tables
 from chameleon_lib.studies.data import load_task_data
-from chameleon_lib.studies.s07_serving import (
-    ASKED,
-    LEARNED,
-    PADDED,
-    POOLED,
-    Row,
-    Service,
-    Shipped,
-)
+from chameleon_lib.studies.s07_serving import ASKED, LEARNED, PADDED, POOLED, Row, Service, Shipped
 from tests.studies.small import BACKBONES, SETTINGS, small_kit, small_profile, use_small_models
 
 PROFILE = small_profile(studied=BACKBONES)

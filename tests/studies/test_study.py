@@ -20,13 +20,7 @@ from chameleon_lib.studies.run import Answers
 from chameleon_lib.studies.study import Study
 from tests.backbones.tiny import make_edit
 from tests.demo.small import HashEmbedder, small_backbone
-from tests.studies.small import (
-    SETTINGS,
-    reference_of,
-    small_profile,
-    study_in,
-    use_small_models,
-)
+from tests.studies.small import SETTINGS, reference_of, small_profile, study_in, use_small_models
 
 PROFILE = small_profile()
 STAGES = ("select", "insights", "pairs", "activations", "answers")
