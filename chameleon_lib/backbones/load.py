@@ -12,6 +12,7 @@ its fingerprint differs. The arithmetic of the edit stays in float32 at least (A
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import util
@@ -24,8 +25,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from chameleon_lib.backbones import revisions
 from chameleon_lib.backbones.families import model_family
 from chameleon_lib.backbones.hf import DecoderBackbone, EncoderDecoderBackbone, HFBackbone
-from chameleon_lib.backbones.revisions import hash_folder, hash_state
+from chameleon_lib.backbones.revisions import hash_state
 from chameleon_lib.backbones.text import TextCodec
+from chameleon_lib.core.backbone import precise
 from chameleon_lib.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,7 +76,10 @@ def load_backbone(
     chosen = dtype
     if dtype == "auto":
         chosen = "float32" if torch.device(device).type == "cpu" else "bfloat16"
-    local = Path(source).is_dir()
+    local = Path(source).expanduser().is_dir()
+    if local:  # its name, and what an export calls it, must not depend on where one stands
+        source = os.path.abspath(Path(source).expanduser())
+        _check_beside(Path(source))
     if local and revision is not None:
         raise UserError(
             f"'{source}' is a folder, which has no revisions; leave revision out, or give a hub id."
@@ -111,25 +116,35 @@ def load_backbone(
             "complete checkpoint, or a hub id while online."
         ) from error
     check_loaded(source, model, tokenizer, info)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(_ADAPTER.format(source))
     if not placed:
         model = model.to(torch.device(device))
     make_portable(model)
-    form = chosen if quantization == "none" else f"{chosen} {quantization}"
-    digest = hash_folder(folder, form) if found is None else ""
-    if found is not None:
+    if found is not None and lock is not None:
         files = revisions.hash_files(revisions.loaded_files(folder))  # complete after a load
-        found = replace(found, files_sha256=files)
-        digest = hashlib.sha256(f"{form} {found.files_sha256}".encode()).hexdigest()
-        if lock is not None:
-            revisions.record(lock, found)
-    return backbone_from(
+        revisions.record(lock, replace(found, files_sha256=files))
+    backbone = backbone_from(
         model,
         tokenizer,
         name=name or Path(source).name,
-        fingerprint=digest,
         prompts_chat=prompts_chat,
         dtype=chosen,
     )
+    backbone.stored_dtype = config.dtype or backbone.stored_dtype
+    return backbone
+
+
+_ADAPTER = (
+    "Backbone '{}' has an adapter beside its weights (adapter_config.json), which would be put on "
+    "unsaid; move it away, or merge it into the weights and load those."
+)
+
+
+def _check_beside(folder: Path) -> None:
+    """Refuses an adapter that the library would load along with the weights."""
+    if (folder / "adapter_config.json").exists():
+        raise UserError(_ADAPTER.format(folder))
 
 
 def _placement(device: str, device_map: DeviceMap | None, quantization: str) -> dict[str, Any]:
@@ -174,10 +189,11 @@ def backbone_from(
         prompts_chat=prompts_chat,
     )
     family = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderBackbone
-    digest = fingerprint or hash_state(model, tokenizer)
-    if codec.chat:
-        digest = hashlib.sha256(f"{digest} chat".encode()).hexdigest()
-    return family(model, codec, name=name, fingerprint=digest)
+    if fingerprint is None:
+        template = str(tokenizer.chat_template) if codec.chat else ""
+        said = f"{hash_state(model, tokenizer)} {codec.eos_ids} {template}"
+        fingerprint = precise(hashlib.sha256(said.encode()).hexdigest(), found)
+    return family(model, codec, name=name, fingerprint=fingerprint)
 
 
 def _check_family(family: str, dtype: str) -> None:

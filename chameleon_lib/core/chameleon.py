@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chameleon_lib.core.backbone import Backbone, Embedder, Keep, Unit, Unkept
+from chameleon_lib.core.backbone import Backbone, Embedder, Keep, Unit, Unkept, same_weights
 from chameleon_lib.core.directions import Directions, find_directions, get_direction
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.estimators import ccs_checks
@@ -330,9 +330,7 @@ class Chameleon:
         def compute() -> dict[str, Any]:
             self.tell(f"{self.backbone.name}: fitting {name}, draw {seed}")
             start, scorer = time.perf_counter(), self.scorer
-            fit = fit_by_preference(
-                scorer, contrasts, layers, settings, seed=seed, prompts=prompts
-            )
+            fit = fit_by_preference(scorer, contrasts, layers, settings, seed=seed, prompts=prompts)
             told = {
                 **fit.log(),
                 "learned_tokens": getattr(scorer, "learned", 0),
@@ -476,11 +474,12 @@ class Chameleon:
     def _check_profile(self, profile: EditProfile | None, task: str) -> None:
         if profile is None:
             raise UserError("answer needs the profile of a fit, or settings with infer_edit=False.")
-        own = (self.backbone.name, self.fingerprint)
-        if profile.task != task or profile.backbone != own:
+        name, fingerprint = profile.backbone
+        known = name == self.backbone.name and same_weights(fingerprint, self.fingerprint)
+        if profile.task != task or not known:
             raise UserError(
-                f"The profile belongs to {profile.task} and {profile.backbone[0]}, not to {task} "
-                f"and {own[0]}; fit one for them."
+                f"The profile belongs to {profile.task} and {name}, not to {task} and "
+                f"{self.backbone.name}; fit one for them."
             )
 
 
@@ -546,9 +545,7 @@ class Case:
         if name == "paper" and seed is None:
             return self.main.to_edit(settings, self.layers)
         main = self.main if seed is None else None
-        found = self.method.directions(
-            name, *self.h, self.seed if seed is None else seed, main
-        )
+        found = self.method.directions(name, *self.h, self.seed if seed is None else seed, main)
         return found.to_edit(settings, self.layers)
 
     def fit(self, name: str, contrasts: Sequence[Contrast]) -> Edit:

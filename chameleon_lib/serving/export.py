@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +24,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.utils.hub import cached_file
 
 from chameleon_lib.backbones import HFBackbone, backbone_from
 from chameleon_lib.backbones.families import model_family
+from chameleon_lib.core.backbone import same_weights
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import EditProfile
 from chameleon_lib.errors import UserError
@@ -115,9 +118,10 @@ def export_edit(
                 write_gguf(target / FILE, updates, backbone)
             else:
                 write_adapter(target, updates, backbone, base_model=base)
-        agreement = compare(backbone, edit, prompts, read)
+        dtype = merged_dtype(backbone) if form == "merged" else backbone.model.dtype
+        agreement = compare(backbone, edit, prompts, read, dtype)
         record = {
-            **_record(edit, backbone, form, rank, agreement),
+            **_record(edit, backbone, form, rank, agreement, dtype),
             "base_model": base,
             "edited_weights": weights,
             "files": tree_digests(target),
@@ -148,7 +152,7 @@ def edit_of(source: EditProfile | Edit, backbone: HFBackbone) -> Edit:
     if isinstance(source, Edit):
         return source
     name, fingerprint = source.backbone
-    if fingerprint != backbone.fingerprint:
+    if not same_weights(fingerprint, backbone.fingerprint):
         raise UserError(
             f"The profile was made on {name} ({fingerprint[:12]}), this is {backbone.name} "
             f"({backbone.fingerprint[:12]}); load that model, or fit the profile again."
@@ -249,24 +253,62 @@ def merged_weights(edit: Edit, backbone: HFBackbone) -> Iterator[str]:
                 parameter.copy_(before)
 
 
-def write_merged(folder: Path, edit: Edit, backbone: HFBackbone) -> str:
-    """Writes a full checkpoint with the edit in its weights, and the tokenizer.
+def merged_dtype(backbone: HFBackbone) -> torch.dtype:
+    """The precision of merged weights: the base's own where it is the narrower, else as loaded."""
+    stored, loaded = backbone.stored_dtype, backbone.model.dtype
+    return stored if stored.itemsize < loaded.itemsize else loaded
 
-    The graph is the base's, so serving it costs nothing more; the price is one copy per user.
-    Returns the hash of the edited matrices before the edit; the base is unchanged afterwards.
+
+def write_merged(folder: Path, edit: Edit, backbone: HFBackbone) -> str:
+    """Writes a full checkpoint with the edit in its weights, the tokenizer and the licence.
+
+    The graph is the base's, so serving it costs nothing more; the price is one copy per user, in
+    the base's own precision. Returns the hash of the edited matrices before the edit; the base is
+    unchanged afterwards.
     """
+    model, dtype = backbone.model, merged_dtype(backbone)
     with merged_weights(edit, backbone) as weights:
-        backbone.model.save_pretrained(folder, max_shard_size="4GB")
+        state = None if dtype == model.dtype else _held_in(dtype, model.state_dict())
+        model.save_pretrained(folder, state_dict=state, max_shard_size="4GB")
     backbone.codec.tokenizer.save_pretrained(folder)
-    _say_own_head(folder)
+    _copy_beside(backbone, folder)
+    _correct_config(folder, dtype)
     return weights
 
 
-def _say_own_head(folder: Path) -> None:
-    """Says in the config that a head with weights of its own is not the embedding table.
+def _held_in(dtype: torch.dtype, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in another precision; tied ones stay tied."""
+    once: dict[tuple[int, torch.Size, tuple[int, ...]], Tensor] = {}
+    found = {}
+    for name, value in state.items():
+        if value.is_floating_point():
+            key = (value.data_ptr(), value.shape, value.stride())
+            value = once.setdefault(key, value.to(dtype))
+        found[name] = value
+    return found
 
-    Checkpoints of T5 v1.1, Flan-T5 and mT5 say so; transformers 5 writes that the two are tied
-    beside both of them, and transformers 4 then takes the embedding table for the head.
+
+_BESIDE = re.compile(r"(?i)(licen[cs]e|notice|copying|use_policy)([._-].*)?|.*\.model")
+
+
+def _copy_beside(backbone: HFBackbone, folder: Path) -> None:
+    """Takes along what of the base's files is no weight: its licence, the SentencePiece model."""
+    source = Path(served_name(backbone))
+    if not source.is_dir():  # a hub name: what its cache holds
+        found = cached_file(str(source), "config.json", _raise_exceptions_for_missing_entries=False,
+                            local_files_only=True, revision=backbone.revision or None)  # fmt: skip
+        source = Path(found).parent if found else folder
+    for path in sorted(source.iterdir()):
+        if path.is_file() and _BESIDE.fullmatch(path.name) and not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
+
+
+def _correct_config(folder: Path, dtype: torch.dtype) -> None:
+    """Says in the config what is in the weights' files: their precision, and a head of their own.
+
+    Checkpoints of T5 v1.1, Flan-T5 and mT5 say that their head is not the embedding table;
+    transformers 5 writes that the two are tied beside both of them, and transformers 4 then takes
+    the embedding table for the head.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -276,7 +318,10 @@ def _say_own_head(folder: Path) -> None:
             names |= set(file.keys())
     if "lm_head.weight" in names and config.get("tie_word_embeddings"):
         config["tie_word_embeddings"] = False
-        replace_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for part in (config, config.get("text_config") or {}):
+        if "dtype" in part:
+            part["dtype"] = str(dtype).removeprefix("torch.")
+    replace_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_merged(folder: Path, backbone: HFBackbone) -> HFBackbone:
@@ -293,7 +338,12 @@ def load_merged(folder: Path, backbone: HFBackbone) -> HFBackbone:
 
 
 def _record(
-    edit: Edit, backbone: HFBackbone, form: str, rank: int, agreement: Agreement
+    edit: Edit,
+    backbone: HFBackbone,
+    form: str,
+    rank: int,
+    agreement: Agreement,
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
     """What travels with the files; nothing in it is a user's."""
     return {
@@ -306,7 +356,7 @@ def _record(
         "strengths": [edit.alpha_p, edit.alpha_n],
         "directions": edit_digest(edit),
         "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
-        "dtype": str(backbone.model.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "agreement": asdict(agreement),
     }
 
