@@ -80,6 +80,8 @@ def load_backbone(
     if local:  # its name, and what an export calls it, must not depend on where one stands
         source = os.path.abspath(Path(source).expanduser())
         _check_beside(Path(source))
+    elif source.startswith((".", "/", "~")):
+        raise UserError(f"There is no folder {source}; give the folder of a checkpoint.")
     if local and revision is not None:
         raise UserError(
             f"'{source}' is a folder, which has no revisions; leave revision out, or give a hub id."

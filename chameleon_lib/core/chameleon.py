@@ -150,8 +150,9 @@ class Chameleon:
         code = _library(self.code[1])
         # The embedder may be opened by the first call.
         return select_items(
-            users, lambda texts: self.embedder.encode(texts), self.settings, self.keep, code
-        )
+            users, lambda texts: self.embedder.encode(texts), self.settings, self.keep, code,
+            self.tell,
+        )  # fmt: skip
 
     def prepare(self, users: Sequence[User]) -> Preparation:
         """Selected history (eq. 1-2) and both insights of every user of one task.
@@ -330,7 +331,9 @@ class Chameleon:
         def compute() -> dict[str, Any]:
             self.tell(f"{self.backbone.name}: fitting {name}, draw {seed}")
             start, scorer = time.perf_counter(), self.scorer
-            fit = fit_by_preference(scorer, contrasts, layers, settings, seed=seed, prompts=prompts)
+            fit = fit_by_preference(
+                scorer, contrasts, layers, settings, seed=seed, prompts=prompts
+            )
             told = {
                 **fit.log(),
                 "learned_tokens": getattr(scorer, "learned", 0),
@@ -545,7 +548,9 @@ class Case:
         if name == "paper" and seed is None:
             return self.main.to_edit(settings, self.layers)
         main = self.main if seed is None else None
-        found = self.method.directions(name, *self.h, self.seed if seed is None else seed, main)
+        found = self.method.directions(
+            name, *self.h, self.seed if seed is None else seed, main
+        )
         return found.to_edit(settings, self.layers)
 
     def fit(self, name: str, contrasts: Sequence[Contrast]) -> Edit:

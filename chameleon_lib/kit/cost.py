@@ -42,7 +42,7 @@ from chameleon_lib.kit.models import (
     device_bytes,
     number_bytes,
 )
-from chameleon_lib.kit.profiles import PROFILES, RunProfile
+from chameleon_lib.kit.profiles import OWN, PROFILES, RunProfile
 
 COUNTS = Path(__file__).with_name("counts.tsv")
 STAGES = {  # of the store → title
@@ -216,7 +216,7 @@ SPEEDS = {"demo": _CORE, "demo-data": _CORE, "laptop": _LAPTOP}
 
 def speed_of(profile: RunProfile) -> Speed:
     """What a profile is assumed to run on."""
-    return SPEEDS.get(profile.name, _GPU)
+    return SPEEDS.get(profile.name.removesuffix(OWN), _GPU)
 
 
 @lru_cache(maxsize=1)

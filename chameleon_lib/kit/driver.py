@@ -105,7 +105,7 @@ def run_notebooks(
             counting.write_counts(paths.cache_dir() / "counts", COUNTS)
             say(f"Counted: {paths.display(COUNTS)}")
     print(f"Read: {paths.display(index)}", flush=True)
-    print(_compared(profile), flush=True)
+    print(_compared(run.profile.name), flush=True)
     return OK
 
 

@@ -57,9 +57,10 @@ class Run:
         folder: Path | None = None,
         library: SourceTree | None = None,
     ) -> None:
-        self.profile: RunProfile = get_profile(profile)
         self.all = discover(folder or paths.notebooks_dir())
         self.selected = select(self.all, list(only))
+        profile = _for_reader(profile, self.selected, overrides or {})
+        self.profile: RunProfile = get_profile(profile)
         self.library = library or SourceTree()
         self.ledger = Ledger(paths.cache_dir() / "ledger.json")
         self.overrides = dict(overrides or {})
@@ -116,6 +117,16 @@ class Run:
             yield notebook, why
 
 
+def _for_reader(name: str, notebooks: Sequence[Notebook], values: Mapping[str, Any]) -> str:
+    """The run profile, or that of a run on a reader's own data, which notebooks ask for, too."""
+    own = any(
+        name in values and values[name] != notebook.parameters()[name].default
+        for notebook in notebooks
+        for name in notebook.facts.get("reader", ())
+    )
+    return for_data(name, bool(values.get("table")), own=own)
+
+
 def listing(only: Sequence[str]) -> list[str]:
     """Notebooks with titles and parameters, as lines."""
     lines = []
@@ -139,7 +150,8 @@ def plan_lines(run: Run, speed: Speed | None = None) -> list[str]:
         return lines
     lines += ["", text(run.scope, stale, stored, speed=speed, present=needs.in_cache)]
     stops, warns = needs.missing(run.scope, stale)
-    if run.profile.data != "demo" and "data_dir" not in run.overrides:
+    reading = any("data_dir" in notebook.parameters() for notebook in run.selected)
+    if reading and run.profile.data != "demo" and "data_dir" not in run.overrides:
         stops.append("The users: name the folder of the LaMP files with --data.")
     said = [f"  {sentence}" for sentence in (*stops, *warns)] or ["  nothing"]
     return [*lines, "", "Missing on this machine:", *said]

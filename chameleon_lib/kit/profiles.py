@@ -193,25 +193,32 @@ for _name in ("laptop", "paper"):
     )
 
 
-def for_data(name: str, has_data: bool, quantize: str | None = None) -> str:
+OWN = "-own"  # ends the name of a run on what a reader gave
+
+
+def for_data(name: str, has_data: bool, quantize: str | None = None, *, own: bool = False) -> str:
     """The profile that a run really has.
 
     Args:
         name: Of a public profile.
-        has_data: Whether a data folder is given; the demo on it is ``demo-data``.
+        has_data: Whether files are given (a folder, a table); the demo on them is ``demo-data``.
         quantize: One of ``QUANTIZE``, or None; ``paper`` in 4 bits is ``paper-4bit``.
+        own: Whether a reader gave a table, a history or a query: its results are nobody else's
+            business, so they get a folder of their own, such as ``laptop-own``.
 
     Raises:
         UserError: 4-bit weights of the embedded models.
     """
-    if quantize is None:
-        return "demo-data" if name == "demo" and has_data else name
-    if f"{name}-{quantize}" not in PROFILES:
-        raise UserError(
-            f"--quantize {quantize} belongs to --profile laptop or paper: the embedded models of "
-            f"{name} are small, and their float32 weights are part of its numbers."
-        )
-    return f"{name}-{quantize}"
+    if quantize is not None:
+        if f"{name}-{quantize}" not in PROFILES:
+            raise UserError(
+                f"--quantize {quantize} belongs to --profile laptop or paper: the embedded models "
+                f"of {name} are small, and their float32 weights are part of its numbers."
+            )
+        name = f"{name}-{quantize}"
+    if name == "demo" and has_data:
+        name = "demo-data"
+    return f"{name}{OWN}" if own and name != "demo-data" and not name.endswith(OWN) else name
 
 
 def get_profile(name: str) -> RunProfile:
@@ -220,6 +227,10 @@ def get_profile(name: str) -> RunProfile:
     Raises:
         UserError: if there is none of that name.
     """
-    if name not in PROFILES:
+    whole = name.removesuffix(OWN)
+    if whole not in PROFILES:
         raise UserError(f"Unknown run profile '{name}': choose one of {', '.join(PROFILES)}.")
+    if whole != name:
+        banner = f"{PROFILES[whole].banner} With what a reader gave."
+        return replace(PROFILES[whole], name=name, banner=banner)
     return PROFILES[name]

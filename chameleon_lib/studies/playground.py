@@ -23,6 +23,7 @@ from chameleon_lib.core.pairs import prompt_texts
 from chameleon_lib.core.task import HistoryItem, Query, User, get_task, official_input
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.figures import COLOURS, MUTED, FigureOutput, line_ci
+from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.studies.data import load_task_data
@@ -32,6 +33,12 @@ from chameleon_lib.studies.run import Answers
 
 PAPER, FITTED = "paper's edit", "fitted edit (ours)"
 NO_EDIT, INSIGHT = "no edit", "insight in the prompt"
+_EXAMPLE = "0f4017f5baef1d14"  # digest of the history and the query that notebook 09 comes with
+
+
+def is_own(history: Sequence[Sequence[str]], query: str) -> bool:
+    """Whether a reader wrote them: then nothing of them may get into the committed results."""
+    return digest([history, query])[:16] != _EXAMPLE
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import counting, paths, progress
-from chameleon_lib.kit.profiles import RunProfile
+from chameleon_lib.kit.profiles import OWN, RunProfile
 from chameleon_lib.kit.store import ArtifactStore
 
 # Answers of the embedded world are short; real tweets cost the embedded tokenizer more tokens. The
@@ -40,7 +40,8 @@ def settings_for(profile: RunProfile, **changes: Any) -> EditSettings:
         "group_seeds": tuple(range(profile.draws)),
         "model_dtype": profile.dtype,
     }
-    return EditSettings().with_(**{**size, **SIZES.get(profile.name, {}), **changes})
+    size |= SIZES.get(profile.name.removesuffix(OWN), {})
+    return EditSettings().with_(**{**size, **changes})
 
 
 def open_backbone(backbone_id: str, settings: EditSettings, profile: RunProfile) -> Backbone:
