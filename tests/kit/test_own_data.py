@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 from chameleon_lib.kit import paths
@@ -13,6 +18,8 @@ from chameleon_lib.kit.notebooks import Notebook, discover, tags_of, text_of
 from chameleon_lib.kit.plan import Run
 from chameleon_lib.kit.profiles import PUBLIC, for_data, get_profile
 from chameleon_lib.kit.sources import own_sources
+from chameleon_lib.serving.store import ProfileStore
+from tests.kit.checkout import Checkout, environment, notebook
 
 MINE: dict[str, dict[str, Any]] = {
     "08": {"table": "people.csv", "query": "What would Zoë say?"},
@@ -71,3 +78,88 @@ def test_a_folder_of_files_is_as_before() -> None:
     for book in BOOKS.values():
         if "data_dir" in book.parameters():
             assert profile_of(book, data_dir="somewhere") == "demo-data"
+
+
+PERSON, SAYING = "zo\u00eb@mail.invalid", "The tent was quiet for my sister Klara in G\u00f6rlitz"
+PARAMETERS = """profile: str = "demo"  # run profile
+table: str = ""  # your table
+query: str = ""  # what you ask"""
+YOURS = """from pathlib import Path
+from chameleon_lib.kit import paths
+from chameleon_lib.kit.profiles import for_data, get_profile
+run_profile = get_profile(for_data(profile, bool(table), own=bool(table or query)))
+text = Path(table).read_text(encoding="utf-8") if table else query
+paths.replace_text(paths.tables_dir(run_profile.name) / "t.csv", text)
+print(text)"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Checkout:
+    """A project in git with a committed demo run of one notebook that takes a table or a query."""
+    (tmp_path / "project").mkdir()
+    checkout = Checkout(tmp_path / "project")
+    path = notebook(checkout.notebooks, "08_yours", [YOURS], parameters=PARAMETERS)
+    book = nbformat.read(path, as_version=4)
+    book.metadata["chameleon"] = {"reader": ["table", "query"]}
+    nbformat.write(book, path)
+    shutil.copy(paths.root() / ".gitignore", checkout.base)
+    assert checkout.call("run").returncode == 0
+    git(checkout, "init", "-q")
+    git(checkout, "add", "-A")
+    git(checkout, "-c", "user.name=n", "-c", "user.email=e@x.invalid", "commit", "-qm", "demo")
+    return checkout
+
+
+def git(checkout: Checkout, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=checkout.base, check=True, capture_output=True,
+                          text=True).stdout  # fmt: skip
+
+
+def through_lab(project: Checkout, table: Path) -> None:
+    """What a reader does in JupyterLab: open the copy, type a table, run all cells, save."""
+    code = "from chameleon_lib.kit.kernels import own_notebooks; print(own_notebooks())"
+    env = environment(PYTHONPATH=str(project.base))
+    made = subprocess.run([sys.executable, "-c", code], cwd=project.base, env=env, check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    path = Path(made.stdout.strip()) / "08_yours.ipynb"
+    book = nbformat.read(path, as_version=4)
+    book.cells[1].source = PARAMETERS.replace('table: str = ""', f"table: str = {str(table)!r}")
+    nbformat.write(book, path)
+    by_hand(project, path, path)
+
+
+def by_hand(project: Checkout, source: Path, target: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "papermill", str(source), str(target), *words]
+    env = environment(PYTHONPATH=str(project.base), JUPYTER_PLATFORM_DIRS="1")
+    subprocess.run(command, cwd=project.base, env=env, check=True, capture_output=True)
+
+
+def test_git_sees_nothing_of_a_person_by_any_door_and_after_forget_nothing_is_left(
+    project: Checkout, tmp_path: Path
+) -> None:
+    people = tmp_path / "people.csv"
+    people.write_text(f"\ufeffuser,text,label\n{PERSON},{SAYING},5\n", encoding="utf-8")
+    for given in (f"table={people}", f"query={PERSON}: {SAYING}"):
+        result = project.call("run", "--only", "08", "--set", given)
+        assert result.returncode == 0, result.stderr
+    by_hand(project, project.notebooks / "08_yours.ipynb", tmp_path / "out.ipynb",
+            "-p", "table", str(people))  # fmt: skip
+    through_lab(project, people)
+    assert git(project, "status", "--porcelain") == ""
+    runs = [run for run in (project.base / "outputs").iterdir() if run.name != "demo"]
+    assert {run.name for run in runs} == {"demo-data", "demo-own"}
+
+    def holding() -> set[str]:
+        needles = [spelt.encode() for text in (PERSON, "Klara", "G\u00f6rlitz")
+                   for spelt in (text, json.dumps(text)[1:-1])]  # fmt: skip
+        files = [p for p in project.base.rglob("*") if p.is_file() and ".git" not in p.parts]
+        return {p.relative_to(project.base).parts[0] for p in files
+                if any(needle in p.read_bytes() for needle in needles)}  # fmt: skip
+
+    assert holding() == {"outputs", ".chameleon", "my_notebooks"}
+    own = project.base / "my_notebooks"
+    done = ProfileStore(tmp_path / "profiles").forget(
+        PERSON, cache=project.base / ".chameleon", outputs=runs, beside={own: "look there"}
+    )
+    assert holding() == {"my_notebooks"} and done.left == {own: "look there"}
+    assert git(project, "status", "--porcelain") == ""
