@@ -92,7 +92,9 @@ class TextEncoder:
             model["vocab"] = [[new.get(word, word), score] for word, score in model["vocab"]]
         if "merges" in model:  # nor may letters merge into a mark
             pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
-            model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & set(new)]
+            model["merges"] = [
+                [a, b] for a, b in pairs if a not in new and b not in new and a + b not in new
+            ]
         if model.get("unk_token") in new:
             model["unk_token"] = new[model["unk_token"]]
         renamed = Tokenizer.from_str(json.dumps(state))

@@ -145,6 +145,8 @@ def test_git_sees_nothing_of_a_person_by_any_door_and_after_forget_nothing_is_le
     by_hand(project, project.notebooks / "08_yours.ipynb", tmp_path / "out.ipynb",
             "-p", "table", str(people))  # fmt: skip
     through_lab(project, people)
+    (project.base / ".chameleon" / "imported").mkdir()  # as the kit keeps what it has imported
+    shutil.copy(people, project.base / ".chameleon" / "imported" / "dev_questions.json")
     assert git(project, "status", "--porcelain") == ""
     runs = [run for run in (project.base / "outputs").iterdir() if run.name != "demo"]
     assert {run.name for run in runs} == {"demo-data", "demo-own"}
