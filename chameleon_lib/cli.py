@@ -506,7 +506,9 @@ def export(
         help="'all' exports the same directions as an edit of every token, which is another edit "
         "than the one that was fitted and scored",
     ),
-    dtype: str = Opt("auto", help="precision of the base"),
+    dtype: str = Opt(
+        "auto", help="precision of the base; merged weights keep that of its files with auto"
+    ),
     prune: bool = Opt(
         False, "--prune",
         help="with --all: delete old versions, and adapters of profiles no longer in the store",

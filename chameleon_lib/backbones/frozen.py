@@ -40,7 +40,8 @@ class FrozenModel(ABC):
         fingerprint: SHA-256 of what was loaded, with the precision it computes in.
 
     Attributes:
-        stored_dtype: Precision in which the checkpoint keeps its weights.
+        stored_dtype: Precision in which the checkpoint keeps its weights, or the one that was asked
+            for; what is made of them is kept in it, too.
         usage: Hook counts of the latest call; empty if nothing was edited in it.
         diagnostics: Set to True to collect edit ratios in ``usage``; costs time.
         prefix_bytes: Memory ``prepare`` may spend on prefixes; batches beyond it are recomputed

@@ -133,7 +133,8 @@ def load_backbone(
         prompts_chat=prompts_chat,
         dtype=chosen,
     )
-    backbone.stored_dtype = config.dtype or backbone.stored_dtype
+    if dtype == "auto":
+        backbone.stored_dtype = config.dtype or backbone.stored_dtype
     return backbone
 
 
