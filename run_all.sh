@@ -26,7 +26,7 @@ Runs every notebook that is not up to date and writes outputs/<profile>/index.ht
   --plan           say what would run, why, what it would cost, and what is missing; takes all
                    of the above but --jobs and --force
   --test           style, types and tests; the last line is pytest's summary
-  --lab            open JupyterLab on notebooks/; takes --profile
+  --lab            open JupyterLab on copies in my_notebooks/; takes --profile
   --no-install     install nothing: refuse if no environment is ready
   --help           this text
 

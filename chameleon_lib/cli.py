@@ -264,7 +264,7 @@ def show_plan(
 
 @app.command()
 def lab(profile: Profile = PROFILE) -> None:
-    """Open JupyterLab on notebooks/."""
+    """Open JupyterLab on copies of the notebooks (my_notebooks/)."""
     from chameleon_lib.kit.kernels import open_lab
 
     open_lab(profile)
@@ -460,7 +460,7 @@ def answer(
     found = table_users(csv, task, options) if csv else load_own(data or Path(), task)
     name = for_data(profile, True)
     for line in answer_lines(name, found, user, " ".join(query.split()), backbone):
-        print(line)
+        print(line, flush=True)  # between two lines minutes may pass
 
 
 @app.command()
@@ -524,8 +524,10 @@ def forget_user(
     user: str = typer.Argument(..., metavar="USER", help="id of the user, as it was fitted"),
     store: Path = STORE,
     cache: Path | None = Opt(None, metavar="DIR", help="also empty this cache (.chameleon)"),
-    outputs: Path | None = Opt(
-        None, metavar="DIR", help="also empty these outputs of a profile (outputs/own)"
+    outputs: list[Path] = Opt(
+        [], metavar="DIR",
+        help="also empty these outputs of a profile (outputs/demo-data), or those of all but the "
+        "demo (outputs); repeatable",
     ),
     serving: list[Path] = Opt(
         [], metavar="DIR",
@@ -537,7 +539,14 @@ def forget_user(
     from chameleon_lib.serving.store import ProfileStore
 
     profiles = ProfileStore.at(store)
-    done = profiles.forget(user, cache=cache, outputs=outputs, serving=serving)
+    # The committed demo holds invented users alone: what a reader gives gets into other folders.
+    demo = paths.outputs_dir("demo")
+    runs = sorted(run for run in demo.parent.glob("*") if run != demo and run.is_dir())
+    beside = {paths.cache_dir(): "repeat with --cache", paths.own_notebooks_dir(): "look there"}
+    beside |= dict.fromkeys(runs, "repeat with --outputs")
+    all_runs = [at for at in outputs if at.resolve() == demo.parent.resolve()]
+    named = [at for at in outputs if at not in all_runs] + (runs if all_runs else [])
+    done = profiles.forget(user, cache=cache, outputs=named, serving=serving, beside=beside)
     print(done)
     return 1 if done.unreadable else 0
 
@@ -562,7 +571,9 @@ def export(
         help="'all' exports the same directions as an edit of every token, which is another edit "
         "than the one that was fitted and scored",
     ),
-    dtype: str = Opt("auto", help="precision of the base"),
+    dtype: str = Opt(
+        "auto", help="precision of the base; merged weights keep that of its files with auto"
+    ),
     prune: bool = Opt(
         False, "--prune",
         help="with --all: delete old versions, and adapters of profiles no longer in the store",

@@ -75,6 +75,7 @@ def load_embedder(
             f"Embedder '{source}' cannot be loaded; check its name (selection_embedder) and that "
             "the hub can be reached."
         ) from error
+    model.tokenizer.split_special_tokens = True  # a user's "[SEP]" is text
     return SentenceEmbedder(model.eval(), name=name)
 
 

@@ -54,9 +54,11 @@ class FrozenModel(ABC):
         model: The model, in evaluation mode.
         codec: Its text conventions.
         name: Short name for tables.
-        fingerprint: SHA-256 of what was loaded.
+        fingerprint: SHA-256 of what was loaded, with the precision it computes in.
 
     Attributes:
+        stored_dtype: Precision in which the checkpoint keeps its weights, or the one that was asked
+            for; what is made of them is kept in it, too.
         usage: Hook counts of the latest call; empty if nothing was edited in it.
         diagnostics: Set to True to collect edit ratios in ``usage``; costs time.
         prefix_bytes: Memory ``prepare`` may spend on prefixes; batches beyond it are recomputed
@@ -69,6 +71,7 @@ class FrozenModel(ABC):
         self.model, self.codec = model, codec
         self.name, self.fingerprint = name, fingerprint
         self.device = input_device(model)
+        self.stored_dtype: torch.dtype = model.dtype
         self.usage = EditUsage()
         self.diagnostics = False
         self.prefix_bytes = PREFIX_BYTES

@@ -12,6 +12,7 @@ its fingerprint differs. The arithmetic of the edit stays in float32 at least (A
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import util
@@ -25,8 +26,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from chameleon_lib.backbones import revisions
 from chameleon_lib.backbones.families import MODEL_FAMILIES, model_family
 from chameleon_lib.backbones.hf import DecoderBackbone, EncoderDecoderBackbone, HFBackbone
-from chameleon_lib.backbones.revisions import hash_folder, hash_state
+from chameleon_lib.backbones.revisions import hash_state
 from chameleon_lib.backbones.text import TextCodec
+from chameleon_lib.core.backbone import precise
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.wheels import WHEELS
 
@@ -80,8 +82,11 @@ def load_backbone(
     chosen = dtype
     if dtype == "auto":
         chosen = "float32" if torch.device(device).type == "cpu" else "bfloat16"
-    packed = source.lower().endswith(GGUF)
-    local = packed or Path(source).is_dir()
+    packed, given = source.lower().endswith(GGUF), Path(source).expanduser()
+    local = packed or given.is_dir()
+    if local:  # its name, and what an export calls it, must not depend on where one stands
+        source = os.path.abspath(given)
+        _check_beside(Path(source))
     if local and revision is not None:
         raise UserError(
             f"'{source}' is a {'file' if packed else 'folder'}, which has no revisions; leave "
@@ -120,25 +125,36 @@ def load_backbone(
         pinned = f" at revision '{revision}'" if revision else ""
         raise _unreadable(source, error, pinned) from error
     check_loaded(source, model, tokenizer, info)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(_ADAPTER.format(source))
     if not placed:
         model = model.to(torch.device(device))
     make_portable(model)
-    form = chosen if quantization == "none" else f"{chosen} {quantization}"
-    digest = hash_folder(folder, form) if found is None else ""
-    if found is not None:
+    if found is not None and lock is not None:
         files = revisions.hash_files(revisions.loaded_files(folder))  # complete after a load
-        found = replace(found, files_sha256=files)
-        digest = hashlib.sha256(f"{form} {found.files_sha256}".encode()).hexdigest()
-        if lock is not None:
-            revisions.record(lock, found)
-    return backbone_from(
+        revisions.record(lock, replace(found, files_sha256=files))
+    backbone = backbone_from(
         model,
         tokenizer,
         name=name,
-        fingerprint=digest,
         prompts_chat=prompts_chat,
         dtype=chosen,
     )
+    if dtype == "auto":
+        backbone.stored_dtype = config.dtype or backbone.stored_dtype
+    return backbone
+
+
+_ADAPTER = (
+    "Backbone '{}' has an adapter beside its weights (adapter_config.json), which would be put on "
+    "unsaid; move it away, or merge it into the weights and load those."
+)
+
+
+def _check_beside(folder: Path) -> None:
+    """Refuses an adapter that the library would load along with the weights."""
+    if (folder / "adapter_config.json").exists():
+        raise UserError(_ADAPTER.format(folder))
 
 
 def check_source(path_or_id: str) -> None:
@@ -216,10 +232,11 @@ def backbone_from(
         prompts_chat=prompts_chat,
     )
     family = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderBackbone
-    digest = fingerprint or hash_state(model, tokenizer)
-    if codec.chat:
-        digest = hashlib.sha256(f"{digest} chat".encode()).hexdigest()
-    return family(model, codec, name=name, fingerprint=digest)
+    if fingerprint is None:
+        template = str(tokenizer.chat_template) if codec.chat else ""
+        said = f"{hash_state(model, tokenizer)} {codec.eos_ids} {template}"
+        fingerprint = precise(hashlib.sha256(said.encode()).hexdigest(), found)
+    return family(model, codec, name=name, fingerprint=fingerprint)
 
 
 def _check_family(config: Any, dtype: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.file_download import REGEX_COMMIT_HASH
+from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from chameleon_lib.errors import UserError
@@ -26,7 +27,8 @@ from chameleon_lib.kit.paths import display, replace_text
 log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
-_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
+# Of a configuration: where it came from, and how weights are held that are hashed themselves.
+_ASIDE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
 def hash_files(files: Sequence[Path], start: str = "") -> str:
@@ -40,21 +42,51 @@ def hash_files(files: Sequence[Path], start: str = "") -> str:
     return digest.hexdigest()
 
 
-def hash_folder(folder: Path, form: str) -> str:
-    """SHA-256 of a local checkpoint folder and the form (precision) it is loaded in."""
-    return hash_files([path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES], form)
-
-
 def hash_state(model: Any, tokenizer: Any) -> str:
-    """SHA-256 of configuration, vocabulary and every weight in memory."""
-    config = model.config.to_dict()
-    config.pop("_name_or_path", None)  # where it came from is not what it is
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    """SHA-256 of configuration, tokenizer and the value of every weight that was loaded.
+
+    Values count, not how they are held: neither shards, nor the format of the files, nor what lies
+    beside them, nor the precision. Weights kept in bfloat16 are the same model in float32; weights
+    of float32 that were rounded to bfloat16 are another.
+    """
+    from accelerate.utils import align_module_device  # costs a second, and most calls need none
+
+    config = json.dumps(_without(model.config.to_dict()), sort_keys=True, default=str)
+    digest = hashlib.sha256(config.encode())
+    digest.update(_tokenizer_state(tokenizer).encode())
+    for name, module in sorted(model.named_modules(remove_duplicate=False)):
+        # Weights that a device map left on disk are brought in, module by module.
+        with align_module_device(module):
+            own: dict[str, Any] = {}
+            module._save_to_state_dict(own, f"{name}.", keep_vars=False)
+            for key, tensor in sorted(own.items()):
+                value = _narrowed(tensor.detach().cpu()).contiguous()
+                digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _without(config: Any) -> Any:
+    if not isinstance(config, dict):
+        return config
+    return {key: _without(value) for key, value in config.items() if key not in _ASIDE}
+
+
+def _tokenizer_state(tokenizer: Any) -> str:
+    state = {"vocabulary": tokenizer.get_vocab()}
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state |= {"truncation": None, "padding": None}  # of the latest call, not of the tokenizer
+    return json.dumps([state, tokenizer.special_tokens_map], sort_keys=True, default=str)
+
+
+def _narrowed(value: Tensor) -> Tensor:
+    """The same numbers in the first of bfloat16 and float32 that holds them exactly."""
+    for dtype in (torch.bfloat16, torch.float32) if value.is_floating_point() else ():
+        held = value.to(dtype)
+        if torch.equal(held.to(value.dtype), value):
+            return held
+    return value
 
 
 LOCK_NAME = "revisions.json"

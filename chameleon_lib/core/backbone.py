@@ -41,6 +41,16 @@ class DecodeSettings:
             raise UserError("decode_temperature needs decode_do_sample and a value above 0.")
 
 
+def precise(sha256: str, dtype: str) -> str:
+    """The fingerprint of weights that compute in a precision."""
+    return f"{sha256}@{dtype}"
+
+
+def same_weights(one: str, other: str) -> bool:
+    """Whether two fingerprints are of one model, in whatever precision either computes."""
+    return one.partition("@")[0] == other.partition("@")[0]
+
+
 class Prepared(Protocol):
     """Prompts whose unedited prefix was computed once; opaque, never changed by its uses."""
 
@@ -73,7 +83,8 @@ class Backbone(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 that changes with the weights, the configuration or the tokenizer."""
+        """SHA-256 that changes with the weights, the configuration or the tokenizer; where it is
+        known, the precision that the model computes in stands behind it (:func:`precise`)."""
 
     @property
     def revision(self) -> str: ...  # of the model on the hub; empty for a local checkpoint

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chameleon_lib.core.backbone import Unkept
+from chameleon_lib.core.backbone import Unkept, same_weights
 from chameleon_lib.core.checks import FitCheck, check_fit, guarded
 from chameleon_lib.core.directions import Directions, find_directions, get_direction
 from chameleon_lib.core.edit import Edit
@@ -365,11 +365,12 @@ class Chameleon(Stages):
     def _check_profile(self, profile: EditProfile | None, task: str) -> None:
         if profile is None:
             raise UserError("answer needs the profile of a fit, or settings with infer_edit=False.")
-        own = (self.backbone.name, self.fingerprint)
-        if profile.task != task or profile.backbone != own:
+        name, fingerprint = profile.backbone
+        known = name == self.backbone.name and same_weights(fingerprint, self.fingerprint)
+        if profile.task != task or not known:
             raise UserError(
-                f"The profile belongs to {profile.task} and {profile.backbone[0]}, not to {task} "
-                f"and {own[0]}; fit one for them."
+                f"The profile belongs to {profile.task} and {name}, not to {task} and "
+                f"{self.backbone.name}; fit one for them."
             )
 
 

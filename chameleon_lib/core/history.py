@@ -8,7 +8,9 @@ order, so two prompts of one user differ in which items they show and in nothing
 from __future__ import annotations
 
 import json
+import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +21,13 @@ from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import HistoryItem, Task, User, history_line
 from chameleon_lib.errors import UserError
 
+log = logging.getLogger(__name__)
+
 _ORD = {"l2": 2, "l1": 1, "max": np.inf}
-_USERS = 256  # whose texts are embedded at a time
+_USERS = 256  # whose texts are embedded at a time,
+_TEXTS = 20_000  # unless they are more than that;
+_STEP = 2_000  # then so many, for progress to show, and for no more to be lost than one step
+_TELL = 10.0  # seconds between two notes
 
 
 def item_texts(
@@ -49,6 +56,7 @@ def select_items(
     settings: EditSettings,
     keep: Keep | None = None,
     modules: Sequence[str] = (),
+    tell: Callable[[str], None] = log.info,
 ) -> list[list[int]]:
     """Indices of the selected items of every user under ``selection_rule``, in profile order.
 
@@ -60,20 +68,41 @@ def select_items(
         encode: ``Embedder.encode``, for what the rule compares; called only where a text was never
             embedded before. Rules ``random`` and ``recent`` embed nothing.
         modules: Code of the embedder.
+        tell: Is told how far a long embedding is, and whose items are not all embedded.
 
     Returns:
         At most ``selection_k`` indices per user; all of them if the history is no longer.
     """
-    kept = keep or Unkept()
+    kept, cap = keep or Unkept(), settings.selection_max_items
+    long = [user for user in users if cap is not None and len(user.history) > cap]
+    if long and settings.selection_rule in ("pca", "nearest"):
+        tell(
+            f"{len(long)} of {len(users)} users have more than {cap} items, up to "
+            f"{max(len(user.history) for user in long)}: {cap} of each, evenly spread, are "
+            "embedded (selection_max_items)."
+        )
 
     def embedded(ids: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        longest = max((len(part) for part in texts), default=0)
+        heavy = longest * _USERS > _TEXTS
+        done, total, told = 0, sum(len(part) for part in texts), time.monotonic()
+
+        def compute(batch: list[tuple[str, Sequence[str]]]) -> list[dict[str, np.ndarray]]:
+            nonlocal done, told
+            rows = _encode(encode, [own for _, own in batch])
+            done += sum(len(own) for _, own in batch)
+            if heavy and time.monotonic() - told > _TELL:
+                told = time.monotonic()
+                tell(f"{done} of {total} texts are embedded")
+            return [{"e": own} for own in rows]
+
         records = kept.map(
             "embed",
             list(zip(ids, texts, strict=True)),
-            lambda batch: [{"e": rows} for rows in _encode(encode, [own for _, own in batch])],
+            compute,
             inputs={"embedder": settings.selection_embedder},
             key_of=lambda unit: list(unit[1]),
-            batch_size=_USERS,
+            batch_size=max(1, _STEP // longest) if heavy else _USERS,
             label="sentence embeddings",
             modules=modules,
         )
@@ -86,12 +115,16 @@ def select_items(
             return [list(range(max(n - settings.selection_k, 0), n)) for n in ends]
         if settings.selection_rule == "random":
             return [random_items(user, settings) for user in batch]
-        ids = [user.id for user in batch]
-        items = embedded(ids, [item_texts(u.task, u.history, settings) for u in batch])
+        ids, spread = [user.id for user in batch], [spread_items(u, settings) for u in batch]
+        shown = [[user.history[at] for at in own] for user, own in zip(batch, spread, strict=True)]
+        texts = [item_texts(u.task, own, settings) for u, own in zip(batch, shown, strict=True)]
+        items = embedded(ids, texts)
         if settings.selection_rule == "pca":
-            return [select_history(part, settings) for part in items]
-        queries = embedded(ids, [[query.text for query in user.queries] for user in batch])
-        return [nearest_items(*parts, settings) for parts in zip(items, queries, strict=True)]
+            found = [select_history(part, settings) for part in items]
+        else:
+            queries = embedded(ids, [[query.text for query in user.queries] for user in batch])
+            found = [nearest_items(*parts, settings) for parts in zip(items, queries, strict=True)]
+        return [[own[at] for at in picked] for own, picked in zip(spread, found, strict=True)]
 
     return list(
         kept.map(
@@ -105,6 +138,14 @@ def select_items(
             modules=("chameleon_lib.core.history", *modules),
         )
     )
+
+
+def spread_items(user: User, settings: EditSettings) -> list[int]:
+    """Indices of the items that are embedded: all, or ``selection_max_items`` evenly spread."""
+    count, cap = len(user.history), settings.selection_max_items
+    if cap is None or count <= cap:
+        return list(range(count))
+    return [round(at) for at in np.linspace(0, count - 1, cap).tolist()]
 
 
 def select_history(embeddings: np.ndarray, settings: EditSettings) -> list[int]:

@@ -62,6 +62,9 @@ class EditSettings(CheckedSettings):
         at_least=1)
     selection_item_text: Literal["line", "body"] = _open(
         "line", "B1", "What text of an item is embedded: its history line, or its body alone.")
+    selection_max_items: int | None = _open(
+        2000, "", "Most items that are embedded; of a longer history as many, evenly spread over "
+        "it. Beyond any history of LaMP (1,023); None embeds all.", at_least=1)
     insight_template: Literal["fig2_v1"] = _open(
         "fig2_v1", "A14", "Figure 2 shows the insight prompt for LaMP-2 only; carried over to the "
         "other tasks.")
@@ -225,6 +228,12 @@ class EditSettings(CheckedSettings):
                 self.selection_rule != "pca" and self.selection_n_components is not None,
                 "selection_n_components belongs to selection_rule pca; set it to None where "
                 f"selection_rule is {self.selection_rule}.",
+            ),
+            (
+                self.selection_max_items is not None
+                and self.selection_max_items < self.selection_k,
+                f"selection_max_items is {self.selection_max_items} and selection_k "
+                f"{self.selection_k}; embed as many items as shall be chosen, or more.",
             ),
             (
                 self.pairs_text == "answer_history" and self.embed_pooling != "mean_all",

@@ -127,8 +127,9 @@ class Stages:
         code = library_modules(self.code[1])
         # The embedder may be opened by the first call.
         return select_items(
-            users, lambda texts: self.embedder.encode(texts), self.settings, self.keep, code
-        )
+            users, lambda texts: self.embedder.encode(texts), self.settings, self.keep, code,
+            self.tell,
+        )  # fmt: skip
 
     def prepare(self, users: Sequence[User]) -> Preparation:
         """Selected history (eq. 1-2) and both insights of every user of one task.

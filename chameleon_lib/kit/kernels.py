@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from chameleon_lib.kit import paths
+from chameleon_lib.kit.hashing import file_digest
 from chameleon_lib.kit.profiles import PROFILES, RunProfile
 from chameleon_lib.kit.progress import VARIABLE
 
@@ -153,9 +154,27 @@ def lab_command(root: Path, opens: str = "") -> list[str]:
     return [*words, f"--ServerApp.root_dir={root}", f"--LabApp.default_url=/lab/tree/{opens}"]
 
 
+def own_notebooks() -> Path:
+    """Copy the notebooks for a reader, who may then save what was typed and what came out.
+
+    The sources are committed, so nothing of that may get into them. A copy that was saved stays as
+    it is; the others follow their sources.
+    """
+    folder = paths.own_notebooks_dir()
+    record = folder / ".copied.json"
+    copied = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    for source in sorted(paths.notebooks_dir().glob("*.ipynb")):
+        target = folder / source.name
+        if not target.exists() or file_digest(target) == copied.get(source.name):
+            paths.replace_bytes(target, source.read_bytes())
+            copied[source.name] = file_digest(target)
+    paths.replace_text(record, json.dumps(copied, indent=1, sort_keys=True) + "\n")
+    return folder
+
+
 def open_lab(profile: str) -> NoReturn:
-    """Become JupyterLab, opened in the reader's browser on `notebooks/`."""
-    folder = paths.notebooks_dir()
+    """Become JupyterLab, opened in the reader's browser on copies of the notebooks."""
+    folder = own_notebooks()
     env = lab_environment(PROFILES[profile]) | private_settings(paths.cache_dir() / "lab")
     words = lab_command(folder.parent, folder.name)
     os.execve(words[0], words, env)

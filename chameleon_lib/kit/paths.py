@@ -29,6 +29,11 @@ def notebooks_dir() -> Path:
     return root() / "notebooks"
 
 
+def own_notebooks_dir() -> Path:
+    """A reader's copies of the notebooks, to be run, changed and saved; git ignores them."""
+    return root() / "my_notebooks"
+
+
 def environment_file() -> Path:
     """`environment.yml`, the one list of dependencies."""
     return root() / "environment.yml"

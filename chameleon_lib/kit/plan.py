@@ -61,9 +61,10 @@ class Run:
         self.overrides = dict(overrides or {})
         models = self.overrides.get("backbones", [])
         self.left_out: list[str] = []
-        self.asked, self.profile = profile, get_profile(profile, models)
         self.all = discover(folder or paths.notebooks_dir())
         self.selected = select(self.all, list(only))
+        self.asked = _for_reader(profile, self.selected, self.overrides)
+        self.profile = get_profile(self.asked, models)
         if models:
             self.overrides["backbones"] = list(self.profile.backbones)
             self._take_models(bool(only))
@@ -175,6 +176,16 @@ def _model_files(profile: RunProfile) -> dict[str, str]:
     return found
 
 
+def _for_reader(name: str, notebooks: Sequence[Notebook], values: Mapping[str, Any]) -> str:
+    """The run profile, or that of a run on a reader's own data, which notebooks ask for, too."""
+    own = any(
+        name in values and values[name] != notebook.parameters()[name].default
+        for notebook in notebooks
+        for name in notebook.facts.get("reader", ())
+    )
+    return for_data(name, bool(values.get("table")), own=own)
+
+
 def listing(only: Sequence[str]) -> list[str]:
     """Notebooks with titles and parameters, as lines."""
     lines = []
@@ -198,7 +209,8 @@ def plan_lines(run: Run, speed: Speed | None = None) -> list[str]:
         return lines
     lines += ["", text(run.scope, stale, stored, speed=speed, present=needs.in_cache)]
     stops, warns = needs.missing(run.scope, stale)
-    if run.profile.data != "demo" and "data_dir" not in run.overrides:
+    reading = any("data_dir" in notebook.parameters() for notebook in run.selected)
+    if reading and run.profile.data != "demo" and "data_dir" not in run.overrides:
         stops.append("The users: name the folder of the LaMP files with --data.")
     said = [f"  {sentence}" for sentence in (*stops, *warns)] or ["  nothing"]
     return [*lines, "", "Missing on this machine:", *said]

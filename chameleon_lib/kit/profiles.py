@@ -247,25 +247,32 @@ for _name in ("laptop", "paper"):
     )
 
 
-def for_data(name: str, has_data: bool, quantize: str | None = None) -> str:
+OWN = "-own"  # ends the name of a run on what a reader gave
+
+
+def for_data(name: str, has_data: bool, quantize: str | None = None, *, own: bool = False) -> str:
     """The profile that a run really has.
 
     Args:
         name: Of a public profile.
-        has_data: Whether a data folder is given; the demo on it is ``demo-data``.
+        has_data: Whether files are given (a folder, a table); the demo on them is ``demo-data``.
         quantize: One of ``QUANTIZE``, or None; ``paper`` in 4 bits is ``paper-4bit``.
+        own: Whether a reader gave a table, a history or a query: its results are nobody else's
+            business, so they get a folder of their own, such as ``laptop-own``.
 
     Raises:
         UserError: 4-bit weights of the embedded models.
     """
-    if quantize is None:
-        return "demo-data" if name == "demo" and has_data else name
-    if f"{name}-{quantize}" not in PROFILES:
-        raise UserError(
-            f"--quantize {quantize} belongs to --profile laptop or paper: the models of {name} "
-            "are small, and their float32 weights are part of its numbers."
-        )
-    return f"{name}-{quantize}"
+    if quantize is not None:
+        if f"{name}-{quantize}" not in PROFILES:
+            raise UserError(
+                f"--quantize {quantize} belongs to --profile laptop or paper: the models of {name} "
+                "are small, and their float32 weights are part of its numbers."
+            )
+        name = f"{name}-{quantize}"
+    if name == "demo" and has_data:
+        name = "demo-data"
+    return f"{name}{OWN}" if own and name != "demo-data" and not name.endswith(OWN) else name
 
 
 # Profiles on other models, by name: this process also writes pages and facts, which know no more.
@@ -285,9 +292,17 @@ def get_profile(name: str, backbones: Sequence[str] = ()) -> RunProfile:
             models would have one title in the tables.
     """
     known = PROFILES | _ON_MODELS
-    if name not in known:
+    whole = name if name in known else name.removesuffix(OWN)
+    if whole not in known:
         raise UserError(f"Unknown run profile '{name}': choose one of {', '.join(PROFILES)}.")
-    profile, models = known[name], tuple(dict.fromkeys(map(model_id, backbones)))
+    profile, models = known[whole], tuple(dict.fromkeys(map(model_id, backbones)))
+    if whole != name:
+        profile = replace(
+            profile,
+            name=name,
+            banner=f"{profile.banner} With what a reader gave.",
+            base=profile.base or whole,
+        )
     if not models:
         return profile
     titles = [model_title(model) for model in models]
@@ -299,11 +314,11 @@ def get_profile(name: str, backbones: Sequence[str] = ()) -> RunProfile:
     found = replace(
         profile,
         name=_name_of(name, models),
-        banner=f"{', '.join(titles)} on {users}, at the sizes of profile {name}. Not the paper's "
+        banner=f"{', '.join(titles)} on {users}, at the sizes of profile {whole}. Not the paper's "
         "numbers.",
         backbones=models,
         studied=models,
-        base=name,
+        base=profile.base or whole,
     )
     return _ON_MODELS.setdefault(found.name, found)
 

@@ -115,7 +115,11 @@ def distance(one: View, other: View) -> float:
 
 
 def compare(
-    backbone: HFBackbone, edit: Edit, prompts: Sequence[str], form: Callable[[View], View]
+    backbone: HFBackbone,
+    edit: Edit,
+    prompts: Sequence[str],
+    form: Callable[[View], View],
+    dtype: torch.dtype | None = None,
 ) -> Agreement:
     """Measures a form against the hook.
 
@@ -124,6 +128,7 @@ def compare(
         edit: The edit.
         prompts: Prompts as texts; wrapped as the backbone wraps them.
         form: From the hook's view (for its tokens) to the form's, under the same tokens.
+        dtype: Precision of the form, if it is not the backbone's.
 
     Raises:
         UserError: The form differs from the hook, or the edit moves these prompts too little to
@@ -135,11 +140,12 @@ def compare(
     hook = view(backbone, ids, edit)
     base = view(backbone, ids, None, forced=hook.tokens)
     effect = distance(hook, base)
-    half = backbone.model.dtype in (torch.float16, torch.bfloat16)
+    dtype = dtype or backbone.model.dtype
+    half = dtype in (torch.float16, torch.bfloat16)
     bound = FP32_BOUND * max(1.0, effect)
     if half:
         top = max(float(row.abs().max()) for row in hook.logits)
-        bound = _HALF_BOUND * effect + 8 * torch.finfo(backbone.model.dtype).eps * top
+        bound = _HALF_BOUND * effect + 8 * torch.finfo(dtype).eps * top
     elif effect <= 2 * bound:
         raise UserError(
             f"The edit moves the logits of the {len(prompts)} check prompts by {effect:.1e} only, "
@@ -163,6 +169,6 @@ def compare(
         raise UserError(
             f"The edit moves the logits of the {len(prompts)} check prompts by {effect:.1e} and "
             f"the reloaded export misses them by {error:.1e}, too little effect to prove an export "
-            f"in {str(backbone.model.dtype).removeprefix('torch.')}; prove it in float32."
+            f"in {str(dtype).removeprefix('torch.')}; prove it in float32."
         )
     return result

@@ -20,8 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.families import model_family
+from chameleon_lib.core.backbone import same_weights
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import EditProfile
 from chameleon_lib.errors import UserError
@@ -31,7 +34,7 @@ from chameleon_lib.serving.adapter import adapters, write_adapter
 from chameleon_lib.serving.agreement import PROBES, Agreement, View, compare, view
 from chameleon_lib.serving.factors import RANK, compile_edit, projection, weights_hash
 from chameleon_lib.serving.gguf_adapter import FILE, gguf_active, write_gguf
-from chameleon_lib.serving.merged import load_merged, write_merged
+from chameleon_lib.serving.merged import load_merged, merged_dtype, served_name, write_merged
 
 FORMS = ("peft", "merged", "gguf")
 RECORD = "chameleon.json"
@@ -106,9 +109,10 @@ def export_edit(
                 write_gguf(target / FILE, updates, backbone)
             else:
                 write_adapter(target, updates, backbone, base_model=base)
-        agreement = compare(backbone, edit, prompts, read)
+        dtype = merged_dtype(backbone) if form == "merged" else backbone.model.dtype
+        agreement = compare(backbone, edit, prompts, read, dtype)
         record = {
-            **_record(edit, backbone, form, rank, agreement),
+            **_record(edit, backbone, form, rank, agreement, dtype),
             "base_model": base,
             "edited_weights": weights,
             "files": tree_digests(target),
@@ -139,17 +143,12 @@ def edit_of(source: EditProfile | Edit, backbone: HFBackbone) -> Edit:
     if isinstance(source, Edit):
         return source
     name, fingerprint = source.backbone
-    if fingerprint != backbone.fingerprint:
+    if not same_weights(fingerprint, backbone.fingerprint):
         raise UserError(
             f"The profile was made on {name} ({fingerprint[:12]}), this is {backbone.name} "
             f"({backbone.fingerprint[:12]}); load that model, or fit the profile again."
         )
     return source.edit
-
-
-def served_name(backbone: HFBackbone) -> str:
-    """Where the base was loaded from: what a server that loads it calls it."""
-    return str(getattr(backbone.model.config, "_name_or_path", "") or backbone.name)
 
 
 def check_form(edit: Edit, backbone: HFBackbone, form: str) -> None:
@@ -215,7 +214,12 @@ def _model_refusal(edit: Edit, backbone: HFBackbone, form: str) -> str | None:
 
 
 def _record(
-    edit: Edit, backbone: HFBackbone, form: str, rank: int, agreement: Agreement
+    edit: Edit,
+    backbone: HFBackbone,
+    form: str,
+    rank: int,
+    agreement: Agreement,
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
     """What travels with the files; nothing in it is a user's."""
     return {
@@ -228,7 +232,7 @@ def _record(
         "strengths": [edit.alpha_p, edit.alpha_n],
         "directions": edit_digest(edit),
         "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
-        "dtype": str(backbone.model.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "agreement": asdict(agreement),
     }
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from chameleon_lib.backbones import HFBackbone, load_backbone
 from chameleon_lib.backbones.families import model_family
+from chameleon_lib.core.backbone import same_weights
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import EditProfile
 from chameleon_lib.demo import checkpoint
@@ -270,7 +271,7 @@ def export_profiles(
         store.load(key, serving.backbone)  # says what is wrong with it or the backbone
         infos = [store.info(key)]
     else:
-        infos = _of_backbone(store, serving.backbone.name)
+        infos = _of_backbone(store, serving.backbone)
     # Noted first: a run that is killed half-way has written there, too.
     remember_folder(store.files.root, serving.folder)
     done = []
@@ -298,14 +299,23 @@ def export_profiles(
     return done
 
 
-def _of_backbone(store: ProfileStore, name: str) -> list[ProfileInfo]:
+def _of_backbone(store: ProfileStore, base: HFBackbone) -> list[ProfileInfo]:
+    """The profiles that were made on these weights; tells of those of others by the same name."""
     infos = store.list()
-    chosen = [info for info in infos if info.backbone == name]
+    named = [info for info in infos if info.backbone == base.name]
+    chosen = [info for info in named if same_weights(info.fingerprint, base.fingerprint)]
     if chosen:
+        if len(named) > len(chosen):
+            tell(
+                f"{len(named) - len(chosen)} profiles were made on other weights by the name of "
+                f"{base.name} and are left out; export them with that checkpoint."
+            )
         return chosen
     others = sorted({info.backbone for info in infos})
     found = f"profiles of {', '.join(others)} alone" if others else "no profile"
+    if named:
+        found = f"{len(named)} profiles of other weights by that name"
     raise UserError(
-        f"The store {store.files.root} holds {found}, none of {name}; name another backbone, "
+        f"The store {store.files.root} holds {found}, none of {base.name}; name another backbone, "
         "or fit and save a profile first."
     )

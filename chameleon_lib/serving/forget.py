@@ -6,7 +6,9 @@
 * Exports of the removed profiles go from every serving folder that the store knows of or that is
   named; those of groups stay and are named, to be exported again after the new fit.
 * A cache and outputs are emptied whole: what one user left in them lies between the others', in
-  tables, texts, copies of imported files and activations, and a run makes all of it again.
+  tables, texts, copies of imported files and activations, and a run makes all of it again. So no
+  spelling, encoding or form of a text can hide in them. Those that are not named are said.
+* An id is looked for in every Unicode form of it, with and without marks that nobody sees.
 
 Every step may be killed and repeated. No run and no fit may be at work meanwhile: it would put back
 what it still holds in memory, as does a server that has loaded an export. The user's own data files
@@ -16,7 +18,8 @@ are not touched, nor are copies of exports outside serving folders.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -65,6 +68,7 @@ class Forgotten:
         exports: Exports removed from serving folders.
         stale_exports: Exports of ``groups`` and ``waiting``, to be replaced after the new fit.
         absent: Serving folders that the store knows of and that are not there.
+        left: Folders that may hold texts of the user and were not emptied, each with what to do.
     """
 
     profiles: list[str] = field(default_factory=list)
@@ -75,6 +79,7 @@ class Forgotten:
     exports: list[Path] = field(default_factory=list)
     stale_exports: list[Path] = field(default_factory=list)
     absent: list[Path] = field(default_factory=list)
+    left: dict[Path, str] = field(default_factory=dict)
 
     @property
     def nothing(self) -> bool:
@@ -110,6 +115,7 @@ class Forgotten:
             f"{path} is damaged and may be the user's: delete it, or restore and repeat."
             for path in self.unreadable
         ]
+        said += [f"{path} may hold texts of the user: {what}." for path, what in self.left.items()]
         if not self.nothing:
             said.append("Take the user out of your data files, or the next run makes all again.")
         return "\n".join(said)
@@ -120,8 +126,9 @@ def forget(
     user: str,
     *,
     cache: str | Path | None = None,
-    outputs: str | Path | None = None,
+    outputs: str | Path | Sequence[Path] | None = None,
     serving: Sequence[str | Path] = (),
+    beside: Mapping[Path, str] | None = None,
 ) -> Forgotten:
     """Remove what is kept of a user.
 
@@ -129,8 +136,9 @@ def forget(
         profiles: The profile store.
         user: Id of the user, as fits and runs know it.
         cache: Folder of the artifact store (``.chameleon``); left alone if None.
-        outputs: Outputs of a run profile (``outputs/own``); left alone if None.
+        outputs: Outputs of one run profile or several (``outputs/demo-data``); left alone if None.
         serving: Serving folders beside those that the store knows of.
+        beside: Folders to be said unless they are emptied, each with what to do about it.
 
     Raises:
         UserError: No user is named, or a folder is not there, another one than is said, or one to
@@ -138,16 +146,18 @@ def forget(
     """
     if not user:
         raise UserError("Name the user to forget by the id that was fitted.")
-    whole = {name: Path(at) for name, at in (("cache", cache), ("outputs", outputs)) if at}
+    runs = [outputs] if isinstance(outputs, str | Path) else outputs or []
+    whole = [("cache", Path(cache))] if cache else []
+    whole += [("outputs", Path(at)) for at in runs]
     named = [("serving folder", Path(at)) for at in serving]
-    for name, folder in (*whole.items(), *named):
+    for name, folder in (*whole, *named):
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}; give the {name} that was used.")
-    for name, folder in whole.items():
+    for name, folder in whole:
         inside = {path.name for path in folder.iterdir()}
         if inside and not inside & set(_MARKS[name]):
-            usual = {"cache": "the folder .chameleon", "outputs": "one such as outputs/own"}[name]
-            raise UserError(f"{folder} is no {name} of runs; give {usual}.")
+            usual = {"cache": "the folder .chameleon", "outputs": "one such as outputs/demo-data"}
+            raise UserError(f"{folder} is no {name} of runs; give {usual[name]}.")
         others = inside - {*_MADE[name], ".DS_Store", ".ipynb_checkpoints"}
         if strange := sorted(other for other in others if ".partial" not in other):
             raise UserError(
@@ -156,7 +166,10 @@ def forget(
             )
     known = known_folders(profiles.root)
     done = Forgotten(absent=[folder for folder in known if not folder.is_dir()])
-    done.emptied = [at for name, at in whole.items() if _empty(at, _MARKS[name])]
+    done.emptied = [at for name, at in whole if _empty(at, _MARKS[name])]
+    done.left = {
+        at: what for at, what in (beside or {}).items() if at.is_dir() and any(at.iterdir())
+    }
     servers = sorted({*known, *(folder.absolute() for _, folder in named)})
     _forget_profiles(profiles, user, servers, done)
     return done
@@ -180,20 +193,31 @@ def _forget_profiles(
 ) -> None:
     if not profiles.folders():
         return
-    name = profiles.pseudonyms.of(user)
+    spelt = spellings(user)
+    names = {profiles.pseudonyms.of(one) for one in spelt}
     # Also where the profile itself was deleted before.
-    done.exports += remove_model(model_name("", profiles.id_of(user)), serving)
+    for one in spelt:
+        done.exports += remove_model(model_name("", profiles.id_of(one)), serving)
     for folder in profiles.folders():
         with locked(folder):
             for path in sorted(folder.glob("*.safetensors")):
-                _forget_in(path, name, serving, done)
+                _forget_in(path, names, serving, done)
             remove_leftovers(folder)
     for found in (done.groups, done.waiting):
         found.sort()
     done.stale_exports.sort()
 
 
-def _forget_in(path: Path, name: str, serving: Sequence[Path], done: Forgotten) -> None:
+def spellings(user: str) -> list[str]:
+    """An id in every Unicode form of it, as given and without marks and blanks that nobody sees."""
+    seen = "".join(c for c in user if unicodedata.category(c) not in ("Cc", "Cf"))
+    given = (user, user.strip("\ufeff"), " ".join(seen.split()))
+    forms = [unicodedata.normalize(form, text)
+             for text in given for form in ("NFC", "NFD", "NFKC", "NFKD")]  # fmt: skip
+    return [text for text in dict.fromkeys([*given, *forms]) if text]
+
+
+def _forget_in(path: Path, names: set[str], serving: Sequence[Path], done: Forgotten) -> None:
     try:
         stored = read_profile(path)
     except UserError:
@@ -201,14 +225,16 @@ def _forget_in(path: Path, name: str, serving: Sequence[Path], done: Forgotten) 
         return
     content = stored.content
     model = model_name(content["group"], path.stem)
-    others = [user for user in content["users"] if user != name]
-    if name in content["users"] and not others:
+    others = [user for user in content["users"] if user not in names]
+    inside = len(others) < len(content["users"])
+    if inside and not others:
         # Exports first: it is the profile that knows what they are called.
         done.exports += remove_model(model, serving)
         remove_profile(path)
         done.profiles.append(path.stem)
-    elif name in content["users"]:
-        changed = {**content, "users": others, "forgotten": content["forgotten"] + 1}
+    elif inside:
+        gone = content["forgotten"] + len(content["users"]) - len(others)
+        changed = {**content, "users": others, "forgotten": gone}
         write_profile(path, replace(stored, content=changed))
         done.groups.append(content["group"])
     elif content["forgotten"]:

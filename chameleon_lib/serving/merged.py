@@ -6,6 +6,8 @@ The graph is the base's, so serving it costs nothing more; the price is one copy
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.utils.hub import cached_file
 
 from chameleon_lib.backbones import HFBackbone, backbone_from
 from chameleon_lib.core.edit import Edit
@@ -49,17 +52,58 @@ def merged_weights(edit: Edit, backbone: HFBackbone) -> Iterator[str]:
                 parameter.copy_(before)
 
 
+def served_name(backbone: HFBackbone) -> str:
+    """Where the base was loaded from: what a server that loads it calls it."""
+    return str(getattr(backbone.model.config, "_name_or_path", "") or backbone.name)
+
+
+def merged_dtype(backbone: HFBackbone) -> torch.dtype:
+    """The precision of merged weights: the base's own where it is the narrower, else as loaded."""
+    stored, loaded = backbone.stored_dtype, backbone.model.dtype
+    return stored if stored.itemsize < loaded.itemsize else loaded
+
+
 def write_merged(folder: Path, edit: Edit, backbone: HFBackbone) -> str:
-    """Writes the checkpoint and the tokenizer; the base is unchanged afterwards.
+    """Writes the checkpoint in the base's own precision, the tokenizer and the licence.
 
     Returns:
-        The hash of the edited matrices before the edit.
+        The hash of the edited matrices before the edit; the base is unchanged afterwards.
     """
+    model, dtype = backbone.model, merged_dtype(backbone)
     with merged_weights(edit, backbone) as weights:
-        backbone.model.save_pretrained(folder, max_shard_size="4GB")
+        state = None if dtype == model.dtype else _held_in(dtype, model.state_dict())
+        model.save_pretrained(folder, state_dict=state, max_shard_size="4GB")
     backbone.codec.tokenizer.save_pretrained(folder)
-    _tell_older_versions(folder)
+    _copy_beside(backbone, folder)
+    _tell_older_versions(folder, dtype)
     return weights
+
+
+def _held_in(dtype: torch.dtype, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in another precision; tied ones stay tied."""
+    once: dict[tuple[int, torch.Size, tuple[int, ...]], Tensor] = {}
+    found = {}
+    for name, value in state.items():
+        if value.is_floating_point():
+            key = (value.data_ptr(), value.shape, value.stride())
+            value = once.setdefault(key, value.to(dtype))
+        found[name] = value
+    return found
+
+
+_BESIDE = re.compile(r"(?i)(licen[cs]e|notice|copying|use_policy)([._-].*)?|.*\.model")
+
+
+def _copy_beside(backbone: HFBackbone, folder: Path) -> None:
+    """Takes along what of the base's files is no weight: its licence, the SentencePiece model."""
+    source = Path(served_name(backbone))
+    if not source.is_dir():  # a hub name: what its cache holds
+        found = cached_file(str(source), "config.json", _raise_exceptions_for_missing_entries=False,
+                            local_files_only=True, revision=backbone.revision or None)  # fmt: skip
+        source = Path(found).parent if found else folder
+    for path in sorted(source.iterdir()):
+        if path.is_file() and _BESIDE.fullmatch(path.name) and not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
 
 
 def load_merged(folder: Path, backbone: HFBackbone) -> HFBackbone:
@@ -75,7 +119,7 @@ def load_merged(folder: Path, backbone: HFBackbone) -> HFBackbone:
     )
 
 
-def _tell_older_versions(folder: Path) -> None:
+def _tell_older_versions(folder: Path, dtype: torch.dtype) -> None:
     """Adds what transformers 4 asks for and transformers 5 no longer writes (5.23 to 4.57).
 
     Version 4 skips words it does not know and takes its defaults, so without this the model would
@@ -87,6 +131,8 @@ def _tell_older_versions(folder: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     for part in (config, config.get("text_config") or {}):
         part.update(_rotary(part.get("rope_parameters") or {}))
+        if "dtype" in part:
+            part["dtype"] = str(dtype).removeprefix("torch.")
     names: set[str] = set()
     for weights in folder.glob("*.safetensors"):
         with safe_open(weights, framework="pt") as file:

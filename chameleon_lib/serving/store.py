@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chameleon_lib.core.backbone import Backbone
+from chameleon_lib.core.backbone import Backbone, same_weights
 from chameleon_lib.core.checks import FitCheck
 from chameleon_lib.core.directions import Directions
 from chameleon_lib.core.edit import Edit
@@ -54,6 +54,7 @@ class ProfileInfo:
         group: Name of the group; empty for a personal profile.
         task: Task of its users.
         backbone: Name of the backbone.
+        fingerprint: Of its weights.
         revision: Its revision on the hub, or empty.
         n_users: Users whose pairs it was made from and who were not forgotten.
         n_pairs: Pairs it was made from.
@@ -66,6 +67,7 @@ class ProfileInfo:
     group: str
     task: str
     backbone: str
+    fingerprint: str
     revision: str
     n_users: int
     n_pairs: int
@@ -91,6 +93,7 @@ class ProfileInfo:
             group=content["group"],
             task=content["task"],
             backbone=content["backbone"]["name"],
+            fingerprint=content["backbone"]["fingerprint"],
             revision=content["backbone"]["revision"],
             n_users=len(content["users"]),
             n_pairs=content["pairs"]["different"],
@@ -234,10 +237,10 @@ def _check_backbone(profile: EditProfile, backbone: Backbone, path: Path) -> Non
             f"{start} revision {profile.revision or local} of {name}, not to "
             f"{backbone.revision or local}; load that revision, or fit the profile again."
         )
-    if fingerprint != backbone.fingerprint:
+    if not same_weights(fingerprint, backbone.fingerprint):
         raise UserError(
             f"{start} other weights of {name} ({fingerprint[:12]}, loaded are "
-            f"{backbone.fingerprint[:12]}); load them with the precision and chat template of the "
+            f"{backbone.fingerprint[:12]}); load those, with the chat template of the "
             "fit, or fit the profile again."
         )
     d = profile.edit.d

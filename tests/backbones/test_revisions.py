@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from chameleon_lib.backbones import load_backbone, revisions
 from chameleon_lib.backbones.revisions import Revision, loaded_files, record, tell, told
 from chameleon_lib.errors import UserError
-from tests.backbones.tiny import PROMPTS, make_model, make_tokenizer
+from tests.backbones.tiny import PROMPTS, save
 
 MODEL = "someone/tiny-mistral"
 FIRST, SECOND = "a1" * 20, "b2" * 20
@@ -35,8 +35,7 @@ def publish(hub: Path, commit: str, seed: int, branch: str = "main") -> Path:
     """A commit in the cache, as a download leaves it, with a branch that points to it."""
     folder = hub / f"models--{MODEL.replace('/', '--')}"
     snapshot = folder / "snapshots" / commit
-    make_model("mistral", seed).save_pretrained(snapshot)
-    make_tokenizer(closes=False).save_pretrained(snapshot)
+    save(snapshot, "mistral", seed)
     (folder / "refs").mkdir(exist_ok=True)
     (folder / "refs" / branch).write_text(commit)
     return snapshot

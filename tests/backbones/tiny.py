@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoTokenizer,
     PreTrainedTokenizerFast,
 )
 
@@ -123,6 +125,21 @@ def make_model(family: str, seed: int = 0, **changes: Any) -> Any:
             if weight.dim() > 1 or name.endswith("bias"):
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.25)
     return model.eval()
+
+
+def save(
+    folder: Path, family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **how: str
+) -> Path:
+    """A checkpoint with its tokenizer, as the hub has one; ``how`` it is cut into files."""
+    model = make_model(family, seed).to(dtype)
+    make_tokenizer(closes=model.config.is_encoder_decoder).save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    words = len(AutoTokenizer.from_pretrained(folder))
+    if words > model.get_input_embeddings().weight.shape[0]:
+        # Qwen2's own class adds a word to any vocabulary; real tables have room for it.
+        model.resize_token_embeddings(words, mean_resizing=False)
+    model.save_pretrained(folder, **how)
+    return folder
 
 
 def make_backbone(family: str, seed: int = 0, **changes: Any) -> HFBackbone:

@@ -18,6 +18,7 @@ from chameleon_lib.core.history import (
     select_history,
     select_items,
     selection_key,
+    spread_items,
 )
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import HistoryItem, Query, User
@@ -125,6 +126,41 @@ def test_the_default_is_the_papers_rule_and_costs_one_embedding_call() -> None:
         for user in USERS
     ]
     assert chosen == alone and select_items([], embedder.encode, _settings()) == []
+
+
+def test_of_a_long_history_as_many_items_as_stated_are_embedded_and_that_is_told() -> None:
+    long = _user("l", [letter * (1 + at % 7) for at, letter in enumerate("abcdefgh" * 50)], "b")
+    settings = _settings(selection_max_items=40)
+    embedder, told = WordEmbedder(), list[str]()
+    one, other = select_items([long, USERS[0]], embedder.encode, settings, tell=told.append)
+    (texts,) = embedder.calls
+    spread = spread_items(long, settings)
+    assert spread[0] == 0 and spread[-1] == 399 and len(set(spread)) == 40
+    assert {b - a for a, b in zip(spread, spread[1:], strict=False)} == {10, 11}
+    assert texts[:40] == [long.history[at].text for at in spread]
+    rows = WordEmbedder().encode([long.history[at].text for at in spread])
+    assert one == [spread[at] for at in select_history(rows, settings)]
+    assert other == select_items([USERS[0]], embedder.encode, _settings())[0]
+    (sentence,) = told
+    assert sentence.startswith("1 of 2 users have more than 40 items, up to 400: 40 of each")
+    whole = _settings(selection_max_items=None)
+    select_items([long], embedder.encode, whole, tell=told.append)
+    assert len(embedder.calls[-1]) == 400 and len(told) == 1
+    for rule in ("recent", "random"):  # embed nothing, so there is nothing to tell
+        select_items([long], embedder.encode, settings.with_(selection_rule=rule), tell=told.append)
+    assert len(told) == 1
+
+
+def test_heavy_users_are_embedded_in_steps_that_show_and_light_ones_in_one_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    users = [_user(f"u{at}", ["a", "bc"] * 1500, "b") for at in range(3)]
+    monkeypatch.setattr("chameleon_lib.core.history._TELL", -1.0)
+    embedder, told = WordEmbedder(), list[str]()
+    settings = _settings(selection_max_items=2500)
+    select_items(users, embedder.encode, settings, tell=told.append)
+    assert [len(call) for call in embedder.calls] == [2500] * 3
+    assert told[1:] == [f"{at * 2500} of 7500 texts are embedded" for at in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("rule", ["pca", "random", "recent", "nearest"])

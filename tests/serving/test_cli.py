@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_lib.cli import main
+from chameleon_lib.kit import paths
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.serving.store import ProfileStore
 from tests.serving.small import USERS, profile
@@ -52,6 +53,27 @@ def test_forget_says_what_is_gone_and_what_is_left_to_do(
     assert "Nothing of this user was found." in said
     assert "wait for a new fit since earlier: movies." in said
     assert "1 forgotten, fit it again" in run(folder, capsys, "list")
+
+
+def test_forget_names_every_other_run_and_takes_all_of_them_by_their_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = folder / "runs"
+    monkeypatch.setenv("CHAMELEON_OUTPUTS", str(runs))
+    monkeypatch.setenv("CHAMELEON_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(paths, "own_notebooks_dir", lambda: folder / "mine")
+    for name in ("demo/tables/t.csv", "demo-data/html/08.html", "laptop-own/tables/t.csv"):
+        paths.replace_text(runs / name, "Likes the long way home.")
+    paths.replace_text(folder / "mine" / "08.ipynb", "Likes the long way home.")
+    said = run(folder, capsys, "forget", ALICE)
+    lines = [line for line in said.splitlines() if "may hold texts of the user" in line]
+    assert [line.partition(": ")[2] for line in lines] == [
+        "repeat with --cache.", "look there.", *["repeat with --outputs."] * 2,
+    ]  # fmt: skip
+    options = ["--cache", str(folder / "cache"), "--outputs", str(runs)]
+    said = run(folder, capsys, "forget", ALICE, *options)
+    assert "Emptied 3 folders" in said and said.count("may hold texts") == 1
+    assert [path.parent.parent.name for path in runs.rglob("*.*") if path.is_file()] == ["demo"]
 
 
 def test_forget_fails_where_it_cannot_be_complete(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_file_torch
 
 from chameleon_lib.backbones import load_backbone
 from chameleon_lib.core.edit import Edit
@@ -23,7 +24,7 @@ from chameleon_lib.serving.factors import compile_edit
 from chameleon_lib.serving.gguf_adapter import FILE, gguf_active
 from chameleon_lib.serving.merged import load_merged
 from tests.backbones.test_t5_head import saved
-from tests.backbones.tiny import make_backbone, make_edit
+from tests.backbones.tiny import make_backbone, make_edit, make_model, make_tokenizer
 from tests.serving.exported import (
     DENSE,
     FAMILIES,
@@ -294,3 +295,44 @@ def test_a_merged_checkpoint_says_in_old_and_new_words_how_it_is_read(
     assert again.codec.tokenizer.all_special_ids == backbone.codec.tokenizer.all_special_ids
     if rope is not None:
         assert again.text_config.rope_parameters == backbone.text_config.rope_parameters
+
+
+def _half_base(folder: Path, family: str) -> Path:
+    """A checkpoint of bfloat16 with what public ones have beside their weights."""
+    make_model(family).to(torch.bfloat16).save_pretrained(folder)
+    make_tokenizer(closes=family == "t5").save_pretrained(folder)
+    for name in ("tokenizer.model", "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md"):
+        (folder / name).write_text(name)
+    (folder / "notes.txt").write_text("not for others")
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_merged_export_keeps_the_precision_of_its_base_and_what_travels_with_it(
+    family: str, dtype: str, tmp_path: Path
+) -> None:
+    """A profile fitted in float32 on a bfloat16 base is of that base in either precision."""
+    folder = _half_base(tmp_path / "base", family)
+    profile = _profile(load_backbone(folder), edit_of(), load_backbone(folder).fingerprint)
+    backbone = load_backbone(folder, dtype=dtype)
+    before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
+    export_edit(profile, backbone, tmp_path / "m", form="merged", prompts=PROMPTS)
+    after = backbone.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    old, new = (load_file_torch(tmp_path / at / "model.safetensors") for at in ("base", "m"))
+    assert set(old) == set(new)
+    assert {value.dtype for value in new.values()} == {torch.bfloat16}
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    edited = {f"{update.name}.weight" for update in compile_edit(edit_of(), backbone).updates}
+    assert changed == edited
+    config, record = (json.loads((tmp_path / "m" / name).read_text()) for name in
+                      ("config.json", RECORD))  # fmt: skip
+    assert config["dtype"] == record["dtype"] == "bfloat16"
+    assert record["agreement"]["error"] < record["agreement"]["effect"] / 2
+    travelled = {path.name for path in (tmp_path / "m").iterdir()} & {
+        path.name for path in folder.iterdir()
+    }
+    assert {"tokenizer.model", "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md"} <= travelled
+    assert "notes.txt" not in travelled
+    assert load_backbone(tmp_path / "m").stored_dtype == torch.bfloat16

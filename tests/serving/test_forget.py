@@ -269,6 +269,34 @@ def test_folders_that_are_not_there_are_refused_before_anything_is_removed(
     assert len(traces.found(traces.user)) > 5
 
 
+SPELT = ["zo\u00eb@mail.invalid", "zoe\u0308@mail.invalid", "\ufeffzo\u00eb@mail.invalid ",
+         "zo\u00eb\u200b@mail.invalid", "\uff5ao\u00eb@mail.invalid"]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", SPELT)
+@pytest.mark.parametrize("fitted", SPELT[:2])
+def test_an_id_is_found_in_every_unicode_form(fitted: str, said: str, tmp_path: Path) -> None:
+    store = ProfileStore(tmp_path / "p")
+    store.save(fitted, profile(users=(fitted,)))
+    store.save("friends", profile(1, (fitted, "ben@mail.invalid")))
+    done = store.forget(said)
+    assert len(done.profiles) == 1 and done.groups == ["friends"]
+    assert {(i.group, i.n_users, i.forgotten) for i in store.list()} == {("friends", 1, 1)}
+
+
+def test_folders_that_may_hold_more_are_said_until_they_are_emptied(tmp_path: Path) -> None:
+    for name in ("demo-data", "laptop-own"):
+        (tmp_path / name / "tables").mkdir(parents=True)
+        (tmp_path / name / "tables" / "t.csv").write_text(SAYING)
+    beside = {tmp_path / name: "repeat" for name in ("demo-data", "laptop-own", "nowhere")}
+    store = ProfileStore(tmp_path / "p")
+    done = store.forget(PERSON, outputs=tmp_path / "demo-data", beside=beside)
+    assert done.left == {tmp_path / "laptop-own": "repeat"}
+    assert f"{tmp_path / 'laptop-own'} may hold texts of the user: repeat." in str(done)
+    done = store.forget(PERSON, outputs=list(beside)[:2], beside=beside)
+    assert not done.left and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_links_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "data.csv").write_text("zoë@mail.invalid,1")

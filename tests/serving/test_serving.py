@@ -188,6 +188,37 @@ def test_one_command_exports_a_store_and_tells_how_to_serve_it(
     assert f"kept  {model_name(info.group, info.id)}-v0001" in capsys.readouterr().out
 
 
+def test_of_two_checkpoints_by_one_name_all_exports_those_of_the_one_that_is_given(
+    store: Path, base: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    twin = store.parent / "elsewhere" / base.name
+    make_model("llama", seed=1).save_pretrained(twin)
+    make_tokenizer(closes=False).save_pretrained(twin)
+    other = load_backbone(twin)
+    ProfileStore(store).save("eve@x.org", _profile(other, edit_of(9), ()))
+    assert _call(store, base, "--all") == 0
+    assert capsys.readouterr().out.count("wrote ") == 3
+    assert "1 profiles were made on other weights by the name of tiny and are left" in caplog.text
+    where = ["--store", str(store), "--backbone", str(twin), "--to", str(store.parent / "out2")]
+    assert cli.main(["export", *where, "--all"]) == 0
+    assert capsys.readouterr().out.count("wrote ") == 1
+    make_model("llama", seed=2).save_pretrained(twin)
+    assert cli.main(["export", *where, "--all"]) == 2
+    assert "holds 4 profiles of other weights by that name" in capsys.readouterr().err
+
+
+def test_a_base_may_be_named_from_where_one_stands(
+    store: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for here, said in ((base.parent, "./tiny"), (base, ".")):
+        monkeypatch.chdir(here)
+        out = store.parent / f"out{len(said)}"
+        words = ["--store", str(store), "--backbone", said, "--to", str(out)]
+        assert cli.main(["export", *words, "--profile-key", "ann@x.org"]) == 0
+        (model,) = (path.name for path in out.iterdir() if path.is_dir())
+        assert _resolved(out, model, str(base)) is not None
+
+
 def test_prune_removes_whom_the_store_no_longer_holds(
     store: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
