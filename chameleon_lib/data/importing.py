@@ -240,8 +240,8 @@ class ImportReport:
             unit = max(counts.values(), default=1) / 30
             lines += ["labels", *(f"  {name:<20}{n:>7}  {'█' * round(n / unit)}"
                                   for name, n in counts.items())]  # fmt: skip
-        shown = [f"  {r['reason']:<22}{r['rows']:>7}  first {r['first']}" for r in self.summary()]
-        lines += ["dropped", *(shown or ["  nothing"]), "", *(f"- {rule}" for rule in self.rules())]
+        left = [f"  {r['reason']:<22}{r['rows']:>7}  first {r['first']}" for r in self.summary()]
+        lines += ["dropped", *(left or ["  nothing"]), "", *(f"- {rule}" for rule in self.rules())]
         if self.curated.questions:
             lines += ["", *(f"? {question}." for question in self.curated.questions)]
         return "\n".join([*lines, "", *_WAYS])

@@ -24,12 +24,11 @@ from chameleon_lib.kit.hashing import digest
 from chameleon_lib.studies.arms import (
     arms_of,
     build_draw,
-    draw_group,
     edit_key,
+    groups_of,
+    random_per_draw,
     score_cell,
-    with_gold,
 )
-from chameleon_lib.studies.data import without_gold
 from chameleon_lib.studies.frame import Arm, pick, summarise, titled
 from chameleon_lib.studies.methods import FITTED, PAPER
 from chameleon_lib.studies.run import Answers, Cell, Desk, Plan, Run
@@ -47,7 +46,7 @@ def table(run: Run, plans: list[Plan], task: str) -> pd.DataFrame:
         task: A task of the run.
 
     Returns:
-        ``family``, ``method``, ``answers`` (the way), the task's metrics with their intervals over
+        ``model``, ``method``, ``answers`` (the way), the task's metrics with their intervals over
         users, the share of valid answers, ``n`` and ``seeds``; empty for a task without labels and
         where all models are embedded.
     """
@@ -75,18 +74,12 @@ def likeliest(desk: Desk, draws: tuple[int, ...]) -> Cell:
         desk: Backbone, task and users.
         draws: Seeds of the random groups.
     """
-    study, data = desk.study, desk.data
-    train, _ = study.prepare(without_gold(data.train))
-    pairs = study.pairs(train)
+    study = desk.study
     arms: dict[Arm, tuple[str, Edit | None]] = {
         Arm(kind): (kind, None) for kind in ("instruct", "insight")
     }
-    n_random = -(-study.settings.controls_random_draws // len(draws))
-    for index in draws:
-        group = with_gold(draw_group(train, study.settings.group_size, index), data.train)
-        ids = {user.user.id for user in group}
-        own = [pair for pair in pairs if pair.user_id in ids]
-        asked = arms_of(build_draw(study, group, own, index, n_random))
+    for group in groups_of(study, desk.train, draws, golds=desk.data.train):
+        asked = arms_of(build_draw(study, group, random_per_draw(study.settings, draws)))
         arms |= {arm: how for arm, how in asked.items() if arm.method in SCORED}
     labels = get_task(study.task).labels
     answers = {
