@@ -36,6 +36,7 @@ def double_backbone(family: str) -> HFBackbone:
     """A backbone that computes in float64."""
     backbone = make_backbone(family)
     backbone.model.double()
+    backbone.stored_dtype = torch.float64  # as if its files were
     return backbone
 
 

@@ -11,6 +11,7 @@ from chameleon_lib.kit.profiles import get_profile
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies import s01_per_user as table1
 from chameleon_lib.studies import study as study_module
+from chameleon_lib.studies.frame import Arm
 from chameleon_lib.studies.run import run_grid
 from tests.backbones.gguf_files import write_model
 from tests.demo.small import HashEmbedder
@@ -33,8 +34,8 @@ def test_rows_are_titled_by_their_models(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(dict.fromkeys(shown.iloc[:, 0])) == ["one.Q4_1", "two.Q4_1"]
     one, two = run.cells
     assert one.backbone != two.backbone and one.model == one.backbone
-    answers = [cell.answers["instruct"][0] for cell in run.cells]
+    answers = [cell.answers[Arm("instruct")] for cell in run.cells]
     assert answers[0].texts != answers[1].texts
-    assert {"fitted", "chameleon", "llm_rec"} <= set(one.answers)
-    assert not {"aloe", "dpo"} & set(one.answers)
+    assert {"fitted", "chameleon", "llm_rec"} <= {arm.method for arm in one.answers}
+    assert not {"aloe", "dpo"} & {arm.method for arm in one.answers}
     assert len(table1.effects(run.frame, "LaMP_3")) and table1.verdicts(run, "01_per_user")
