@@ -67,7 +67,7 @@ def _watch_store(module: Any) -> None:
     def get_or_compute(
         self: Any, stage: str, inputs: Any, compute: Callable[[], Any], **how: Any
     ) -> Any:
-        keys = [digest([inputs, how.get("modules", ())])]  # as the store's own keys tell apart
+        keys = [self.key(stage, inputs, how.get("modules", ()))]
         used(stage, keys, inputs)
 
         def counted() -> Any:
@@ -80,7 +80,7 @@ def _watch_store(module: Any) -> None:
         self: Any, stage: str, items: Any, compute_batch: Callable[..., Any], **how: Any
     ) -> Any:
         units, inputs = list(items), how["inputs"]
-        common = digest([inputs, how.get("modules", ())])
+        common = self.key(stage, inputs, how.get("modules", ()))  # as the store's own method has it
 
         def keys_of(some: Sequence[Any]) -> list[str]:
             return [digest([common, how["key_of"](unit)]) for unit in some]
