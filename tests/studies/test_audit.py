@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from chameleon_lib import cli
+from chameleon_lib.core.task import PAPER_TASKS, get_task
 from chameleon_lib.data.lamp import write_lamp
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.stats import swap_test
@@ -34,7 +35,7 @@ from tests.data.helpers import (
     write_questions,
 )
 from tests.kit.html_pages import page_problems
-from tests.studies.finished import TASKS, Finished
+from tests.studies.planted import planted_run
 
 GOLDS = {"70": "oh the bus was late again", "71": "coffee first, talk later", "72": "rain. again."}
 
@@ -54,13 +55,11 @@ def golds(tmp_path: Path) -> Path:
     return write_outputs(tmp_path / "outputs.json", "LaMP_7", GOLDS)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_our_own_predictions_give_our_own_table(
-    finished: Finished, task: str, tmp_path: Path
-) -> None:
-    run = finished.run
-    cell = next(cell for cell in run.cells if cell.task == task)
-    users = [user for user in run.data[task].test if user.id in set(run.test_users[task])]
+@pytest.mark.parametrize("task", PAPER_TASKS)
+def test_our_own_predictions_give_our_own_table(task: str, tmp_path: Path) -> None:
+    run = planted_run({"chameleon": 0.6}, tasks=(task,))
+    [cell] = run.cells
+    users = run.data[task].test
     questions, outputs = write_lamp(users, tmp_path, "dev", named=True)
     assert outputs is not None
     ids = [query.id for user in users for query in user.queries]
@@ -177,8 +176,6 @@ def test_files_of_one_name_are_told_apart_by_their_folders(golds: Path, tmp_path
 def audited_of(task: str, golds: Sequence[str], **answers: Sequence[str]) -> Audited:
     ids = [str(at) for at in range(len(golds))]
     rows = {name: list(texts) for name, texts in answers.items()}
-    from chameleon_lib.core.task import get_task
-
     return Audited(get_task(task), rows, list(rows), list(golds), ids, [*ids], [])
 
 
