@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chameleon_lib import cli
+from chameleon_lib import cli, demo
+from chameleon_lib.backbones import load_backbone
 from chameleon_lib.core.task import User
 from chameleon_lib.data.importing import REPORT, ImportOptions
 from chameleon_lib.errors import UserError
@@ -130,6 +131,12 @@ def test_the_words_follow_from_the_intervals(
     found = pd.DataFrame([{"n": 200, **row}] * 2)
     assert own_users.effects(found, task) == ["", word]
     assert own_users.effects(found.assign(n=99), task) == ["", ""]
+
+
+def test_the_control_tokens_that_a_user_spells_are_counted() -> None:
+    backbone = load_backbone(demo.checkpoint("decoder", "0"), dtype="float32")
+    texts = ["a <s>bad</s> good lamp", "fine"]
+    assert own_users.control_marks(backbone, texts) == ["<s>", "</s>"]
 
 
 def answer(*words: str) -> int:
