@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A checkpoint whose tokenizer has no unk_token (a byte-level one needs none) is converted by
-# ctranslate2 without a word, and the result cannot be loaded.
+# ctranslate2 without a word (here a Mistral; of a Llama it writes an empty text), and the result
+# cannot be loaded.
 # Guess: what converts loads; a tokenizer that knows every byte needs no unknown token.
 # Seen (ctranslate2 4.8.5, transformers 5.23.0): the converter writes "unk_token": null and loading
 # ends in a RuntimeError about the type of a JSON value. With a text there (also "") it loads.
@@ -12,14 +13,14 @@ python3 -m venv "$folder/env"
 cat > "$folder/run.py" <<'PY'
 import json, sys, ctranslate2, torch, transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 folder = sys.argv[1]
 words = {word: i for i, word in enumerate(["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
 core = Tokenizer(models.BPE(words, []))
 core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
 sizes = dict(vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-             num_attention_heads=2, num_key_value_heads=2, bos_token_id=0, eos_token_id=1)
-LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(f"{folder}/model")
+             num_attention_heads=2, num_key_value_heads=2, sliding_window=None, bos_token_id=0, eos_token_id=1)
+MistralForCausalLM(MistralConfig(**sizes)).save_pretrained(f"{folder}/model")
 PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>").save_pretrained(f"{folder}/model")
 ctranslate2.converters.TransformersConverter(f"{folder}/model").convert(f"{folder}/out")
 config = json.load(open(f"{folder}/out/config.json"))
