@@ -11,13 +11,7 @@ import torch
 
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.publish import Publisher
-from chameleon_lib.kit.stats import (
-    DIRECTION_ONLY,
-    DOES_NOT_HOLD,
-    HOLDS,
-    NOT_REPRODUCED,
-    OPPOSITE,
-)
+from chameleon_lib.kit.stats import DIRECTION_ONLY, DOES_NOT_HOLD, HOLDS, NOT_REPRODUCED, OPPOSITE
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import check_table
 from chameleon_lib.kit.verdicts import Verdict
@@ -29,13 +23,7 @@ from chameleon_lib.studies.run import Run
 from chameleon_lib.studies.s06_controls import AGREEMENTS
 from chameleon_lib.studies.s06_readings import DEFAULT
 from tests.studies.finished import Finished, units
-from tests.studies.planted import (
-    BOTH,
-    conditions_run,
-    margins_of,
-    planted_run,
-    swapped,
-)
+from tests.studies.planted import BOTH, conditions_run, margins_of, planted_run, swapped
 from tests.studies.small import use_small_models
 
 MARGIN = "paper's edit, margin change"

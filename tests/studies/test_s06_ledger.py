@@ -38,13 +38,7 @@ from chameleon_lib.studies.s06_readings import (
     runnable,
 )
 from tests.studies.finished import PROFILE, Finished, units
-from tests.studies.planted import (
-    answers_of,
-    conditions_run,
-    keeping,
-    margins_of,
-    scores_of,
-)
+from tests.studies.planted import answers_of, conditions_run, keeping, margins_of, scores_of
 from tests.studies.small import BACKBONES, SETTINGS, use_small_models
 
 BASE = EditSettings()
