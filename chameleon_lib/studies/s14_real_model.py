@@ -582,15 +582,18 @@ def _names(run: RealRun) -> Sequence[str]:
 
 
 def conclusions(run: RealRun) -> list[str]:
-    """What may be said of the method on this model, computed from the tables."""
+    """What may be said of the method on this model, computed from the tables.
+
+    Where an interval lies, and no word of help or harm: the users are too few for one (R18).
+    """
     said, table = [], results(run).set_index("arm")
     gain = f"gain, {NATS}"
     for arm, row in table.iterrows():
         if arm == NO_EDIT:
             continue
         found = Estimate(row[gain], row[f"{gain}_low"], row[f"{gain}_high"], row["n"], row["seeds"])
-        words = {"above 0": "helps", "below 0": "hurts", "includes 0": "shows no effect"}
-        told = f"{arm}: {words[side(found)]} here, {found.value:+.2f} [{found.low:+.2f}, "
+        words = {"above 0": "above", "below 0": "below", "includes 0": "not told apart from"}
+        told = f"{arm}: {words[side(found)]} no edit, {found.value:+.2f} [{found.low:+.2f}, "
         told += f"{found.high:+.2f}] {NATS} over {found.n} users"
         said.append(f"{told}. Not usable: {row['warning']}." if row["warning"] else f"{told}.")
     said += [f"{arm}: not made. {why}" for arm, why in run.refused.items()]

@@ -187,9 +187,9 @@ def test_an_edit_that_silences_or_repeats_itself_carries_a_warning() -> None:
         "the same answer"
     )
     said = real.conclusions(run)
-    assert said[0].startswith(f"{paper}: hurts here, -0.80 [-0.80, -0.80]")
+    assert said[0].startswith(f"{paper}: below no edit, -0.80 [-0.80, -0.80]")
     assert "Not usable: the users' own texts" in said[0]
-    assert said[2] == f"{gold}: helps here, +0.30 [+0.30, +0.30] {NATS} over 12 users."
+    assert said[2] == f"{gold}: above no edit, +0.30 [+0.30, +0.30] {NATS} over 12 users."
 
 
 def test_controls_are_differences_over_users() -> None:
