@@ -86,7 +86,7 @@ def test_every_other_option_is_one_of_run_all() -> None:
 
 
 def test_the_command_for_own_files_reaches_a_parameter_of_its_notebook(tmp_path: Path) -> None:
-    assert "./run_all.sh --only 01 --data DIR --users N\n" in BLOCKS
+    assert "./run_all.sh --only 01 --data DIR --users N" in COMMANDS
     words = ["plan", "--only", "01", "--data", str(tmp_path), "--users", "3"]
     assert cli.main(words) == 0
 
@@ -102,7 +102,8 @@ def test_every_profile_and_every_notebook_is_named() -> None:
 
 def test_the_layout_names_what_is_there() -> None:
     layout = TEXT.split("## The map")[1].split("```")[1]
-    names = re.findall(r"^( *)(\S+)", layout, flags=re.MULTILINE)
+    lines = re.findall(r"^( *)(\S+(?: \S+)*)  ", layout, flags=re.MULTILINE)
+    names = [(indent, name) for indent, words in lines for name in words.split()]
     missing = [
         name
         for indent, name in names
