@@ -74,7 +74,7 @@ MADE: dict[str, tuple[str, ...]] = {
 }
 # Edits that are also tried on the half that made them (the gold one would be a leak), and under
 # another user's history.
-SEEN, CROSSED = ("paper", "fitted", "fitted_history"), ("fitted_history", "fitted_gold")
+SEEN, CROSSED = ("fitted_history",), ("fitted_history",)
 PROMPTS = {
     "unseen": "no history in the prompt",
     "insight": "insight in the prompt",
