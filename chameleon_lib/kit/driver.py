@@ -67,10 +67,10 @@ def run_notebooks(
     if jobs < 1:
         raise UserError("--jobs takes a number of 1 or more.")
     run = Run(profile, overrides, only, folder=folder)
-    for sentence in run.left_out:
-        say(sentence)
     _check(run, [n for n, why in run.plan() if why or force], check)
     with alone():
+        for sentence in run.left_out:  # after all that may refuse the run
+            say(sentence)
         # The checks may take minutes, and what another driver noted meanwhile must not get lost.
         run.ledger = Ledger(run.ledger.path)
         failed, done = 0, 0
