@@ -66,8 +66,8 @@ EDITS = {
     "fitted_format": "fitted on other users' histories (control)",
     "fitted_gold": "fitted on gold pairs (positive control)",
 }
-# What the default run makes of them, for a fit takes minutes. The control of format is left to those
-# who have a faster machine: the other half's edit and another user's history stand in its place.
+# What the default run makes of them, for a fit takes minutes. The control of format is left to
+# faster machines: the other half's edit and another user's history stand in its place.
 MADE: dict[str, tuple[str, ...]] = {
     POSTS: ("paper", "fitted", "fitted_history", "fitted_gold"),
     REVIEWS: ("fitted_gold",),
@@ -454,7 +454,8 @@ def contrasts(run: RealRun) -> pd.DataFrame:
 
     The edit of the user's own half against that of the other half; every edit against random
     directions; the fit on histories against one on other users' texts, of which the form alone is
-    left, where there is one; the history's worth (own against another user's) without and with an edit.
+    left, where there is one; the history's worth (own against another user's) without and with an
+    edit.
     """
     rows = []
 

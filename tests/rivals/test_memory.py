@@ -79,7 +79,7 @@ def test_pieces_have_the_loss_and_the_gradients_of_the_whole_batch(
     norm = float(torch.stack([grad.norm() for grad in whole]).norm())
     assert norm > 1e-2
     for one, other in zip(whole, pieces, strict=True):
-        assert float((one - other).abs().max()) <= 1e-6 * max(1.0, norm)
+        assert float((one - other).abs().max()) <= 3e-6 * max(1.0, norm)  # sums of other orders
     assert same == pytest.approx(losses, abs=1e-6)
 
 

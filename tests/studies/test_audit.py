@@ -65,7 +65,8 @@ def test_our_own_predictions_give_our_own_table(task: str, tmp_path: Path) -> No
     ids = [query.id for user in users for query in user.queries]
     files = []
     for method in ("instruct", "chameleon"):
-        said = dict(zip(ids, cell.answers[method][0].texts, strict=True))
+        answers = next(a for arm, a in cell.answers.items() if arm.method == method)
+        said = dict(zip(ids, answers.texts, strict=True))
         shuffled = dict(sorted(said.items(), key=lambda pair: pair[0][::-1]))  # ids tell, not order
         files.append(in_file(tmp_path, f"{method}.json", as_lamp(task, shuffled)))
     audited = read_audit(task, outputs, files, questions)

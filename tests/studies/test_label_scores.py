@@ -40,15 +40,15 @@ def run(desk: Desk) -> Run:
 
 def test_the_answer_is_the_label_that_scores_highest_alone(desk: Desk) -> None:
     cell = label_scores.likeliest(desk, (0,))
-    assert set(cell.answers) == set(label_scores.SCORED)
+    assert {arm.method for arm in cell.answers} == set(label_scores.SCORED)
     backbone = desk.study.backbone
     texts = prompt_texts("LaMP_3", desk.test, "instruct", desk.study.settings)
     read = backbone.prepare(texts)
     alone = [backbone.score(read, [label] * len(texts)) for label in LABELS]
     best = torch.stack(alone).argmax(dim=0).tolist()
-    assert cell.answers["instruct"][0].texts == [LABELS[at] for at in best]
+    assert cell.answers[Arm("instruct")].texts == [LABELS[at] for at in best]
     assert len(set(best)) > 1  # otherwise this would show nothing
-    assert (cell.scores["instruct"]["valid"] == 1).all()
+    assert (cell.answers[Arm("instruct")].scores["valid"] == 1).all()
 
 
 def test_an_edit_reaches_the_scores(desk: Desk, run: Run) -> None:
@@ -65,11 +65,8 @@ def test_an_edit_reaches_the_scores(desk: Desk, run: Run) -> None:
 
 def table1_edit(desk: Desk) -> label_scores.Edit:
     study = desk.study
-    train, _ = study.prepare(desk.data.train)
-    group = label_scores.draw_group(train, study.settings.group_size, 0)
-    ids = {user.user.id for user in group}
-    pairs = [pair for pair in study.pairs(train) if pair.user_id in ids]
-    return label_scores.build_draw(study, group, pairs, 0, 1).edits[Arm("fitted", 0)]
+    (group,) = label_scores.groups_of(study, desk.train, (0,), golds=desk.data.train)
+    return label_scores.build_draw(study, group, 1).edits[Arm("fitted", 0)]
 
 
 def test_both_ways_stand_beside_each_other(
@@ -100,6 +97,7 @@ def test_free_text_has_no_labels(run: Run) -> None:
 
 def test_a_profile_that_trains_nothing_has_no_trained_rival(run: Run) -> None:
     (cell,) = run.cells
-    assert not {"aloe", "dpo"} & set(cell.answers) and "llm_rec" in cell.answers
+    methods = {arm.method for arm in cell.answers}
+    assert not {"aloe", "dpo"} & methods and "llm_rec" in methods
     assert not set(cell.draws[0]) & {"aloe", "dpo"}
-    assert table1.results(run.frame, "LaMP_3")["method"].nunique() == len(cell.answers)
+    assert table1.results(run.frame, "LaMP_3")["method"].nunique() == len(methods)

@@ -170,7 +170,7 @@ MISUSE = {
     "stranger": (["--csv", str(TABLE), "--user", "quentin"], "There is no user 'quentin'"),
     "blank query": (["--csv", str(TABLE), "--query", "  "], "--query holds blanks alone"),
     "profile": (["--csv", str(TABLE), "--profile", "huge"], "Invalid value for '--profile'"),
-    "other task": (["--csv", str(TABLE), "--task", "LaMP_3"], f"{TABLE} leaves no user"),
+    "other task": (["--csv", str(TABLE), "--task", "LaMP_3"], f"{TABLE} is not read yet"),
 }
 
 
