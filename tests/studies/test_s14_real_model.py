@@ -193,13 +193,14 @@ def test_an_edit_that_silences_or_repeats_itself_carries_a_warning() -> None:
 
 
 def test_controls_are_differences_over_users() -> None:
-    paper, fitted, _, _, gold = EDITS.values()
+    paper, fitted, history, _, gold = EDITS.values()
     run = made_up(
         {
             NO_EDIT: USERS,
             WRONG: USERS - 0.1,
             paper: USERS - 0.5,
-            OWN_GROUP.format(edit=paper): USERS - 0.5 + np.tile([0.1, -0.1], 6),
+            history: USERS + 0.2,
+            OWN_GROUP.format(edit=history): USERS + 0.2 + np.tile([0.1, -0.1], 6),
             gold: USERS + 0.3,
             f"{gold}; {WRONG}": USERS - 0.1 + 0.3 - 0.05,
             RANDOM: USERS,
@@ -208,7 +209,7 @@ def test_controls_are_differences_over_users() -> None:
     )
     table = real.contrasts(run).set_index("question")
     assert table.at[f"{gold} minus {RANDOM}", NATS] == pytest.approx(0.3)
-    assert table.at[f"{paper}: own half's minus the other half's", "interval"] == "includes 0"
+    assert table.at[f"{history}: own half's minus the other half's", "interval"] == "includes 0"
     assert table.at["own history minus another user's, no edit", NATS] == pytest.approx(0.1)
     added = table.loc[f"{gold}: what it adds to the own history's worth"]
     assert added[NATS] == pytest.approx(0.05) and added["interval"] == "above 0"
