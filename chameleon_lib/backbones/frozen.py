@@ -78,6 +78,13 @@ class FrozenModel(ABC):
         self.lock = threading.RLock()  # of whoever runs the model
         model_family(model.config.model_type)  # an unknown family is refused before any work
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over: all but the lock, which guards this model alone."""
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, lock=threading.RLock())
+
     @property
     @abstractmethod
     def n_layers(self) -> int:

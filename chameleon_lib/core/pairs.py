@@ -17,7 +17,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -63,6 +63,7 @@ class PreparedUser:
     insight_p: str  # personalised insight c_u^P
     insight_n: str  # neutral insight c_u^N
     dropped_items: int = 0  # selected items that were dropped because the prompt was too long (B9)
+    cut_items: int = 0  # shown items whose text was cut to prompts_item_words (B9)
     # Both insights of every query where ``insight_scope`` is "query" (B2); empty where the user's
     # own serve all queries
     query_insights: tuple[Insights, ...] = ()
@@ -94,7 +95,7 @@ class Preparation(NamedTuple):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Users in all, users left out by reason, and history items dropped by the context."""
+        """Users in all, users left out by reason; items dropped by the context, and cut items."""
         reasons = list(self.left_out.values())
         return {
             "users": len(self.users) + len(self.left_out),
@@ -102,6 +103,7 @@ class Preparation(NamedTuple):
             "too_long": reasons.count(TOO_LONG),
             "empty_insight": reasons.count(EMPTY_INSIGHT),
             "dropped_items": sum(user.dropped_items for user in self.users),
+            "cut_items": sum(user.cut_items for user in self.users),
         }
 
 
@@ -143,10 +145,18 @@ def max_new_tokens(task: str, settings: EditSettings) -> int:
     return settings.decode_max_new_tokens or get_task(task).max_new_tokens
 
 
+def in_prompts(item: HistoryItem, settings: EditSettings) -> HistoryItem:
+    """An item as prompts show it (``prompts_item_words``); itself where nothing is cut."""
+    words, said = settings.prompts_item_words, item.text.split()
+    if words is None or len(said) <= words:
+        return item
+    return replace(item, text=" ".join(said[:words]) + " …")
+
+
 def fit_context(
     backbone: Backbone, user: User, items: Sequence[HistoryItem], settings: EditSettings
 ) -> tuple[HistoryItem, ...]:
-    """Drop whole items until the longest prompt of this user fits (B9, R7).
+    """Cut items to ``prompts_item_words``, then drop some until the longest prompt fits (B9, R7).
 
     An item that does not fit alone, or takes more than half the room and twice what half of the
     items take, goes first, the longest before others: it would take the place of all behind it.
@@ -168,7 +178,7 @@ def fit_context(
         prompts = (answer_prompt(user.task, items, longest, role=r, insight="-") for r in ROLES)
         return all(backbone.fits(text, room) for text in prompts)
 
-    kept = list(items)
+    kept = [in_prompts(item, settings) for item in items]
     if not kept or fits(kept):
         return tuple(kept)
     if settings.prompts_overflow == "error":

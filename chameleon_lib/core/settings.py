@@ -78,6 +78,9 @@ class EditSettings(CheckedSettings):
         "template", "B8", "Chat template or raw text; the tokenizer's template where it has one.")
     prompts_overflow: Literal["drop_items", "error"] = _open(
         "drop_items", "B9", "Prompts beyond the context: drop history items, never the query.")
+    prompts_item_words: int | None = _open(
+        None, "B9", "Most words of a history item's text in a prompt: the rest of a longer one is "
+        "cut off. None shows items whole, as the paper's figures do.", at_least=1)
     pairs_text: Literal[
         "history_query_answer", "history_answer", "answer_history", "query_answer", "answer_only"
     ] = _open(

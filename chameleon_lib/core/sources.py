@@ -26,7 +26,7 @@ from torch import Tensor
 
 from chameleon_lib.core.answers import is_echo, is_refusal, preamble
 from chameleon_lib.core.backbone import Backbone
-from chameleon_lib.core.pairs import PreferencePair, PreparedUser, plain_prompt
+from chameleon_lib.core.pairs import PreferencePair, PreparedUser, in_prompts, plain_prompt
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import HistoryItem, User, get_task, official_input
 from chameleon_lib.errors import UserError
@@ -205,12 +205,13 @@ def own_items(user: PreparedUser, settings: EditSettings, skip: int = 0) -> list
     """At most ``pairs_items`` history items to learn from, or to be checked on.
 
     In an order made of user and text, those first that no answer prompt shows; ``skip`` leaves so
-    many out at the start.
+    many out at the start. Whole, as queries are: only what a prompt shows of a history is cut.
     """
 
     def place(item: HistoryItem) -> tuple[bool, bytes]:
         text = f"{user.user.id}\0{item.text}\0{item.label}"
-        return item in user.items, hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        shown = in_prompts(item, settings) in user.items
+        return shown, hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
     usable = [
         item for item in dict.fromkeys(user.user.history) if (item.label or item.text).strip()
@@ -238,7 +239,7 @@ def history_pairs(
         (user, item, rest)
         for user in users
         for item in own_items(user, settings, skip)
-        if (rest := tuple(other for other in user.items if other != item))
+        if (rest := tuple(other for other in user.items if other != in_prompts(item, settings)))
     ]
     if not asked:
         return []

@@ -152,7 +152,9 @@ class Stages:
             items = [user.history[index] for index in indices]
             fitting = fit_context(self.backbone, user, items, self.settings)
             if fitting:
-                selected.append(PreparedUser(user, fitting, "", "", len(items) - len(fitting)))
+                cut = sum(all(item is not one for one in items) for item in fitting)
+                gone = len(items) - len(fitting)
+                selected.append(PreparedUser(user, fitting, "", "", gone, cut))
             else:
                 left[user.id] = TOO_LONG if user.history else NO_HISTORY
         return selected, left
@@ -255,7 +257,7 @@ class Stages:
         if source == "history":
             return self.history_pairs(users)
         prepared = self.prepare(users)
-        if prepared.left_out or prepared.counts["dropped_items"]:
+        if prepared.left_out or prepared.counts["dropped_items"] or prepared.counts["cut_items"]:
             log.warning("history preparation: %s", prepared.counts)
         pairs = self.pairs(prepared)
         if source == "gold":

@@ -196,6 +196,9 @@ def answer_lines(
     yield f"history: {len(user.items)} of {len(user.user.history)} items are shown to the model"
     if user.dropped_items:
         yield f"{_INDENT}{user.dropped_items} chosen items are too long to stand beside the others"
+    if user.cut_items:
+        words = tour.study.settings.prompts_item_words
+        yield f"{_INDENT}{user.cut_items} of them are cut to {words} words (prompts_item_words)"
     for item in user.items:
         yield f"{_INDENT}- {item.text}" + (f" -> {item.label}" if item.label else "")
     texts = [user.user.queries[0].text, *(item.text for item in user.items)]

@@ -462,6 +462,7 @@ def pair_counts(run: Run) -> Rows:
             "edited layers": " | ".join(",".join(map(str, log["layers"])) for log in logs),
             **left_out(cell.counts),
             "history items dropped": cell.counts["dropped_items"],
+            "history items cut": cell.counts["cut_items"],
             "n": logs[0]["users"],
             "seeds": len(logs),
         }

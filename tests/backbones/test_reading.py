@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
@@ -182,3 +185,19 @@ def test_activations_can_be_used_with_gradients_and_leave_no_hook() -> None:
     (values * weight).sum().backward()
     assert weight.grad is not None
     assert all(not module._forward_hooks for module in backbone.sites())
+
+
+def test_a_copy_of_a_model_has_weights_and_a_lock_of_its_own() -> None:
+    backbone = make_backbone("llama")
+    other = copy.deepcopy(backbone)
+    assert other.lock is not backbone.lock
+
+    def said(one: HFBackbone) -> list[str]:
+        return one.generate(PROMPTS, max_new_tokens=4)
+
+    with backbone.lock, ThreadPoolExecutor(1) as pool:  # which another thread would wait for
+        assert pool.submit(said, other).result(timeout=60) == said(backbone)
+    before = backbone.score(backbone.prepare(PROMPTS), ANSWERS)
+    for weights in other.model.parameters():
+        weights.data.zero_()
+    assert torch.equal(backbone.score(backbone.prepare(PROMPTS), ANSWERS), before)

@@ -117,7 +117,8 @@ def test_users_without_insight_or_without_room_are_left_out_and_counted(
     found = model.prepare(users)
     assert [u.user.id for u in found.users] == [u.id for u in users if u.id != users[1].id]
     assert found.counts == {
-        "users": 6, "no_history": 0, "too_long": 0, "empty_insight": 1, "dropped_items": 0
+        "users": 6, "no_history": 0, "too_long": 0, "empty_insight": 1, "dropped_items": 0,
+        "cut_items": 0,
     }  # fmt: skip
     assert found.left_out == {users[1].id: "An insight came back empty."}
 

@@ -246,6 +246,19 @@ def test_a_long_item_takes_no_place_of_those_behind_it(places: tuple[int, ...]) 
     assert items[places[0]] in kept
 
 
+def test_a_long_item_is_cut_before_any_is_dropped_and_a_short_one_is_left_as_it_is() -> None:
+    user = users_of("LaMP_3")[0]
+    long = replace(user.history[0], text="one two\nthree  four five six")
+    short = replace(user.history[1], text="one two\nthree  four")
+    kept = fit_context(scripted(str), user, [long, short], SETTINGS.with_(prompts_item_words=4))
+    assert kept == (replace(long, text="one two three four …"), short) and kept[1] is short
+    limit = words_needed(replace(user, history=kept), 2, max(q.text for q in user.queries))
+    tight = scripted(str, limit=limit)
+    huge = replace(long, text="word " * 500)
+    assert len(fit_context(tight, user, [huge, short], SETTINGS)) == 1
+    assert len(fit_context(tight, user, [huge, short], SETTINGS.with_(prompts_item_words=4))) == 2
+
+
 def test_the_query_with_most_tokens_decides_not_the_one_with_most_letters() -> None:
     """Many short words cost more tokens than few long ones."""
     user = users_of("LaMP_7")[0]

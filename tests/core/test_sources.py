@@ -8,7 +8,7 @@ import pytest
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.chameleon import Chameleon
-from chameleon_lib.core.pairs import PreferencePair, PreparedUser, plain_prompt
+from chameleon_lib.core.pairs import PreferencePair, PreparedUser, in_prompts, plain_prompt
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.sources import (
     FAULTS,
@@ -203,3 +203,16 @@ def test_every_source_gives_pairs_of_its_kind(backbone: HFBackbone) -> None:
     assert sources == {"paper": "self", "fitted": "history"}
     assert method.pair_quality(own).own is not None
     assert method.pair_quality(own, own=False).own is None
+
+
+def test_cut_items_are_known_for_what_they_are_and_learned_whole() -> None:
+    settings = SETTINGS.with_(prompts_item_words=2)
+    whole = user_of([f"text {at} of many words" for at in range(4)], None, "LaMP_7", shown=3)
+    user = replace(whole, items=tuple(in_prompts(item, settings) for item in whole.items))
+    assert [item.text for item in user.items] == ["text 0 …", "text 1 …", "text 2 …"]
+    first, *others = own_items(user, settings)
+    assert first == whole.user.history[3]  # the one that no prompt shows
+    pairs = history_pairs([user], lambda asked: ["something else"] * len(asked), settings)
+    assert {pair.answer_p for pair in pairs} == {item.text for item in (first, *others)}
+    for pair in pairs:
+        assert not any(pair.answer_p.startswith(item.text[:-2]) for item in pair.items)

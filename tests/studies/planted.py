@@ -61,7 +61,10 @@ def _cell(data: TaskData, backbone: str, rates: Rates, salt: int) -> Cell:
             random = np.random.default_rng([number, seed, salt, *backbone.encode()])
             arm = Arm(method.id) if once else Arm(method.id, seed)
             answers[arm] = _answers(data, rates.get(method.id, BASE), random)
-    counts = {"users": 120, "no_history": 4, "too_long": 1, "empty_insight": 2, "dropped_items": 3}
+    counts = {
+        "users": 120, "no_history": 4, "too_long": 1, "empty_insight": 2, "dropped_items": 3,
+        "cut_items": 0,
+    }  # fmt: skip
     users = [user.id for user in data.test]
     return Cell(backbone, data.task, users, answers, counts, [log(0), log(1)])
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -66,13 +65,6 @@ def measure(work: FormsWork, clock: Clock) -> list[Row]:
     return [row for model in models for row in _measure(*model, work, clock)]
 
 
-def _copy(backbone: HFBackbone) -> HFBackbone:
-    """Weights and lock of its own; a lock cannot be copied."""
-    found = copy.copy(backbone)
-    found.model, found.lock = copy.deepcopy(backbone.model), threading.RLock()
-    return found
-
-
 def _measure(backbone: HFBackbone, model: str, work: FormsWork, clock: Clock) -> list[Row]:
     # Rows that stop early would make the variants differ in work; none stops now.
     backbone.codec.eos_ids = (_NO_TOKEN,)
@@ -92,7 +84,7 @@ def _measure(backbone: HFBackbone, model: str, work: FormsWork, clock: Clock) ->
             edit = Edit.stack([users[row % count] for row in range(work.rows)])
             variants[_per_row(count)] = bench.decode(edit=edit)
         path = Path(folder)
-        single, merged, mixed, bare = (_copy(backbone) for _ in range(4))
+        single, merged, mixed, bare = (copy.deepcopy(backbone) for _ in range(4))
         variants["PEFT adapter"] = bench.decode(single)
         stack.enter_context(adapters(single, [_written(path / "u0", shared, single)]))
         variants[MERGED] = bench.decode(merged)
