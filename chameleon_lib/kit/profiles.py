@@ -116,7 +116,8 @@ _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 PROFILES: dict[str, RunProfile] = {
     "demo": RunProfile(
         name="demo",
-        banner="Demo run: small embedded models on a synthetic world. Not the paper's numbers.",
+        banner="Demo run: small embedded models on a synthetic world; in notebook 14, a public "
+        "model of 135 million weights on invented users. Not the paper's numbers.",
         backbones=("demo:decoder:0", "demo:decoder:1", "demo:encdec:0", "demo:encdec:1"),
         studied=("demo:decoder:0", "demo:encdec:0"),
         embedder="all-MiniLM-L6-v2",
@@ -311,6 +312,8 @@ def get_profile(name: str, backbones: Sequence[str] = ()) -> RunProfile:
             f"Two models of this run would both be called {twice[0]} in its tables: rename one."
         )
     users = "the embedded world" if profile.data == "demo" else "official LaMP files"
+    # One process, with all threads: of a large model there is room for one.
+    large = not all(model.startswith("demo:") for model in models)
     found = replace(
         profile,
         name=_name_of(name, models),
@@ -318,6 +321,8 @@ def get_profile(name: str, backbones: Sequence[str] = ()) -> RunProfile:
         "numbers.",
         backbones=models,
         studied=models,
+        threads=profile.threads * profile.workers if large else profile.threads,
+        workers=1 if large else profile.workers,
         base=profile.base or whole,
     )
     return _ON_MODELS.setdefault(found.name, found)

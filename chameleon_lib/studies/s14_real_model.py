@@ -37,7 +37,8 @@ from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.figures import FigureOutput
 from chameleon_lib.kit.hashing import digest
-from chameleon_lib.kit.profiles import RunProfile
+from chameleon_lib.kit.pool import warm
+from chameleon_lib.kit.profiles import RunProfile, model_title
 from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import Estimate, bootstrap_mean
 from chameleon_lib.kit.store import ArtifactStore
@@ -88,15 +89,16 @@ def settings_of(profile: RunProfile, **changes: Any) -> EditSettings:
     """The paper's settings, at a length that a processor reads in minutes.
 
     Of a user's few items four are shown; insights and answers are short, as the texts are. Fits are
-    guarded and take ten steps.
+    guarded, and take a fifth of the steps in an eighth of the batches.
     """
     return EditSettings().with_(
         **{
             "selection_k": 4,
-            "decode_insight_tokens": 48,
+            "decode_insight_tokens": 40,
             "decode_max_new_tokens": 32,
             "pairs_on_too_few": "warn",
-            "fit_steps": 10,
+            "fit_steps": 8,
+            "fit_batch": 4,
             "model_dtype": profile.dtype,
             **changes,
         }
@@ -238,13 +240,40 @@ def run(
     people = invented_users(task)[: users or None]
     if len(people) < 2:
         raise UserError(f"users is {users}; two halves need 2 or more.")
-    halves = (_half(study, people[::2]), _half(study, people[1::2]))
+    if profile.workers > 1:
+        asked = (profile, backbone_id, task, study.settings, study.store.root, people)
+        each = [(*asked, 0), (*asked, 1)]
+        title = f"{model_title(backbone_id)} {task}"
+        phases = [(f"{title} edits", _make_edits, each), (f"{title} answers", _ask_half, each)]
+        warm(phases, workers=profile.workers, threads=profile.threads, preload=_CLASSES)
+    halves = (_half(study, people, 0), _half(study, people, 1))
     refused = {arm: why for half in halves for arm, why in half.made[1].items()}
     parts = [
         _answered(half, _arms(half, other, refused)) for half, other in (halves, halves[::-1])
     ]
     told = {title: why for (title, _), why in refused.items()}
     return RealRun(study, halves, pd.concat(parts, ignore_index=True), told)
+
+
+_CLASSES = ("transformers.models.llama.modeling_llama",)  # of :data:`MODEL`
+Asked = tuple[RunProfile, str, str, EditSettings, Path, list[User]]
+
+
+def _opened(*asked: *Asked) -> tuple[Study, list[User]]:
+    """In a process of its own; its work stays in the store."""
+    profile, backbone_id, task, settings, root, people = asked
+    return Study(profile, backbone_id, task, settings, ArtifactStore(root)), people
+
+
+def _make_edits(*asked: Any) -> None:
+    _ = _half(*_opened(*asked[:-1]), asked[-1]).made
+
+
+def _ask_half(*asked: Any) -> None:
+    study, people = _opened(*asked[:-1])
+    half, other = (_half(study, people, number) for number in (asked[-1], 1 - asked[-1]))
+    refused = {**half.made[1], **other.made[1]}
+    _answered(half, _arms(half, other, refused))
 
 
 def _arms(half: Half, other: Half, refused: Collection[Arm]) -> dict[Arm, tuple[str, Edit | None]]:
@@ -265,7 +294,8 @@ def _arms(half: Half, other: Half, refused: Collection[Arm]) -> dict[Arm, tuple[
     return arms
 
 
-def _half(study: Study, people: list[User]) -> Half:
+def _half(study: Study, users: list[User], number: int) -> Half:
+    people = users[number::2]
     prepared = study.prepare(without_gold(people))
     if prepared.left_out:
         name, why = next(iter(prepared.left_out.items()))
@@ -435,17 +465,17 @@ def warning(run: RealRun, arm: str) -> str:
     told = []
     gain = change(run, arm, NATS)
     if gain.high < 0:
-        told.append(f"the users' own texts became less likely ({gain.value:+.2f} {NATS})")
+        told.append("the users' own texts are less likely")
     for name, words in (("empty", "empty"), ("refusal", "refusals")):
         share = float(by_user(run, arm, name).mean())
         before = float(by_user(run, NO_EDIT, name).mean())
         if share - before > 0.1:
-            told.append(f"{share:.0%} of the answers are {words} ({before:.0%} without an edit)")
+            told.append(f"{share:.0%} {words} (no edit: {before:.0%})")
     rows = run.arms[run.arms["arm"] == arm]
     said = rows["answer"].str.strip()
     common = said.value_counts(normalize=True)
     if not get_task(run.study.task).labels and common.iloc[0] > 0.2:
-        told.append(f"{common.iloc[0]:.0%} of the queries get one and the same answer")
+        told.append(f"{common.iloc[0]:.0%} of the answers are one")
     return "; ".join(told)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -114,6 +117,30 @@ def test_no_user_is_scored_under_an_edit_of_the_users_own_texts(
     assert one.study is other.study
 
 
+def test_workers_leave_nothing_to_compute(
+    small: RealRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They find in a store of their own what one process found."""
+    use_small_models(monkeypatch)
+    computed: list[Path] = []
+
+    def warm(phases: Any, *, workers: int, threads: int, preload: Sequence[str]) -> None:
+        assert (workers, threads) == (2, 1) and all(map(find_spec, preload))
+        for _, work, units in phases:
+            for unit in pickle.loads(pickle.dumps(units)):
+                pickle.dumps(work)
+                work(*unit)
+        computed.extend(tmp_path.rglob("*"))
+
+    monkeypatch.setattr(real, "warm", warm)
+    task, store = small.study.task, ArtifactStore(tmp_path)
+    again = real.run(
+        small_profile(workers=2), "demo:decoder:0", task, users=4, store=store, **SMALL
+    )
+    assert computed and store.stats.misses == 0 and store.stats.hits
+    pd.testing.assert_frame_equal(again.arms, small.arms)
+
+
 def test_a_fit_on_self_made_pairs_sees_no_gold_answer(small: RealRun) -> None:
     for half in small.halves:
         said = {text for pair in half.pairs for text in (pair.answer_p, pair.answer_n)}
@@ -180,11 +207,10 @@ def test_an_edit_that_silences_or_repeats_itself_carries_a_warning() -> None:
     )
     assert real.warning(run, NO_EDIT) == real.warning(run, gold) == ""
     told = real.warning(run, paper)
-    assert "became less likely (-0.80 nats per token)" in told
-    assert "100% of the answers are empty (0% without an edit)" in told
+    assert "the users' own texts are less likely" in told
+    assert "100% empty (no edit: 0%)" in told
     assert real.warning(run, fitted) == (
-        "100% of the answers are refusals (0% without an edit); 100% of the queries get one and "
-        "the same answer"
+        "100% refusals (no edit: 0%); 100% of the answers are one"
     )
     said = real.conclusions(run)
     assert said[0].startswith(f"{paper}: below no edit, -0.80 [-0.80, -0.80]")
@@ -202,7 +228,7 @@ def test_controls_are_differences_over_users() -> None:
             history: USERS + 0.2,
             OWN_GROUP.format(edit=history): USERS + 0.2 + np.tile([0.1, -0.1], 6),
             gold: USERS + 0.3,
-            f"{gold}; {WRONG}": USERS - 0.1 + 0.3 - 0.05,
+            f"{history}; {WRONG}": USERS - 0.1 + 0.2 - 0.05,
             RANDOM: USERS,
         },
         {},
@@ -211,7 +237,7 @@ def test_controls_are_differences_over_users() -> None:
     assert table.at[f"{gold} minus {RANDOM}", NATS] == pytest.approx(0.3)
     assert table.at[f"{history}: own half's minus the other half's", "interval"] == "includes 0"
     assert table.at["own history minus another user's, no edit", NATS] == pytest.approx(0.1)
-    added = table.loc[f"{gold}: what it adds to the own history's worth"]
+    added = table.loc[f"{history}: what it adds to the own history's worth"]
     assert added[NATS] == pytest.approx(0.05) and added["interval"] == "above 0"
     assert not any(fitted in question for question in table.index)  # an arm that was not made
 
