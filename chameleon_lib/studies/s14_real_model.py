@@ -51,7 +51,7 @@ from chameleon_lib.studies.study import Study
 POSTS, REVIEWS = "LaMP_7", "LaMP_3"
 TABLES = {
     POSTS: (Path(__file__).with_name("real_posts.csv"), 2),
-    REVIEWS: (Path(__file__).with_name("real_reviews.csv"), 2),
+    REVIEWS: (Path(__file__).with_name("real_reviews.csv"), 1),
 }  # task → table, and how many of a user's latest rows are asked
 NO_EDIT = "no edit"
 NATS = "nats per token"
@@ -94,7 +94,7 @@ def settings_of(profile: RunProfile, **changes: Any) -> EditSettings:
     return EditSettings().with_(
         **{
             "selection_k": 4,
-            "decode_insight_tokens": 40,
+            "decode_insight_tokens": 32,
             "decode_max_new_tokens": 32,
             "pairs_on_too_few": "warn",
             "fit_steps": 8,

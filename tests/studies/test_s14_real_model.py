@@ -50,7 +50,7 @@ def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         )
 
 
-@pytest.mark.parametrize(("task", "history", "queries"), [(POSTS, 7, 2), (REVIEWS, 5, 2)])
+@pytest.mark.parametrize(("task", "history", "queries"), [(POSTS, 7, 2), (REVIEWS, 6, 1)])
 def test_every_row_of_the_invented_users_counts(task: str, history: int, queries: int) -> None:
     users = real.invented_users(task)
     assert len(users) == 16
