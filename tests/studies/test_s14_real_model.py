@@ -202,7 +202,7 @@ def test_controls_are_differences_over_users() -> None:
             history: USERS + 0.2,
             OWN_GROUP.format(edit=history): USERS + 0.2 + np.tile([0.1, -0.1], 6),
             gold: USERS + 0.3,
-            f"{gold}; {WRONG}": USERS - 0.1 + 0.3 - 0.05,
+            f"{history}; {WRONG}": USERS - 0.1 + 0.2 - 0.05,
             RANDOM: USERS,
         },
         {},
@@ -211,7 +211,7 @@ def test_controls_are_differences_over_users() -> None:
     assert table.at[f"{gold} minus {RANDOM}", NATS] == pytest.approx(0.3)
     assert table.at[f"{history}: own half's minus the other half's", "interval"] == "includes 0"
     assert table.at["own history minus another user's, no edit", NATS] == pytest.approx(0.1)
-    added = table.loc[f"{gold}: what it adds to the own history's worth"]
+    added = table.loc[f"{history}: what it adds to the own history's worth"]
     assert added[NATS] == pytest.approx(0.05) and added["interval"] == "above 0"
     assert not any(fitted in question for question in table.index)  # an arm that was not made
 
