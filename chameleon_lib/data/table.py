@@ -19,7 +19,8 @@ from typing import NamedTuple
 from chameleon_lib.core.task import HistoryItem, Query, Task, User, official_input
 from chameleon_lib.data import kinds
 from chameleon_lib.data.kinds import FILE_ORDER, MISSING, Reading
-from chameleon_lib.data.reading import Columns, Source, cell_text, open_table
+from chameleon_lib.data.reading import open_table
+from chameleon_lib.data.source import Columns, Source, cell_text
 from chameleon_lib.data.users import matching_histories
 from chameleon_lib.errors import UserError
 

@@ -205,6 +205,6 @@ def test_the_real_project_stays_clean_after_a_run_on_a_readers_lamp_files(tmp_pa
                             capture_output=True, text=True)  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert (project / "outputs" / "demo-data" / "index.html").is_file()
-    read = holding(project, ["in G\u00f6rlitz, and lamp"])
+    read = holding(project, [f"{SAYING}, and lamp"])
     assert "outputs" in read and read <= {"outputs", ".chameleon"}
     assert git(project, "status", "--porcelain") == ""
