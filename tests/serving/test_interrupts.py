@@ -157,7 +157,7 @@ def test_an_interrupt_at_any_line_of_the_hook_leaves_a_model_that_is_not_edited(
             with pytest.raises(KeyboardInterrupt), dying_at_line(at, *files):
                 edited()
             assert torch.equal(out(), base), at
-        # Of a layer one line alone, between a hook's start and its note, leaves a hook that is idle.
+        # One line per layer, between a hook's start and its note, leaves a hook, which is idle.
         assert hooks(backbone) - before <= len(edit.layers) < lines[0] // 60
         assert torch.equal(edited(), right)
 
