@@ -118,7 +118,7 @@ def _of_a_table(suffix: str = "") -> Callable[[Callable[..., R]], Callable[..., 
         @functools.wraps(command)
         def called(**given: Any) -> R:
             from chameleon_lib.data.importing import ImportOptions
-            from chameleon_lib.data.reading import Columns
+            from chameleon_lib.data.source import Columns
 
             cells = {own: given.pop(name) for name, own in names.items()}
             file = {field.name: cells.pop(field.name) for field in fields(Columns)}

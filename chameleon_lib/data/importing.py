@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lib.core.task import Task, get_task
-from chameleon_lib.data.kinds import MISSING, date_text, parse_scale
+from chameleon_lib.data.kinds import MISSING, parse_scale
 from chameleon_lib.data.lamp import IMPORT_REPORT, write_lamp
 from chameleon_lib.data.metrics import without_tokens
-from chameleon_lib.data.reading import Columns
+from chameleon_lib.data.source import Columns
 from chameleon_lib.data.table import REASONS, Curated, curate, read_rows
+from chameleon_lib.data.times import date_text
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.progress import Progress
 

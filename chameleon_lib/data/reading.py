@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import bz2
 import codecs
-import csv
 import gzip
 import io
 import json
@@ -20,15 +19,14 @@ import re
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import date, datetime, time
-from decimal import Decimal
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from chameleon_lib.data.delimited import QUOTES, read_delimited
+from chameleon_lib.data.source import SAMPLE, Columns, Record, Source
 from chameleon_lib.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,68 +36,11 @@ _DELIMITED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
 _JSON = (".json", ".jsonl", ".ndjson")
 _PACKED = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 SUFFIXES = (*_DELIMITED, *_JSON, ".parquet", ".xlsx")
-QUOTES = ("double", "backslash", "none")
-_LARGEST_CELL = 1 << 27  # characters; the csv module stops at 131,072 unless told
-_SAMPLE = 100  # rows that are looked at before all are read
 _TWICE = object()  # key of a JSON object under which the names stand that it has twice
-
-Record = tuple[int, Sequence[Any]]  # place in the file, and the cells that were asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Names of the columns, and how their file is written where that cannot be found out.
-
-    Attributes:
-        user: Who wrote or judged; ``user.id`` is the field of an object.
-        text: Movie description, review, article, or what the user wrote (LaMP-7).
-        label: Tag, score, title, or the same in neutral words (LaMP-7).
-        time: When. None takes the column that is named like one, "none" the order of the file.
-        delimiter: Between the cells of a text table.
-        quotes: What quotes are: "double" (as in CSV), "backslash" (``\\"``) or "none" (text).
-        encoding: Of the text, such as "windows-1252"; None for UTF-8, or UTF-16 with its mark.
-        sheet: Of a workbook.
-    """
-
-    user: str = "user"
-    text: str = "text"
-    label: str = "label"
-    time: str | None = None
-    delimiter: str | None = None
-    quotes: str | None = None
-    encoding: str | None = None
-    sheet: str | None = None
-
-    @property
-    def named(self) -> list[str]:
-        """Columns that a table must have."""
-        return [self.user, self.text, self.label, *([self.time] if self.time else [])]
 
 
 class Number(str):
     """A number of a JSON file, digit by digit as it stands there."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """An open table.
-
-    Attributes:
-        names: Its columns, in their order; a name may stand there twice.
-        read: Indices of columns -> rows with their cells.
-        said: How it was read, in sentences.
-        place: What the number of a row counts.
-    """
-
-    names: list[str]
-    read: Callable[[Sequence[int]], Iterator[Record]]
-    said: list[str] = field(default_factory=list)
-    place: str = "number"
-
-    def sample(self, index: int) -> list[str]:
-        """First cells of a column, as far as they are text or numbers."""
-        cells = (_plain(cells[0]) for _, cells in islice(self.read([index]), _SAMPLE))
-        return [cell for cell in cells if isinstance(cell, str)]
 
 
 def open_table(path: Path, columns: Columns) -> Source:
@@ -137,7 +78,7 @@ def _file(path: Path, columns: Columns) -> Source:
         raise UserError(f"{path} is empty; give a table with at least one row.")
     if text.lstrip()[:1] == "<":
         raise UserError(f"{path} holds a page of HTML or XML; give the table itself.")
-    source = _objects(path, text, columns) if suffix in _JSON else _delimited(
+    source = _objects(path, text, columns) if suffix in _JSON else read_delimited(
         path, text, _DELIMITED[suffix], columns
     )  # fmt: skip
     return replace(source, said=[*said, *source.said])
@@ -198,175 +139,6 @@ def _text(path: Path, content: bytes, encoding: str | None) -> tuple[str, list[s
     return text.removeprefix("\ufeff"), [] if plain else [f"The text is {found}."]
 
 
-# --- tables with delimiters -----------------------------------------------------------------------
-
-
-def _delimited(path: Path, text: str, usual: str, columns: Columns) -> Source:
-    csv.field_size_limit(_LARGEST_CELL)
-    said: list[str] = []
-    if "\r" in text:  # inside a cell it is no end of a line, in old files it is the only one
-        text = re.sub(r"\r(?!\n)", " " if "\n" in text else "\n", text)
-    declared, skipped = None, 0
-    if mark := re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE):  # a line for Excel alone
-        declared, skipped, text = mark[1], 1, text[mark.end() :]
-    delimiter = _one_character(columns.delimiter) or declared or _delimiter(text, usual, columns)
-    if delimiter != usual:
-        said.append(f"Cells are divided by {delimiter!r}.")
-    lines = _Lines(path, text, delimiter, skipped)
-    quotes = columns.quotes or lines.quotes_found()
-    if quotes == "backslash":
-        lines = replace(lines, text=_unescaped(text))
-    if quotes != "double":
-        what = {"none": "Quotes are part of the text", "backslash": "A backslash escapes quotes"}
-        said.append(f"{what[quotes]} (--quotes {quotes}).")
-    names = [cell.strip() for cell in lines.header()]
-
-    def read(wanted: Sequence[int]) -> Iterator[Record]:
-        for number, cells in lines.rows(quotes):
-            yield number, [cells[i] if i < len(cells) else "" for i in wanted]
-
-    return Source(names, read, said, "line in the file")
-
-
-def _one_character(delimiter: str | None) -> str | None:
-    if delimiter is None:
-        return None
-    found = {"\\t": "\t", "tab": "\t"}.get(delimiter.lower(), delimiter)
-    if len(found) != 1 or found in '\r\n"':
-        raise UserError(f"The delimiter is {delimiter!r}; give one character, such as ';'.")
-    return found
-
-
-def _delimiter(text: str, usual: str, columns: Columns) -> str:
-    """What divides the header into the columns that are wanted, else into most names."""
-    header = text.lstrip("\r\n").split("\n", 1)[0].rstrip("\r")
-    wanted = {name.casefold() for name in columns.named}
-    best, most = usual, (0, 0)
-    for mark in dict.fromkeys([usual, *",;\t|\x01"]):
-        names = [n.strip().casefold() for n in next(csv.reader([header], delimiter=mark), [])]
-        found = (len(wanted & {name.strip('"') for name in names}), len(names))
-        if found > most and found != (0, 1):
-            best, most = mark, found
-    return best
-
-
-def _unescaped(text: str) -> str:
-    """Text whose quotes are escaped by a backslash, with quotes doubled instead."""
-    meant = {'"': '""', "\\": "\\", "n": " ", "r": " ", "t": " ", "\n": " "}
-    return re.sub(r"\\(.)", lambda m: meant.get(m[1], m[0]), text, flags=re.DOTALL)
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """A text table: what its rows are under each meaning of quotes."""
-
-    path: Path
-    text: str
-    delimiter: str
-    skipped: int
-
-    def _lines(self) -> Iterator[str]:
-        # Not splitlines: text inside a cell may hold a line separator.
-        at = 0
-        while (end := self.text.find("\n", at) + 1) > 0:
-            yield self.text[at:end]
-            at = end
-        if at < len(self.text):
-            yield self.text[at:]
-
-    def _cells(self, quotes: str) -> Iterator[tuple[int, int, list[str]]]:
-        """First and last line of every row, and its cells.
-
-        Raises:
-            csv.Error: A quote stands where none may.
-        """
-        quoting: Any = csv.QUOTE_NONE if quotes == "none" else csv.QUOTE_MINIMAL
-        reader = csv.reader(self._lines(), delimiter=self.delimiter, strict=True,
-                            skipinitialspace=True, quoting=quoting)  # fmt: skip
-        number = 1
-        for cells in reader:
-            if cells:  # an empty line is no row
-                yield number + self.skipped, reader.line_num + self.skipped, cells
-            number = reader.line_num + 1
-
-    def header(self) -> list[str]:
-        try:
-            return next(self._cells("double"), (0, 0, [""]))[2]
-        except csv.Error:
-            return next(self._cells("none"), (0, 0, [""]))[2]
-
-    def rows(self, quotes: str) -> Iterator[tuple[int, list[str]]]:
-        """Rows behind the header with the number of their first line.
-
-        Raises:
-            UserError: A row with too many cells, or a quote where none may stand.
-        """
-        width, last = 0, self.skipped
-        try:
-            for number, end, cells in self._cells(quotes):
-                last = end
-                if not width:
-                    width = len(cells)
-                    continue
-                if len(cells) > width and any(cell.strip() for cell in cells[width:]):
-                    raise UserError(
-                        f"{self.path}, line {number} has {len(cells)} cells under {width} columns; "
-                        f"quote cells that hold {self.delimiter!r}, or say what divides them "
-                        "(--delimiter) and what quotes are (--quotes)."
-                    )
-                yield number, cells
-        except csv.Error as error:
-            raise self._refused(last + 1, str(error)) from error
-
-    def _refused(self, line: int, why: str) -> UserError:
-        return UserError(
-            f"{self.path}, line {line} is no row of a table ({why}); check its quotes, or say "
-            "--quotes none if they are part of the text, --quotes backslash if it escapes them."
-        )
-
-    def quotes_found(self) -> str:
-        """The meaning of quotes under which no row is lost.
-
-        Raises:
-            UserError: Several give different rows and neither is surely right.
-        """
-        if '"' not in self.text:
-            return "double"
-        problem, swallowed, width = "", 0, 0
-        try:
-            for number, end, cells in self._cells("double"):
-                width = width or len(cells)
-                if end > number and self._swallows(cells, width):
-                    swallowed = swallowed or number
-        except csv.Error as error:
-            problem = str(error)
-        if not problem and not swallowed:
-            return "double"
-        if problem and '\\"' in self.text:
-            try:
-                other = replace(self, text=_unescaped(self.text))
-                widths = {len(cells) for _, _, cells in other._cells("double")}
-                if len(widths) == 1:
-                    return "backslash"
-            except csv.Error:
-                pass
-        plain = {len(cells) for _, _, cells in self._cells("none")} == {width}
-        if plain and self.delimiter not in ",;":  # a raw dump: its delimiter is never in a text
-            return "none"
-        if plain and swallowed:
-            raise UserError(
-                f"{self.path}, line {swallowed} opens a quote that closes lines later, and each of "
-                "these lines could be a row: say --quotes none if quotes are part of the text, or "
-                "--quotes double if a cell holds these lines."
-            )
-        return "double"  # and what is wrong with it is said while it is read
-
-    def _swallows(self, cells: list[str], width: int) -> bool:
-        """Whether each line of a row would be a whole row without quotes."""
-        lines = self.delimiter.join(cells).splitlines()
-        return all(line.count(self.delimiter) == width - 1 for line in lines)
-
-
 # --- JSON -----------------------------------------------------------------------------------------
 
 
@@ -414,7 +186,7 @@ def _objects(path: Path, text: str, columns: Columns) -> Source:
     for _, record in records:
         names.update(dict.fromkeys(record))
     names.pop(_TWICE, None)  # type: ignore[call-overload]
-    for _, record in records[:_SAMPLE]:
+    for _, record in records[:SAMPLE]:
         for name, value in record.items():
             if isinstance(value, dict):
                 names.update((f"{name}.{key}", None) for key in value if isinstance(key, str))
@@ -641,51 +413,3 @@ def _partitions(path: Path) -> dict[str, str | None]:
         for name, equals, value in pairs
         if equals
     }
-
-
-# --- cells ----------------------------------------------------------------------------------------
-
-
-def _plain(value: Any) -> Any:
-    """Text for what is plain; what is not comes back as it is."""
-    if isinstance(value, str):
-        return " ".join(value.split())
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (datetime, date, time)):
-        return value.isoformat()
-    if isinstance(value, float) and value.is_integer():
-        # A column of whole numbers with a gap is stored as 4.0; beyond 2**53 digits are lost.
-        return str(int(value)) if abs(value) < 2**53 else f"{value:e}"
-    if isinstance(value, (int, float, Decimal, uuid.UUID)):
-        return " ".join(str(value).split())
-    if isinstance(value, list) and len(value) < 2:
-        return _plain(value[0]) if value else ""
-    if isinstance(value, dict) and len(value) == 1:
-        return _plain(next(iter(value.values())))  # {"$date": …}, {"id": …}
-    return value
-
-
-def cell_text(value: Any, column: str, number: int, path: Path) -> str:
-    """A cell as text with white space folded to single blanks.
-
-    Raises:
-        UserError: A list, or an object of several fields.
-    """
-    if type(value) is str:
-        return " ".join(value.split())
-    text = _plain(value)
-    if isinstance(text, str):
-        return text
-    if isinstance(text, dict):
-        ways = " or ".join(f"{column}.{key}" for key in list(text)[:3])
-        raise UserError(
-            f"{path}, row {number} has an object in the column {column!r}; name the field that is "
-            f"meant, such as {ways}."
-        )
-    kind = f"list of {len(text)}" if isinstance(text, list) else type(text).__name__
-    raise UserError(
-        f"{path}, row {number} has a {kind} in column {column!r}; give plain text or numbers."
-    )

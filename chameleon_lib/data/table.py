@@ -18,8 +18,10 @@ from typing import NamedTuple
 
 from chameleon_lib.core.task import HistoryItem, Query, Task, User, official_input
 from chameleon_lib.data import kinds
-from chameleon_lib.data.kinds import FILE_ORDER, MISSING, Reading
-from chameleon_lib.data.reading import Columns, Source, cell_text, open_table
+from chameleon_lib.data.kinds import MISSING, Reading
+from chameleon_lib.data.reading import open_table
+from chameleon_lib.data.source import Columns, Source, cell_text
+from chameleon_lib.data.times import FILE_ORDER, read_times, time_columns
 from chameleon_lib.data.users import matching_histories
 from chameleon_lib.errors import UserError
 
@@ -115,7 +117,7 @@ def _time_place(
     others = [i for i, own in enumerate(source.names)
               if i not in taken and source.names.count(own) == 1]  # fmt: skip
     samples = {source.names[i]: source.sample(i) for i in others}
-    sure, perhaps = kinds.time_columns(samples)
+    sure, perhaps = time_columns(samples)
     if len(sure) == 1:
         return source.names.index(sure[0]), [f"The column {sure[0]!r} is taken for the time."]
     if sure or perhaps:
@@ -270,7 +272,7 @@ def curate(
     texts, labels = column("text"), _labels(column("label"), task, score_scale)
     times: Reading[int] = Reading([0] * len(rows), [])
     if timed:
-        times = kinds.read_times(column("time"), time_format)
+        times = read_times(column("time"), time_format)
     dropped: list[Dropped] = []
     own: dict[str, list[_Entry]] = {}
     rewritten = 0

@@ -28,6 +28,7 @@ from chameleon_lib.kit.profiles import get_profile
 TEMPLATES = Path(__file__).parent / "templates"
 _STYLE = re.compile(r"<style\b.*?</style>", re.DOTALL)
 _CSS_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+_TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)  # of Markdown: it alone has no class
 
 # --- formulas -------------------------------------------------------------------------------------
 
@@ -148,9 +149,19 @@ def render_notebook(executed: Path, profile: str, code: Sequence[Code] = ()) -> 
     page, _ = exporter.from_notebook_node(notebook, resources=resources)
     # The library's own style sheets carry notes that nobody needs to load.
     page = _STYLE.sub(lambda style: _CSS_COMMENT.sub("", style.group()), math.restore(page))
+    page = _TABLE.sub(_scrolling, page)
     target = paths.outputs_dir(profile) / "html" / f"{executed.stem}.html"
     paths.replace_text(target, page)
     return target
+
+
+def _scrolling(table: re.Match[str]) -> str:
+    """A table of Markdown in a region that a keyboard can reach and scroll, named by its head."""
+    head = re.findall(r"<th\b[^>]*>(.*?)</th>", table[0], re.DOTALL)
+    names = (html.unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in head)
+    label = html.escape(f"Table of {', '.join(filter(None, names))}", quote=True)
+    region = f'<div class="table-scroll" role="region" tabindex="0" aria-label="{label}">'
+    return f"{region}{table[0]}</div>"
 
 
 def title_of(executed: Path) -> Markup:

@@ -34,6 +34,7 @@ from chameleon_lib.demo.world import habits_followed
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.studies.data import TaskData
+from chameleon_lib.studies.forms import form_of
 from chameleon_lib.studies.frame import Arm
 from chameleon_lib.studies.methods import FITTED, METHODS, PAPER
 from chameleon_lib.studies.run import Answers, Cell, Desk
@@ -422,10 +423,14 @@ def confusion_codes(task: str, golds: Sequence[str], texts: Sequence[str]) -> np
 
 
 def _scores(desk: Desk, said: Answers, plain: Answers) -> dict[str, np.ndarray]:
-    """Score name → (queries,) of one arm; ``margin`` holds NaN where undefined."""
+    """Score name → (queries,) of one arm; ``margin`` holds NaN where undefined.
+
+    Where answers are free text the scores of their form are among them.
+    """
     task, golds, truth = desk.study.task, desk.data.golds(desk.tested), desk.data.truth
     found: dict[str, Any] = {
         **per_sample_scores(task, golds, said.texts),
+        **form_of(task, golds, said.texts),
         "confusion": confusion_codes(task, golds, said.texts),
         "valid": [is_valid_answer(task, text) for text in said.texts],
         "changed": [a != b for a, b in zip(said.texts, plain.texts, strict=True)],

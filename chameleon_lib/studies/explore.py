@@ -21,6 +21,7 @@ from chameleon_lib.kit.figures import FigureOutput, dot_ci, show_figure
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.studies.arms import Reference
 from chameleon_lib.studies.data import load_task_data
+from chameleon_lib.studies.forms import form_of
 from chameleon_lib.studies.quickstart import (
     FITTED,
     INSIGHT,
@@ -60,14 +61,15 @@ def compare(sample: Tour, arms: Arms) -> pd.DataFrame:
     """Answers of the users in several arms, each beside the first arm.
 
     Returns:
-        Per arm the task's metrics, mean margin (nats), and shares of changed and of valid answers.
+        Per arm the task's metrics, the form of free text, mean margin (nats), and shares of changed
+        and of valid answers.
     """
     found = sample.exam.answer(arms)
     task, first = sample.study.task, next(iter(found.values()))
     gold = sample.data.golds({user.user.id for user in sample.users})
     rows = {}
     for name, answers in found.items():
-        scores = per_sample_scores(task, gold, answers.texts)
+        scores = per_sample_scores(task, gold, answers.texts) | form_of(task, gold, answers.texts)
         row = pd.Series(
             {
                 **{metric: np.mean(values) for metric, values in scores.items()},

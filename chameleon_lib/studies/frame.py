@@ -38,6 +38,7 @@ from chameleon_lib.kit.stats import (
 )
 from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.kit.verdicts import Verdict
+from chameleon_lib.studies.forms import measures_of, stripped, unstripped
 from chameleon_lib.studies.methods import METHODS, Method, method_of, title_of
 
 COLUMNS = (
@@ -59,10 +60,14 @@ class Arm(NamedTuple):
 class _Statistics(dict[str, tuple[str, str]]):
     """Metric of a table → (metric of the frame, statistic over its sums per user).
 
-    What is given here holds for every task; the metrics of a task are those it names itself.
+    What is given here holds for every task; the metrics of a task are those it names itself, and
+    each may be counted of answers without their preambles.
     """
 
     def __missing__(self, name: str) -> tuple[str, str]:
+        if whole := unstripped(name):
+            score, statistic = self[whole]
+            return stripped(score), statistic
         for task in registered().values():
             for metric in task.measures:
                 if metric.name == name:
@@ -161,9 +166,12 @@ def methods_in(frame: pd.DataFrame) -> list[Method]:
 
 
 def metrics_of(frame: pd.DataFrame) -> list[str]:
-    """The metrics of one task's tables: official ones, margin, habits (if planted), two rates."""
-    found = set(frame["metric"].unique())
-    names = [*get_task(values_of(frame, "task")[0]).metrics, "margin", "habits", "changed", "valid"]
+    """The metrics of one task's tables: official ones, margin, habits (if planted), two rates.
+
+    Beside the official ones of free text stands the form of its answers.
+    """
+    found, task = set(frame["metric"].unique()), values_of(frame, "task")[0]
+    names = [*get_task(task).metrics, *measures_of(task), "margin", "habits", "changed", "valid"]
     return [name for name in names if STATISTICS[name][0] in found]
 
 
@@ -379,6 +387,9 @@ def tabulate(
     name: str = "{metric} change",
 ) -> pd.DataFrame:
     """Contrasts of every task and model, on the first metric of the task and on the margin.
+
+    Tasks of labels and of free text share the table, so the form of answers is not in it: it stands
+    beside the levels of the same arms.
 
     Args:
         frame: The result frame.

@@ -39,6 +39,7 @@ from chameleon_lib.kit.stats import bootstrap_mean, effect_word
 from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.studies.arms import Exam, Reference, reference_answers
 from chameleon_lib.studies.data import TaskData, without_gold
+from chameleon_lib.studies.forms import form_of
 from chameleon_lib.studies.quickstart import Tour, before_and_after, open_study, tour_of
 
 TABLE = Path(__file__).with_name("example_users.csv")  # invented users, which ship with the kit
@@ -234,7 +235,7 @@ def held_out(tour: Tour, metric: str = "") -> pd.DataFrame:
 
     Returns:
         One row per arm: score and margin with their change over Instruct, 95 % intervals over
-        users; ``n`` users, those of them who have a margin, ``queries``.
+        users; of free text the form; ``n`` users, those of them who have a margin, ``queries``.
     """
     study, task = tour.study, tour.study.task
     test = study.prepare(without_gold(tour.data.test)).users
@@ -245,9 +246,11 @@ def held_out(tour: Tour, metric: str = "") -> pd.DataFrame:
     base: pd.DataFrame | None = None
     asked = Exam(study, test, reference_answers(study, tour.data, test)).answer(tour.arms())
     for name, answers in asked.items():
+        form = form_of(task, golds, answers.texts, score)
         values = {
             "score": sample_scores(task, score, golds, answers.texts),
             "margin": answers.margin,
+            **form,
         }
         # Means of every user's queries; NaN for who has no margin.
         found = pd.DataFrame(values).groupby(owners, sort=False).mean()
@@ -262,6 +265,7 @@ def held_out(tour: Tour, metric: str = "") -> pd.DataFrame:
                 "prompt and edit": name,
                 score: float(found["score"].mean()),
                 **{key: value for key, value in change.items() if key not in ("n", "seeds")},
+                **{name: float(found[name].mean()) for name in form},
                 "margin": float(found["margin"].mean()),
                 **part_columns(moved, "margin_change"),
                 "queries": len(golds),

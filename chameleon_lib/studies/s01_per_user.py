@@ -44,6 +44,7 @@ from chameleon_lib.studies.arms import (
     score_cell,
 )
 from chameleon_lib.studies.data import TaskData
+from chameleon_lib.studies.forms import form_of, measures_of
 from chameleon_lib.studies.frame import (
     NOT_IN_PAPER,
     STATISTICS,
@@ -173,7 +174,7 @@ def by_model(frame: pd.DataFrame, task: str) -> Rows:
 
     The intervals cover the choice of test users. Beside them stand the standard deviation of the
     primary metric over the random groups, and the range of the random directions, of which a group
-    has several.
+    has several. The form of free text stands in :func:`results`, over all seeds.
     """
     primary = get_task(task).metrics[0]
     shown = {*controls_of(PAPER, "claim"), *controls_of(FITTED, "claim")}
@@ -202,10 +203,12 @@ def effects(frame: pd.DataFrame, task: str, agree: Sequence[str] = ()) -> Rows:
 
     McNemar's test is made on the first seed of the model alone: pooled over seeds a user would
     count several times. ``agree`` are queries whose personal and generic answers are the same text,
-    in the embedded world: any change of the primary metric on them is damage.
+    in the embedded world: any change of the primary metric on them is damage. What an edit does to
+    the form of free text stands beside the primary metric, which it may move by that alone.
     """
     primary = get_task(task).metrics[0]
-    metrics = {primary: f"{primary} change", "margin": "margin change"}
+    shown = (primary, *measures_of(task), "margin")
+    metrics = {metric: f"{metric} change" for metric in shown}
     for (model,), part in places(pick(frame, task=task), "model"):
         for method in methods_in(part):
             if method.id in ("instruct", "official", "official_history"):
@@ -358,7 +361,7 @@ def floors(run: Run, task: str, *, history: bool = True) -> Rows:
 
     Without ``history`` those that look at one are left out, and the test users are asked alone.
     """
-    data, metrics = run.data[task], get_task(task).metrics
+    data, metrics = run.data[task], [*get_task(task).metrics, *measures_of(task)]
     parts = {"test users": data.chosen(run.test_users[task])}
     if history:
         parts["all users"] = list(data.everyone)
@@ -368,19 +371,26 @@ def floors(run: Run, task: str, *, history: bool = True) -> Rows:
         for part, users in parts.items():
             answers = baseline(users, data.train)
             row: dict[str, Any] = {"baseline": name.replace("_", " "), "users": part}
-            row |= columns_of({metric: metric for metric in metrics}, _floor, task, users, answers)
+            floor = _floor(task, users, answers)
+            row |= columns_of({metric: metric for metric in metrics}, floor)
             yield row | {"valid rate": float(np.mean([is_valid_answer(task, a) for a in answers]))}
 
 
-def _floor(task: str, users: Sequence[User], answers: list[str], metric: str) -> Estimate:
+def _floor(task: str, users: Sequence[User], answers: list[str]) -> Callable[[str], Estimate]:
+    """From a metric to its estimate on some users' answers."""
     gold = [str(query.gold) for user in users for query in user.queries]
     owner = [user.id for user in users for _ in user.queries]
-    score, statistic = STATISTICS[metric]
-    if statistic == "macro_f1":
-        sums = confusion_by_user(gold, answers, get_task(task).labels, owner)
-    else:
-        sums = sums_by_user(per_sample_scores(task, gold, answers)[score], owner)
-    return bootstrap_metric(statistic, sums)
+    scores = {**per_sample_scores(task, gold, answers), **form_of(task, gold, answers)}
+
+    def estimated(metric: str) -> Estimate:
+        score, statistic = STATISTICS[metric]
+        if statistic == "macro_f1":
+            sums = confusion_by_user(gold, answers, get_task(task).labels, owner)
+        else:
+            sums = sums_by_user(scores[score], owner)
+        return bootstrap_metric(statistic, sums)
+
+    return estimated
 
 
 @tabled

@@ -327,7 +327,8 @@ def results(runs: Sequence[Run], task: str) -> pd.DataFrame:
     """Table 2 of one task: one row per condition, model and method.
 
     The paper has one number per method for its unseen users and does not say in which reading, so
-    it stands beside both.
+    it stands beside both. Of free text the form stands here and in the tables of Table 1's kind;
+    what is kept of a gain is counted in the first metric alone.
     """
 
     def one(condition: str, run: Run) -> pd.DataFrame:

@@ -39,6 +39,7 @@ from chameleon_lib.kit.stats import Estimate, seed_sd
 from chameleon_lib.kit.tables import estimate_columns, span
 from chameleon_lib.kit.verdicts import Verdict
 from chameleon_lib.studies.arms import exam_of, random_per_draw, score_cell
+from chameleon_lib.studies.forms import measures_of
 from chameleon_lib.studies.frame import (
     NOT_IN_PAPER,
     STATISTICS,
@@ -162,6 +163,7 @@ def _all_by_size(run: Run, task: str) -> list[Place]:
 def levels(run: Run, task: str) -> Rows:
     """Every method at every size: its level, and its change against Instruct.
 
+    The form of free text stands at the end, as means; changes are of the task's own metrics.
     A method that does not depend on the size (Instruct) has one row, at 0 users.
     """
     first, *_ = metrics = get_task(task).metrics
@@ -188,8 +190,10 @@ def levels(run: Run, task: str) -> Rows:
             score = STATISTICS[first][0]
             spread = [seed_sd(matrix(part, score)[0]) for _, part in places(own, "backbone")]
             row[f"{first} sd over sets"] = float(np.mean(spread))
-            for name in ("changed", "valid"):
-                row[f"{name} rate"] = float(pick(own, metric=name)["value"].mean())
+            shares = {f"{name} rate": name for name in ("changed", "valid")}
+            shares |= {name: name for name in measures_of(task)}
+            for title, name in shares.items():
+                row[title] = float(pick(own, metric=STATISTICS[name][0])["value"].mean())
             yield row
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from chameleon_lib.core.answers import form_scores, is_echo, without_preamble
+from chameleon_lib.core.answers import form_scores, is_echo
 from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import (
@@ -45,6 +45,7 @@ from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.studies.arms import edit_key, with_gold
 from chameleon_lib.studies.data import without_gold
+from chameleon_lib.studies.forms import form_of
 from chameleon_lib.studies.frame import drawn, forest
 from chameleon_lib.studies.study import Study
 
@@ -380,13 +381,11 @@ def _scores(
     scores: dict[str, Any] = {
         **per_sample_scores(task, golds, said),
         "valid": [float(get_task(task).is_valid(text)) for text in said],
-        **form_scores(said),
     }
     if get_task(task).labels:
-        return scores
-    bare = [without_preamble(text) for text in said]
-    scores["rouge1 stripped"] = per_sample_scores(task, golds, bare)["rouge1"]
-    return scores | {"echo": [float(is_echo(*pair)) for pair in zip(said, sources, strict=True)]}
+        return scores | form_scores(said)
+    echoes = [float(is_echo(*pair)) for pair in zip(said, sources, strict=True)]
+    return {**scores, **form_of(task, golds, said), "echo": echoes}
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from chameleon_lib import cli
 from chameleon_lib.data.importing import DROPPED, REPORT, ImportOptions, read_table, write_import
 from chameleon_lib.data.lamp import find_split
-from chameleon_lib.data.reading import Columns
+from chameleon_lib.data.source import Columns
 from chameleon_lib.data.users import load_users
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import get_profile

@@ -15,10 +15,9 @@ from chameleon_lib.data.kinds import (
     parse_scale,
     read_ids,
     read_scores,
-    read_times,
     score_of,
-    time_columns,
 )
+from chameleon_lib.data.times import read_times, time_columns
 from chameleon_lib.errors import UserError
 
 DAY = 86400 * 10**9

@@ -20,7 +20,7 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-from chameleon_lib.data.reading import Columns
+from chameleon_lib.data.source import Columns
 from chameleon_lib.data.table import Table, read_rows
 from chameleon_lib.errors import UserError
 from tests.data.tables import Record, write_table

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from chameleon_lib.core.task import get_task
 from chameleon_lib.data.kinds import MISSING, normal_id
-from chameleon_lib.data.reading import Columns
+from chameleon_lib.data.source import Columns
 from chameleon_lib.data.table import Curated, curate, read_rows
 from tests.data.test_reading import NAMES, SHAPES, raw
 

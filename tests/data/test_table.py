@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from chameleon_lib.core.task import get_task
-from chameleon_lib.data.reading import Columns
+from chameleon_lib.data.source import Columns
 from chameleon_lib.data.table import REASONS, Curated, Row, curate, read_rows
 from chameleon_lib.data.tasks.lamp_2 import TAGS
 from chameleon_lib.data.users import check_disjoint

@@ -7,12 +7,15 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 
+from chameleon_lib.core.task import HistoryItem, Query, User, official_input
+from chameleon_lib.data.lamp import write_lamp
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.notebooks import Notebook, discover, tags_of, text_of
 from chameleon_lib.kit.plan import Run
@@ -104,15 +107,19 @@ def project(tmp_path: Path) -> Checkout:
     nbformat.write(book, path)
     shutil.copy(paths.root() / ".gitignore", checkout.base)
     assert checkout.call("run").returncode == 0
-    git(checkout, "init", "-q")
-    git(checkout, "add", "-A")
-    git(checkout, "-c", "user.name=n", "-c", "user.email=e@x.invalid", "commit", "-qm", "demo")
+    commit(checkout.base)
     return checkout
 
 
-def git(checkout: Checkout, *words: str) -> str:
-    return subprocess.run(["git", *words], cwd=checkout.base, check=True, capture_output=True,
+def git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True,
                           text=True).stdout  # fmt: skip
+
+
+def commit(folder: Path) -> None:
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "-c", "user.name=n", "-c", "user.email=e@x.invalid", "commit", "-qm", "demo")
 
 
 def through_lab(project: Checkout, table: Path) -> None:
@@ -134,6 +141,14 @@ def by_hand(project: Checkout, source: Path, target: Path, *words: str) -> None:
     subprocess.run(command, cwd=project.base, env=env, check=True, capture_output=True)
 
 
+def holding(folder: Path, texts: Sequence[str]) -> set[str]:
+    """What of a project, outside its history, has a file with one of the texts."""
+    needles = [spelt.encode() for text in texts for spelt in (text, json.dumps(text)[1:-1])]
+    files = [p for p in folder.rglob("*") if p.is_file() and ".git" not in p.parts]
+    return {p.relative_to(folder).parts[0] for p in files
+            if any(needle in p.read_bytes() for needle in needles)}  # fmt: skip
+
+
 def test_git_sees_nothing_of_a_person_by_any_door_and_after_forget_nothing_is_left(
     project: Checkout, tmp_path: Path
 ) -> None:
@@ -147,21 +162,49 @@ def test_git_sees_nothing_of_a_person_by_any_door_and_after_forget_nothing_is_le
     through_lab(project, people)
     (project.base / ".chameleon" / "imported").mkdir()  # as the kit keeps what it has imported
     shutil.copy(people, project.base / ".chameleon" / "imported" / "dev_questions.json")
-    assert git(project, "status", "--porcelain") == ""
+    assert git(project.base, "status", "--porcelain") == ""
     runs = [run for run in (project.base / "outputs").iterdir() if run.name != "demo"]
     assert {run.name for run in runs} == {"demo-data", "demo-own"}
 
-    def holding() -> set[str]:
-        needles = [spelt.encode() for text in (PERSON, "Klara", "G\u00f6rlitz")
-                   for spelt in (text, json.dumps(text)[1:-1])]  # fmt: skip
-        files = [p for p in project.base.rglob("*") if p.is_file() and ".git" not in p.parts]
-        return {p.relative_to(project.base).parts[0] for p in files
-                if any(needle in p.read_bytes() for needle in needles)}  # fmt: skip
-
-    assert holding() == {"outputs", ".chameleon", "my_notebooks"}
+    names = (PERSON, "Klara", "G\u00f6rlitz")
+    assert holding(project.base, names) == {"outputs", ".chameleon", "my_notebooks"}
     own = project.base / "my_notebooks"
     done = ProfileStore(tmp_path / "profiles").forget(
         PERSON, cache=project.base / ".chameleon", outputs=runs, beside={own: "look there"}
     )
-    assert holding() == {"my_notebooks"} and done.left == {own: "look there"}
+    assert holding(project.base, names) == {"my_notebooks"} and done.left == {own: "look there"}
+    assert git(project.base, "status", "--porcelain") == ""
+
+
+def lamp_folder(folder: Path) -> str:
+    """A reader's own LaMP files: sixteen people, one of whom is the planted one."""
+    users = []
+    for at in range(16):
+        texts = [f"{SAYING}, and lamp {at}-{k} came late" for k in range(5)]
+        items = tuple(
+            HistoryItem(f"{k}", text, str(1 + (at + k) % 5)) for k, text in enumerate(texts)
+        )
+        asked = f"My kettle {at} boils fast"
+        query = Query(f"2{at:03}", asked, official_input("LaMP_3", asked), str(1 + at % 5))
+        users.append(User(f"person {at}", "LaMP_3", items, (query,)))
+    write_lamp(users, folder / "LaMP_3", "dev")
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_the_real_project_stays_clean_after_a_run_on_a_readers_lamp_files(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    for name in filter(None, git(paths.root(), "ls-files", "-z").split("\0")):
+        if (source := paths.root() / name).is_file():  # one may be deleted and not yet committed
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, project / name)
+    commit(project)
+    command = [sys.executable, "-m", "chameleon_lib", "run", "--only", "00",
+               "--data", lamp_folder(tmp_path / "lamp"), "--set", "task=LaMP_3"]  # fmt: skip
+    result = subprocess.run(command, cwd=project, env=environment(), check=False,
+                            capture_output=True, text=True)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (project / "outputs" / "demo-data" / "index.html").is_file()
+    read = holding(project, [f"{SAYING}, and lamp"])
+    assert "outputs" in read and read <= {"outputs", ".chameleon"}
     assert git(project, "status", "--porcelain") == ""

@@ -92,6 +92,20 @@ def test_a_rendered_notebook_is_self_contained_and_described() -> None:
     assert "Not the paper's numbers." in html or "Not the paper&#39;s numbers." in html
 
 
+def test_a_wide_table_of_markdown_can_be_scrolled_by_keyboard() -> None:
+    rows = "| *route* & scale | `a b` |\n|---|---|\n| in code: `<table>` | 2 |\n"
+    text = f"# One\n\n{rows}\n\nand\n\n| other |\n|---|\n| 1 |\n"
+    page = BeautifulSoup(
+        render_notebook(write_notebook("demo", text), "demo").read_text(encoding="utf-8"),
+        "html.parser",
+    )
+    regions = page.select("div.table-scroll[role=region][tabindex='0']")
+    names = [region["aria-label"] for region in regions]
+    assert names == ["Table of route & scale, a b", "Table of other", "Effect"]
+    assert [len(region.find_all("table")) for region in regions] == [1, 1, 1]
+    assert regions[0].code is not None and "in code: <table>" in regions[0].get_text()
+
+
 def test_an_unknown_formula_is_named_with_its_notebook() -> None:
     with pytest.raises(UserError, match=r"01_per_user.*\\nosuchcommand"):
         render_notebook(write_notebook("demo", "$\\nosuchcommand{x}$"), "demo")

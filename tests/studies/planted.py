@@ -14,6 +14,7 @@ from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.kit.profiles import PROFILES
 from chameleon_lib.studies.arms import confusion_codes
 from chameleon_lib.studies.data import TaskData, load_task_data
+from chameleon_lib.studies.forms import form_of
 from chameleon_lib.studies.frame import Arm
 from chameleon_lib.studies.methods import METHODS
 from chameleon_lib.studies.run import Answers, Cell, Run, agreeing_queries
@@ -87,7 +88,9 @@ def wrong(task: str, gold: str) -> str:
 
 def scored(task: str, golds: list[str], texts: list[str], margin: np.ndarray) -> Answers:
     """Answers with scores as a cell has them; LaMP-7 habits stand for themselves."""
-    scores: dict[str, Any] = dict(per_sample_scores(task, golds, texts))
+    scores: dict[str, Any] = {
+        **per_sample_scores(task, golds, texts), **form_of(task, golds, texts)
+    }  # fmt: skip
     scores |= {"margin": margin, "valid": np.ones(len(golds)), "changed": np.zeros(len(golds))}
     scores["confusion"] = confusion_codes(task, golds, texts)
     if task == "LaMP_7":

@@ -31,6 +31,7 @@ from chameleon_lib.studies import run as grid
 from chameleon_lib.studies import s01_per_user as table1
 from chameleon_lib.studies.arms import reference_answers
 from chameleon_lib.studies.data import TaskData, load_task_data, without_gold
+from chameleon_lib.studies.forms import measures_of
 from chameleon_lib.studies.frame import matrix, pick
 from chameleon_lib.studies.methods import METHODS, controls_of, paper_numbers, title_of
 from chameleon_lib.studies.run import Arm, Cell, Desk, Run, agreeing_queries
@@ -137,7 +138,10 @@ def test_margins_compare_planted_answers_in_the_world_and_gold_with_neutral_else
 
 # --- the study -----------------------------------------------------------------------------------
 
-OWN_SCORES = {"LaMP_3": {"abs_error", "squared_error"}, "LaMP_7": {"rouge1", "rougeL", "habits"}}
+OWN_SCORES = {
+    "LaMP_3": {"abs_error", "squared_error"},
+    "LaMP_7": {"rouge1", "rougeL", "habits", *measures_of("LaMP_7")},
+}
 
 
 def test_every_cell_has_every_method_with_one_score_per_seed_and_query(
