@@ -1,8 +1,8 @@
 """Makes the environments of other runtimes, runs the exports in them and prints what came out.
 
-    CHAMELEON_RUNTIMES=DIR CHAMELEON_SMOLLM2=DIR python -m tests.runtimes [RUNTIME ...]
+    CHAMELEON_RUNTIMES=DIR python -m tests.runtimes [RUNTIME ...]
 
-Some gigabytes and, for llama-cpp-python, ten minutes of compiling; what is there is kept.
+Some gigabytes, SmolLM2 and, for llama-cpp-python, ten minutes of compiling; what is there is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import sys
 
 import pytest
 
+from chameleon_lib.kit import wheels
 from tests.runtimes import environments
+from tests.runtimes.exports import SMOL
 
 
 class Table:
@@ -30,6 +32,10 @@ class Table:
 def main() -> int:
     """Exit status of the tests."""
     chosen = sys.argv[1:] or list(environments.RUNTIMES)
+    try:
+        print(wheels.fetch(SMOL), flush=True)
+    except wheels.NotFetched as reason:
+        print(reason, flush=True)
     for runtime in chosen:
         print(f"{runtime}: {environments.make(runtime)}", flush=True)
     table, run = Table(), environments.run
