@@ -21,12 +21,20 @@ class Table:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.found: dict[str, object] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.skipped:
             name = report.nodeid.partition("::test_")[2]
-            why = f" ({report.longrepr[2]})" if isinstance(report.longrepr, tuple) else ""
+            why = f": {report.longrepr[2]}" if isinstance(report.longrepr, tuple) else ""
             self.lines.append(f"{report.outcome:8} {name}{why}")
+            if self.found:
+                told = (
+                    f"{k} {v:.2g}" if isinstance(v, float) else f"{k} {v}"
+                    for k, v in self.found.items()
+                )
+                self.lines.append(f"         {'; '.join(told)}")
+            self.found = {}
 
 
 def main() -> int:
@@ -41,9 +49,8 @@ def main() -> int:
     table, run = Table(), environments.run
 
     def told(runtime: str, job: str, **words: object) -> dict[str, object]:
-        found = run(runtime, job, **words)
-        table.lines.append("         " + ", ".join(f"{k} {v}" for k, v in found.items()))
-        return found
+        table.found = run(runtime, job, **words)
+        return table.found
 
     environments.run = told
     status = pytest.main(["-q", "tests/runtimes", "-p", "no:cacheprovider"], plugins=[table])

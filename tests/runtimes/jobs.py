@@ -24,11 +24,13 @@ def _expected(export: str) -> tuple[dict[str, Any], list[np.ndarray]]:
     return note, [held[f"hook{i}"] for i in range(len(note["prompts"]))]
 
 
-def _compared(found: list[np.ndarray], wanted: list[np.ndarray]) -> dict[str, Any]:
-    """Largest difference, and answers whose tokens are all the same."""
+def _compared(
+    note: dict[str, Any], found: list[np.ndarray], wanted: list[np.ndarray]
+) -> dict[str, Any]:
+    """Largest difference beside the edit's effect, and answers whose tokens are all the same."""
     same = [bool((a.argmax(-1) == b.argmax(-1)).all()) for a, b in zip(found, wanted, strict=True)]
     error = max(float(np.abs(a - b).max()) for a, b in zip(found, wanted, strict=True))
-    return {"error": error, "same": sum(same), "of": len(same)}
+    return {"error": error, "effect": note["effect"], "same": sum(same), "of": len(same)}
 
 
 def transformers(export: str, base: str = "") -> dict[str, Any]:
@@ -61,7 +63,7 @@ def transformers(export: str, base: str = "") -> dict[str, Any]:
         AutoTokenizer.from_pretrained(base or export).convert_ids_to_tokens(prompt)
         for prompt in note["prompts"]
     ]
-    return {**_compared(found, wanted), "tokens": words == note["words"]} | _versions(
+    return {**_compared(note, found, wanted), "tokens": words == note["words"]} | _versions(
         "transformers"
     )
 
@@ -97,7 +99,7 @@ def ctranslate2(export: str, to: str) -> dict[str, Any]:
             out = model.forward_batch([[*prompt, *words[:-1]]], return_log_probs=False)
             logits = np.array(out).astype(np.float64)[0]
             found.append(logits[-len(answer) :])
-        return _compared(found, wanted) | _versions("ctranslate2", "transformers")
+        return _compared(note, found, wanted) | _versions("ctranslate2", "transformers")
     model = ct2.Translator(to, compute_type="float32")
     errors, same = [], 0
     for prompt, words, logits, ids in zip(
@@ -110,7 +112,7 @@ def ctranslate2(export: str, to: str) -> dict[str, Any]:
             [prompt], beam_size=1, max_decoding_length=len(words), return_end_token=True
         )[0].hypotheses[0]
         same += bool(said) and said == words[: len(said)]  # the hook's goes on after its end
-    found = {"error": float(max(errors)), "same": same, "of": len(wanted)}
+    found = {"error": float(max(errors)), "effect": note["effect"], "same": same, "of": len(wanted)}
     return found | _versions("ctranslate2", "transformers")
 
 
@@ -148,7 +150,7 @@ def openvino(export: str, base: str, to: str) -> dict[str, Any]:
             out = run([*prompt, *answer[:at]], 1, **beams)
             found = zip(out.tokens, out.scores, strict=True)
             errors += [abs(score - float(row[tokens[0]])) for tokens, score in found]
-    found = {"error": max(errors), "same": same, "of": len(wanted)}
+    found = {"error": max(errors), "effect": note["effect"], "same": same, "of": len(wanted)}
     return found | _versions("openvino-genai", "optimum-intel", "transformers")
 
 
@@ -171,7 +173,7 @@ def onnx(export: str, base: str, to: str) -> dict[str, Any]:
             generator.append_tokens(np.array([[token]], dtype=np.int32))
             rows.append(np.array(generator.get_logits()).reshape(-1))
         found.append(np.stack(rows).astype(np.float64))
-    return _compared(found, wanted) | _versions("onnxruntime-genai")
+    return _compared(note, found, wanted) | _versions("onnxruntime-genai")
 
 
 def _versions(*packages: str) -> dict[str, Any]:
