@@ -8,7 +8,7 @@
 set -eu
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/pip" install -q torch==2.13.0 transformers==5.23.0 numpy
+"$folder/env/bin/pip" install -q torch==2.13.0 transformers==5.23.0 requests==2.34.2 numpy
 "$folder/env/bin/pip" install -q --target "$folder/old" --no-deps \
   transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
 cat > "$folder/write.py" <<'PY'

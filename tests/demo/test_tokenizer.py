@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from chameleon_lib.core.task import (
     unseen_prompt,
 )
 from chameleon_lib.data.tasks.lamp_2 import TAGS
+from chameleon_lib.demo import FAMILIES, SEEDS, checkpoint
 from chameleon_lib.demo import lexicon as lx
 from chameleon_lib.demo.world import (
     NEUTRAL_INSIGHT,
@@ -155,3 +157,13 @@ def test_a_saved_tokenizer_gives_the_same_ids(
     for text in texts:
         assert loaded(text).input_ids == ids_of(tokenizer, text)
         assert loaded.decode(loaded(text).input_ids) == text
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_converters_find_a_name_of_the_unknown_token(family: str, seed: int) -> None:
+    """ctranslate2 converts a tokenizer without one and then cannot load what it wrote."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint(family, seed))
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    assert tokenizer.unk_token is not None and tokenizer.unk_token_id == model["unk_id"]
+    assert build_tokenizer().unk_token == tokenizer.unk_token

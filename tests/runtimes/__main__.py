@@ -1,8 +1,8 @@
 """Makes the environments of other runtimes, runs the exports in them and prints what came out.
 
-    CHAMELEON_RUNTIMES=DIR CHAMELEON_SMOLLM2=DIR python -m tests.runtimes [RUNTIME ...]
+    CHAMELEON_RUNTIMES=DIR python -m tests.runtimes [RUNTIME ...]
 
-Some gigabytes and, for llama-cpp-python, ten minutes of compiling; what is there is kept.
+Some gigabytes, SmolLM2 and, for llama-cpp-python, ten minutes of compiling; what is there is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import sys
 
 import pytest
 
+from chameleon_lib.kit import wheels
 from tests.runtimes import environments
+from tests.runtimes.exports import SMOL
 
 
 class Table:
@@ -19,25 +21,36 @@ class Table:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.found: dict[str, object] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.skipped:
             name = report.nodeid.partition("::test_")[2]
-            why = f" ({report.longrepr[2]})" if isinstance(report.longrepr, tuple) else ""
+            why = f": {report.longrepr[2]}" if isinstance(report.longrepr, tuple) else ""
             self.lines.append(f"{report.outcome:8} {name}{why}")
+            if self.found:
+                told = (
+                    f"{k} {v:.2g}" if isinstance(v, float) else f"{k} {v}"
+                    for k, v in self.found.items()
+                )
+                self.lines.append(f"         {'; '.join(told)}")
+            self.found = {}
 
 
 def main() -> int:
     """Exit status of the tests."""
     chosen = sys.argv[1:] or list(environments.RUNTIMES)
+    try:
+        print(wheels.fetch(SMOL), flush=True)
+    except wheels.NotFetched as reason:
+        print(reason, flush=True)
     for runtime in chosen:
         print(f"{runtime}: {environments.make(runtime)}", flush=True)
     table, run = Table(), environments.run
 
     def told(runtime: str, job: str, **words: object) -> dict[str, object]:
-        found = run(runtime, job, **words)
-        table.lines.append("         " + ", ".join(f"{k} {v}" for k, v in found.items()))
-        return found
+        table.found = run(runtime, job, **words)
+        return table.found
 
     environments.run = told
     status = pytest.main(["-q", "tests/runtimes", "-p", "no:cacheprovider"], plugins=[table])

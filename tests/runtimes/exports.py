@@ -1,13 +1,14 @@
 """The exports that other runtimes read, and what the hook makes of the same prompts.
 
-Models: SmolLM2-135M-Instruct (``CHAMELEON_SMOLLM2`` names a folder with its GGUF file and, in
-``smollm2/``, the dequantised checkpoint), two embedded models and every tiny family of the tests.
+Models: SmolLM2-135M-Instruct (as ``models get smollm2`` keeps it), two embedded models and every
+tiny family of the tests.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ import numpy as np
 import torch
 
 from chameleon_lib.backbones import HFBackbone, load_backbone
+from chameleon_lib.backbones.gguf_model import checkpoint_of
+from chameleon_lib.backbones.load import check_loaded
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.demo import checkpoint
+from chameleon_lib.kit.wheels import WHEELS, NotFetched
 from chameleon_lib.serving.agreement import view
 from chameleon_lib.serving.export import export_edit
 from tests.backbones.test_t5_head import saved
 from tests.backbones.tiny import make_backbone
 from tests.runtimes.environments import Missing
 
-SMOL = "CHAMELEON_SMOLLM2"
+SMOL = "smollm2"
 QUESTIONS = (
     "Write a short tweet about the weather today.",
     "Which film should I watch tonight?",
@@ -34,23 +38,23 @@ QUESTIONS = (
 ROPE = {"llama": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}}
 
 
-def smol_folder() -> Path:
-    """Folder of SmolLM2."""
-    folder = Path(os.environ.get(SMOL, "nowhere"))
-    if not (folder / "smollm2" / "model.safetensors").exists():
-        raise Missing(f"{SMOL} names no folder with smollm2/model.safetensors")
-    return folder
-
-
 def smol_gguf() -> Path:
-    """Its Q4_1 file."""
-    return next(smol_folder().glob("*.Q4_1.gguf"))
+    """SmolLM2's Q4_1 file."""
+    try:
+        return WHEELS[SMOL].file()
+    except NotFetched as reason:
+        raise Missing(str(reason)) from None
+
+
+def smol_base() -> Path:
+    """Its checkpoint, dequantised at the first call."""
+    return checkpoint_of(smol_gguf(), check_loaded)
 
 
 def backbone_of(model: str) -> HFBackbone:
     """A model by name: ``smollm2``, ``decoder-0``, ``encdec-0``, or a tiny family."""
-    if model == "smollm2":
-        return load_backbone(smol_folder() / "smollm2", dtype="float32")
+    if model == SMOL:
+        return load_backbone(smol_base(), dtype="float32")
     if "-" in model:
         return load_backbone(checkpoint(*model.split("-")), dtype="float32")
     return make_backbone(model, **ROPE.get(model, {}))
@@ -65,31 +69,32 @@ def edit_of(backbone: HFBackbone) -> Edit:
     return Edit(layers, theta[0], theta[1], alpha_p=6.0 if n == 30 else 4.0, positions="all")
 
 
+@cache
 def exported(folder: Path, model: str, form: str, rank: int = 2) -> Path:
     """The export, with what hook and base make of each prompt beside it (``expected``).
 
-    Logits are at the last prompt token and the new ones; a decoder's prompt holds its answer, an
-    encoder-decoder's is the encoder's text.
+    Made anew by each process, so that it is what the kit writes now. Logits are at the last prompt
+    token and the new ones; a decoder's prompt holds its answer, an encoder-decoder's is the
+    encoder's text.
     """
     done = folder / f"{model}-{form}-{rank}"
-    if (done / "expected.json").exists():
-        return done
+    shutil.rmtree(done, ignore_errors=True)
     backbone = saved_t5(folder) if model == "t5-own-head" else backbone_of(model)
     edit = edit_of(backbone)
-    prompts = QUESTIONS if model == "smollm2" else tuple(f"{q}\nYour answer:" for q in QUESTIONS)
-    export_edit(edit, backbone, done, form=form, rank=rank, prompts=prompts)
-    new = 24 if model == "smollm2" else 8
+    prompts = QUESTIONS if model == SMOL else tuple(f"{q}\nYour answer:" for q in QUESTIONS)
+    made = export_edit(edit, backbone, done, form=form, rank=rank, prompts=prompts)
+    assert made.agreement.effect > 0.1, f"the edit of {model} is no test"
+    new = 24 if model == SMOL else 8
     ids = backbone.codec.prompts(list(prompts))
     hook = view(backbone, ids, edit, new_tokens=new)
-    base = view(backbone, ids, None, new_tokens=new)
     words = backbone.codec.tokenizer.convert_ids_to_tokens
     arrays = {f"hook{i}": logits.numpy() for i, logits in enumerate(hook.logits)}
     np.savez(done / "expected.npz", **arrays)
     note: dict[str, Any] = {
         "family": backbone.family,
+        "effect": made.agreement.effect,
         "prompts": ids,
         "hook": hook.tokens,
-        "base": base.tokens,
         "words": [words(list(prompt)) for prompt in ids],
         "hook_words": [words(list(answer)) for answer in hook.tokens],
         "start": getattr(backbone, "start_id", None),
@@ -101,10 +106,7 @@ def exported(folder: Path, model: str, form: str, rank: int = 2) -> Path:
 
 def saved_t5(folder: Path) -> HFBackbone:
     """A T5 with a head of its own, as the hub has Flan-T5."""
-    source = folder / "t5-source"
-    if not source.exists():
-        saved(source, own_head=True)
-    return load_backbone(source)
+    return load_backbone(saved(folder / "t5-source", own_head=True))
 
 
 def float_gguf(folder: Path) -> Path:

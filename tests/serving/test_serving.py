@@ -273,6 +273,21 @@ def test_the_lines_that_serve_a_form_are_those_of_its_runtimes(
     assert ("vllm serve" in said) == (form == "merged")
 
 
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("merged", ["needs a tokenizer\nwith `unk_token`", "under transformers 4 alone"]),
+        ("gguf", ["export --check NAME-v0001/adapter.gguf --base BASE.gguf", "answers can differ"]),
+    ],
+)
+def test_the_page_of_a_folder_says_what_other_runtimes_do(
+    form: str, said: list[str], store: Path, base: Path
+) -> None:
+    assert _call(store, base, "--profile-key", "ann@x.org", "--format", form) == 0
+    page = (store.parent / "out" / "README.md").read_text(encoding="utf-8")
+    assert all(words in page for words in said)
+
+
 def test_an_edit_of_the_last_position_goes_out_openly_as_another_or_not_at_all(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
