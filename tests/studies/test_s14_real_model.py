@@ -19,6 +19,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.stats import Estimate
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies import s14_real_model as real
+from chameleon_lib.studies import s14_tables as tables
 from chameleon_lib.studies.s14_real_model import (
     EDITS,
     NATS,
@@ -80,7 +81,7 @@ def test_every_arm_is_there_for_every_query(small: RealRun) -> None:
     wanted |= {EDITS[name] for name in made} | ({RANDOM} if "paper" in made else set())
     wanted |= {OWN_GROUP.format(edit=EDITS[name]) for name in real.SEEN if name in made}
     wanted |= {f"{EDITS[name]}; {WRONG}" for name in real.CROSSED if name in made}
-    assert not small.refused and set(real.arms_of(small)) == wanted
+    assert not small.refused and set(tables.arms_of(small)) == wanted
     asked = len(small.pairs)
     counts = small.arms.groupby("arm").size()
     for arm, count in counts.items():
@@ -155,18 +156,18 @@ def test_a_fit_on_self_made_pairs_sees_no_gold_answer(small: RealRun) -> None:
 
 
 def test_the_tables_have_a_row_per_arm_with_users_and_seeds(small: RealRun) -> None:
-    table = real.results(small).set_index("arm")
+    table = tables.results(small).set_index("arm")
     assert table.at[NO_EDIT, f"gain, {NATS}"] == 0 and set(table["n"]) == {4}
     assert table.at[NO_EDIT, "seeds"] == 1
     if small.study.task == POSTS:
         assert table.at[RANDOM, "seeds"] == RANDOM_DRAWS
-    assert list(real.edits(small)["half"]) == sorted(real.edits(small)["half"])
-    assert len(real.pair_quality(small)) == 3 and len(real.insights(small)) == 4
-    assert set(real.pair_examples(small)["user"]) == {user.user.id for user in small.users}
-    shown = real.one_query(small, small.users[0].user.id)
+    assert list(tables.edits(small)["half"]) == sorted(tables.edits(small)["half"])
+    assert len(tables.pair_quality(small)) == 3 and len(tables.insights(small)) == 4
+    assert set(tables.pair_examples(small)["user"]) == {user.user.id for user in small.users}
+    shown = tables.one_query(small, small.users[0].user.id)
     assert shown["gold"].nunique() == 1 and NO_EDIT in set(shown["arm"])
     with pytest.raises(UserError, match="There is no user 'nobody'; choose among"):
-        real.one_query(small, "nobody")
+        tables.one_query(small, "nobody")
 
 
 def test_two_halves_need_two_users() -> None:
@@ -205,14 +206,14 @@ def test_an_edit_that_silences_or_repeats_itself_carries_a_warning() -> None:
             fitted: ["I'm sorry, but I can't assist with that."] * 12,
         },
     )
-    assert real.warning(run, NO_EDIT) == real.warning(run, gold) == ""
-    told = real.warning(run, paper)
+    assert tables.warning(run, NO_EDIT) == tables.warning(run, gold) == ""
+    told = tables.warning(run, paper)
     assert "the users' own texts are less likely" in told
     assert "100% empty (no edit: 0%)" in told
-    assert real.warning(run, fitted) == (
+    assert tables.warning(run, fitted) == (
         "100% refusals (no edit: 0%); 100% of the answers are one"
     )
-    said = real.conclusions(run)
+    said = tables.conclusions(run)
     assert said[0].startswith(f"{paper}: below no edit, -0.80 [-0.80, -0.80]")
     assert "Not usable: the users' own texts" in said[0]
     assert said[2] == f"{gold}: above no edit, +0.30 [+0.30, +0.30] {NATS} over 12 users."
@@ -233,7 +234,7 @@ def test_controls_are_differences_over_users() -> None:
         },
         {},
     )
-    table = real.contrasts(run).set_index("question")
+    table = tables.contrasts(run).set_index("question")
     assert table.at[f"{gold} minus {RANDOM}", NATS] == pytest.approx(0.3)
     assert table.at[f"{history}: own half's minus the other half's", "interval"] == "includes 0"
     assert table.at["own history minus another user's, no edit", NATS] == pytest.approx(0.1)
@@ -244,6 +245,6 @@ def test_controls_are_differences_over_users() -> None:
 
 def test_the_side_of_an_interval_is_what_it_says() -> None:
     ends = [(-2, -1), (-1, 1), (1, 2)]
-    assert [real.side(Estimate(0, low, high, 9, 1)) for low, high in ends] == [
+    assert [tables.side(Estimate(0, low, high, 9, 1)) for low, high in ends] == [
         "below 0", "includes 0", "above 0",
     ]  # fmt: skip
