@@ -230,6 +230,10 @@ def test_other_models_make_a_profile_of_their_own(
     # The sizes are the base profile's.
     assert settings_for(found) == settings_for(get_profile("demo"))
     assert get_profile("demo", []) is get_profile("demo")
+    # Of a large model there is room for one, which then has all the cores.
+    assert (found.workers, found.threads) == (1, 2)
+    embedded = get_profile("demo", ["demo:decoder:0"])
+    assert (embedded.workers, embedded.threads) == (2, 1)
 
 
 @pytest.mark.parametrize("model", ["none.gguf", "./none", "/no/such/folder", "a/b/c", " "])
