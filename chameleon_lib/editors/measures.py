@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from chameleon_lib.backbones.batches import Batch, PreparedBatches, pad
 from chameleon_lib.errors import UserError
 
 NEW_TOKENS = 8  # of an answer, beyond its target's
+_TALKS = 16  # dialogues in a batch
 BREAKS = 1.5  # an edit that makes neutral text so many times as perplexing breaks the model
 # Plain sentences of ours about nobody.
 NEUTRAL = (
@@ -160,12 +160,8 @@ def answer_talks(
     ids = [dialogue_ids(backbone, turns) for turns in talks]
     for at, row in enumerate(ids):
         backbone.check_length(len(row), room, f"Dialogue {at}")
-    answers: list[str] = []
     order = sorted(range(len(ids)), key=lambda at: len(ids[at]))
-    # Dialogues of one length share their beginning where they do not name the preference there.
-    batches: list[Any] = []
-    for start in range(0, len(order), 16):
-        rows = order[start : start + 16]
-        batches.append(Batch(rows, [ids[at] for at in rows], [0] * len(rows)))
-    answers = backbone.generate_prepared(PreparedBatches(batches), max_new_tokens=room)
-    return list(answers)
+    parts = [order[start : start + _TALKS] for start in range(0, len(order), _TALKS)]
+    # The members of a batch share their common beginning, which is read once.
+    batches = [Batch(rows, [ids[at] for at in rows], [0] * len(rows)) for rows in parts]
+    return backbone.generate_prepared(PreparedBatches(batches), max_new_tokens=room)

@@ -23,7 +23,7 @@ from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.editors.editor import Editor
 from chameleon_lib.editors.request import Request
 from chameleon_lib.editors.sites import Site, site_of
-from chameleon_lib.editors.tokens import Asked, SubjectRows, asked, subject_place, wide
+from chameleon_lib.editors.tokens import Asked, SubjectRows, asked, read_once, subject_place, wide
 from chameleon_lib.editors.undo import Trace
 from chameleon_lib.errors import UserError
 
@@ -149,26 +149,27 @@ class ROME(Editor):
         change = torch.zeros_like(v0, requires_grad=True)
         optimizer = torch.optim.Adam([change], lr=self.lr)
         losses, norms = [], []
-        for step in range(self.steps + 1):
-            with torch.enable_grad(), _added(site.module, change, read.places):
-                logits = read.logits()
-            said = torch.stack(
-                [nn.functional.cross_entropy(row, wanted) for row in logits[:-1]]
-            ).mean()
-            after = logits[-1].log_softmax(dim=-1)[0]
-            drift = (after.exp() * (after - before)).sum()
-            loss = said + self.kl * drift + self.decay * change.norm() / length**2
-            losses.append(float(loss.detach()))
-            if losses[-1] < self.stop or step == self.steps:
-                break
-            (change.grad,) = torch.autograd.grad(loss, [change])
-            # The norm of no change has no slope: 0 is what torch says, and what is meant.
-            optimizer.step()
-            with torch.no_grad():
-                norm = float(change.norm())
-                if norm > limit:
-                    change.mul_(limit / norm)
-                norms.append(min(norm, limit))
+        with read_once(backbone, site.layer):  # the change is above those layers
+            for step in range(self.steps + 1):
+                with torch.enable_grad(), _added(site.module, change, read.places):
+                    logits = read.logits()
+                said = torch.stack(
+                    [nn.functional.cross_entropy(row, wanted) for row in logits[:-1]]
+                ).mean()
+                after = logits[-1].log_softmax(dim=-1)[0]
+                drift = (after.exp() * (after - before)).sum()
+                loss = said + self.kl * drift + self.decay * change.norm() / length**2
+                losses.append(float(loss.detach()))
+                if losses[-1] < self.stop or step == self.steps:
+                    break
+                (change.grad,) = torch.autograd.grad(loss, [change])
+                # The norm of no change has no slope: 0 is what torch says, and what is meant.
+                optimizer.step()
+                with torch.no_grad():
+                    norm = float(change.norm())
+                    if norm > limit:
+                        change.mul_(limit / norm)
+                    norms.append(min(norm, limit))
         return _Value(keys[:-1], change.detach(), tuple(losses), tuple(norms), limit)
 
 

@@ -30,12 +30,14 @@ ATTENTION = {
     "umt5": ("q", "v"),
 }
 _ENCODER = "encoder.block.{i}.layer.1.DenseReluDense.wo"  # of the families of T5
-# The paper's layers: (family, layers, width) → of ROME, of fine-tuning.
-PAPER_LAYERS = {
+# The paper's layers, and one found by a scan of ours on users of no table: (family, layers, width)
+# → of ROME, of fine-tuning.
+NAMED_LAYERS = {
     ("llama", 32, 4096): (5, 21),  # Llama-3-8B-Instruct
     ("mistral", 32, 4096): (5, 21),  # Mistral-7B-Instruct-v0.3
     ("qwen3", 36, 4096): (5, 35),  # Qwen3-8B
     ("qwen2", 28, 3584): (5, 26),  # DeepSeek-R1-Distill-Qwen-7B
+    ("llama", 30, 576): (16, 20),  # SmolLM2-135M: of ROME 9, 13 and 16 were tried
 }
 _DEPTH = {"rome": 5 / 32, "tuned": 21 / 32}  # of other models: as deep as in Llama-3-8B
 
@@ -86,9 +88,9 @@ def depth_of(backbone: HFBackbone, kind: Kind) -> int:
 
 
 def default_layer(backbone: HFBackbone, kind: Kind) -> int:
-    """The paper's layer where the model is one of its table, else the same relative depth."""
+    """The layer of :data:`NAMED_LAYERS` where the model is in it, else the same relative depth."""
     family, layers = check_family(backbone), depth_of(backbone, kind)
-    named = PAPER_LAYERS.get((family, backbone.n_layers, backbone.d))
+    named = NAMED_LAYERS.get((family, backbone.n_layers, backbone.d))
     if named is not None:
         return named[0 if kind == "rome" else 1]
     return min(layers - 1, round(_DEPTH[kind] * layers))

@@ -7,7 +7,8 @@ that very text, so that no count of tokens at a seam can be wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,3 +190,41 @@ class SubjectRows:
         )
         out = wide(model.get_output_embeddings()(wanted))
         return list(out.split(counts))
+
+
+@contextmanager
+def read_once(backbone: HFBackbone, layer: int) -> Iterator[Callable[[int], None]]:
+    """Decoder layers before ``layer`` run once per row; their weights, and so they, never change.
+
+    Yields:
+        What says which row comes next. In an encoder-decoder every layer runs every time.
+    """
+    modules = backbone.sites("block_out")[:layer] if backbone.family == "decoder" else []
+    kept: dict[tuple[int, int], Any] = {}
+    current = 0
+
+    def of_row(row: int) -> None:
+        nonlocal current
+        current = row
+
+    def once(number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **named: Any) -> Any:
+            key = (current, number)
+            if key not in kept:
+                with torch.no_grad():
+                    kept[key] = forward(*args, **named)
+            return kept[key]
+
+        return run
+
+    own = [module.__dict__.get("forward") for module in modules]
+    try:
+        for number, module in enumerate(modules):
+            module.forward = once(number, module.forward)
+        yield of_row
+    finally:
+        for module, forward in zip(modules, own, strict=True):
+            if forward is not None:
+                module.forward = forward
+            elif "forward" in module.__dict__:
+                del module.forward

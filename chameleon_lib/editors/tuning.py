@@ -6,10 +6,8 @@ is ordinary teacher forcing. Source: arXiv 2512.13676.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +18,7 @@ from chameleon_lib.editors.released import OURS, Released
 from chameleon_lib.editors.request import Request
 from chameleon_lib.editors.rome import kept_weight
 from chameleon_lib.editors.sites import site_of
-from chameleon_lib.editors.tokens import Asked, asked, forced_loss, last_token_loss
+from chameleon_lib.editors.tokens import Asked, asked, forced_loss, last_token_loss, read_once
 from chameleon_lib.editors.undo import Trace
 
 
@@ -74,7 +72,7 @@ class Tuned(Editor):
         losses, norms = [], []
         weight.requires_grad_(True)
         try:
-            with _read_once(self.backbone, self.site.layer) as of_row:
+            with read_once(self.backbone, self.site.layer) as of_row:
                 for step in range(self.steps + 1):
                     total = torch.zeros((), device=self.backbone.device)
                     gradient = torch.zeros_like(first)
@@ -128,41 +126,3 @@ class FTL(Tuned):
             return found
         marked = self.backbone.codec.tokenizer(request.target, add_special_tokens=True).input_ids
         return Asked(found.prompt, list(marked), found.at)
-
-
-@contextmanager
-def _read_once(backbone: HFBackbone, layer: int) -> Iterator[Callable[[int], None]]:
-    """Decoder layers before ``layer`` run once per row; their weights, and so they, never change.
-
-    Yields:
-        What says which row comes next. In an encoder-decoder every layer runs every time.
-    """
-    modules = backbone.sites("block_out")[:layer] if backbone.family == "decoder" else []
-    kept: dict[tuple[int, int], Any] = {}
-    current = 0
-
-    def of_row(row: int) -> None:
-        nonlocal current
-        current = row
-
-    def once(number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **named: Any) -> Any:
-            key = (current, number)
-            if key not in kept:
-                with torch.no_grad():
-                    kept[key] = forward(*args, **named)
-            return kept[key]
-
-        return run
-
-    own = [module.__dict__.get("forward") for module in modules]
-    try:
-        for number, module in enumerate(modules):
-            module.forward = once(number, module.forward)
-        yield of_row
-    finally:
-        for module, forward in zip(modules, own, strict=True):
-            if forward is not None:
-                module.forward = forward
-            elif "forward" in module.__dict__:
-                del module.forward

@@ -14,15 +14,15 @@ from chameleon_lib.editors import EDITORS, FTL, FTM, ROME, LoRA, Request
 from chameleon_lib.editors.editor import Editor
 from chameleon_lib.editors.released import as_released
 from chameleon_lib.editors.rome import rank_change, sample_prefixes, unit_key
-from chameleon_lib.editors.sites import PAPER_LAYERS, default_layer, site_of
+from chameleon_lib.editors.sites import NAMED_LAYERS, default_layer, site_of
 from chameleon_lib.editors.tokens import (
     SubjectRows,
     asked,
     forced_loss,
     last_token_loss,
+    read_once,
     subject_place,
 )
-from chameleon_lib.editors.tuning import _read_once
 from chameleon_lib.errors import UserError
 from tests.backbones.tiny import make_backbone
 
@@ -322,7 +322,7 @@ def test_layers_below_the_edited_one_are_read_once_and_change_nothing() -> None:
     plain = [float(forced_loss(backbone, row)) for row in rows]
     calls: list[int] = []
     handle = backbone.sites()[0].register_forward_hook(lambda *_: calls.append(1))
-    with _read_once(backbone, 2) as of_row:
+    with read_once(backbone, 2) as of_row:
         for _ in range(3):
             for at, row in enumerate(rows):
                 of_row(at)
@@ -367,11 +367,13 @@ def test_the_papers_layers_are_named_and_others_lie_as_deep() -> None:
             self.model = type("Model", (), {"config": config})
             self.n_layers, self.d, self.family = layers, width, "decoder"
 
-    for (family, layers, width), (rome, tuned) in PAPER_LAYERS.items():
+    for (family, layers, width), (rome, tuned) in NAMED_LAYERS.items():
         model: Any = Named(family, layers, width)
         assert (default_layer(model, "rome"), default_layer(model, "tuned")) == (rome, tuned)
     small: Any = Named("llama", 30, 576)
-    assert (default_layer(small, "rome"), default_layer(small, "tuned")) == (5, 20)
+    assert (default_layer(small, "rome"), default_layer(small, "tuned")) == (16, 20)
+    other: Any = Named("llama", 30, 640)
+    assert (default_layer(other, "rome"), default_layer(other, "tuned")) == (5, 20)
 
 
 def test_what_cannot_be_edited_is_refused_in_a_sentence() -> None:
