@@ -187,17 +187,17 @@ def run(
     store = store or ArtifactStore()
     asked = (profile, backbone_id, sizes, tuple(given), released, store.root)
     desk = _desk(*asked)
-    parts = [desk.prompted(arm) for arm in PROMPTED]
     edited = [
         (arm, seed)
         for arm in (*CLAIMED, *sizes.others)
         for seed in range(sizes.seeds if arm in _SEEDED else 1)
     ]
-    desk.unedited(desk.around())  # before the workers part, who all compare with it
-    units = [(*arm, at) for arm in edited for at in range(desk.count(arm[0]))]
-    units += [(arm, -1, at) for arm in TALKS for at in range(sizes.few)]
-    phase = (f"{desk.backbone.name} edits", _fill, [(asked, *unit) for unit in units])
+    units: list[tuple[Any, ...]] = [(asked, "", 0, 0), *((asked, arm, 0, 0) for arm in PROMPTED)]
+    units += [(asked, *arm, at) for arm in edited for at in range(desk.count(arm[0]))]
+    units += [(asked, arm, -1, at) for arm in TALKS for at in range(sizes.few)]
+    phase = (f"{desk.backbone.name} edits", _fill, units)
     warm([phase], workers=profile.workers, threads=profile.threads)
+    parts = [desk.prompted(arm) for arm in PROMPTED]
     looks = [desk.edited(*arm) for arm in edited]
     recalls, effects, fits = (
         pd.concat([*more, *part], ignore_index=True)
@@ -207,10 +207,17 @@ def run(
 
 
 def _fill(asked: _Asked, arm: str, seed: int, at: int) -> None:
-    """Leaves one user's edit and answers in the store; seed -1 for those after other talk."""
+    """Leaves in the store one user's edit and answers, or those of a row that edits nothing.
+
+    Seed -1 is for the answers after other talk; no arm for what edits have no business with.
+    """
     desk = _desk(*asked)
     if seed < 0:
         desk.talk_records(arm, [at])
+    elif arm in PROMPTED:
+        desk.prompted(arm)
+    elif not arm:
+        desk.unedited(desk.around())
     else:
         desk.records(arm, seed, [at])
 
@@ -345,7 +352,7 @@ class _Desk:
 
     def records(self, arm: str, seed: int, rows: Sequence[int]) -> list[dict[str, Any]]:
         """What is kept of a row's users: answers, perplexity, and how the edit went."""
-        users, base = self.preferences, self._perplexity()
+        users = self.preferences
 
         def texts(at: int) -> list[str]:
             return [*(users[at].question(kind) for kind in self.kinds), *self.strange(at)]
@@ -357,7 +364,7 @@ class _Desk:
                     asked, max_new_tokens=self.room, edit=edit, groups=[0] * len(asked)
                 )
                 with self.backbone.editing(edit):
-                    found = perplexity(self.backbone) if self.strange(at) else base
+                    found = perplexity(self.backbone) if self.strange(at) else None
             return {"answers": answers, "perplexity": found, **fit}
 
         return self.store.map(
