@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ import torch
 from chameleon_lib.data.preferences import IMPLICIT, KINDS, invented_preferences
 from chameleon_lib.editors.released import OURS, Released, as_released
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.notebooks import read_notebook
+from chameleon_lib.kit.paths import notebooks_dir
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies import s10_desk as desk_module
 from chameleon_lib.studies import s10_personalization_editing as study
@@ -184,6 +187,34 @@ def test_ten_preferences_of_a_person_go_in_one_after_another_or_together(tmp_pat
         assert set(table["n"]) == {1}
         with pytest.raises(UserError, match="make 10 persons"):
             made(11)
+
+
+def test_the_notebooks_cells_publish_their_tables_and_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_small_models(monkeypatch)
+    monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("CHAMELEON_CACHE", str(tmp_path / "cache"))
+
+    def here(phases: Any, **_: Any) -> None:
+        for _label, work, units in phases:
+            for unit in units:
+                work(*unit)
+
+    monkeypatch.setattr(desk_module, "warm", here)
+    monkeypatch.setattr(desk_module, "MODEL", "demo:decoder:0")
+    monkeypatch.setattr(desk_module, "SUBSET", replace(TINY, turns=(0, 8)))
+    book = read_notebook(notebooks_dir() / "10_personalization_editing.ipynb")
+    names: dict[str, Any] = {}
+    for cell in book.code():
+        exec(compile(cell.replace("users: int = 24", "users: int = 3"), "cell", "exec"), names)
+    tables = {path.stem for path in (tmp_path / "outputs" / "demo" / "tables").glob("*.csv")}
+    assert tables == {"10_recall", "10_locality", "10_turns", "10_cost", "10_claims"}
+    figures = tmp_path / "outputs" / "demo" / "figures"
+    for figure in ("10_recall", "10_locality", "10_turns"):
+        said = json.loads((figures / f"{figure}.json").read_text(encoding="utf-8"))
+        assert len(said["alt"]) > 40 and said["caption"].endswith("(demo profile).")
+    assert len(names["run"].preferences) == 3
 
 
 # --- tables of made-up answers --------------------------------------------------------------------
