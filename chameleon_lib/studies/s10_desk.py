@@ -115,7 +115,7 @@ class Sizes:
 # its end (rates and ROME's layer were tried on the last four users, who are in no subset); and
 # the paper's own numbers on all invented users.
 SUBSET = Sizes(
-    24, 8, (0, 2, 8), 1, ((5, 1),), 10, 12, 12,
+    24, 6, (0, 2, 8), 1, ((5, 1),), 10, 12, 12,
     rome_rate=1.0, tuned_rate=1e-3, others=(LORA, FITTED, PAPER),
 )  # fmt: skip
 FULL = Sizes(100, 100, (0, 2, 4, 6, 8, 10), 3, ((5, 10), (10, 10)), 24, 25, 70)
@@ -245,8 +245,8 @@ class _Desk:
         self.sizes, self.released = sizes, released
         self.given, self.preferences = preferences, list(preferences[: sizes.users])
         self.settings = EditSettings().with_(
-            pairs_on_too_few="warn", fit_steps=10, fit_holdout=0.0, check_edit="off",
-            model_dtype=profile.dtype,
+            pairs_on_too_few="warn", fit_steps=10, fit_holdout=0.0, fit_loss="likelihood",
+            fit_leash=0.0, check_edit="off", model_dtype=profile.dtype,
         )  # fmt: skip
         opened = open_backbone(backbone_id, self.settings, profile)
         if not isinstance(opened, HFBackbone):
@@ -451,15 +451,10 @@ class _Desk:
     ) -> Iterator[tuple[Edit | None, dict[str, Any]]]:
         """One user's edit, in the model inside the block; one of activations is yielded."""
         if arm in (FITTED, PAPER):
-            edit, losses = (self._fitted if arm == FITTED else self._found)(preference, seed)
+            edit, steps = (self._fitted if arm == FITTED else self._found)(preference, seed)
             size = 0 if edit is None else 2 * edit.theta_p.numel() * edit.theta_p.element_size()
-            yield (
-                edit,
-                {
-                    "steps": max(0, len(losses)), "first loss": losses[0] if losses else None,
-                    "last loss": losses[-1] if losses else None, "bytes": size, "seconds": None,
-                },
-            )  # fmt: skip
+            told = dict.fromkeys(("first loss", "last loss", "seconds"))  # another loss than NLL
+            yield edit, {"steps": steps, "bytes": size, **told}
             return
         requests = self.requests(arm, preference)
         with self._editor(arm, seed).edit(*requests) as undo:
@@ -503,8 +498,8 @@ class _Desk:
 
     # --- edits of activations ---------------------------------------------------------------------
 
-    def _fitted(self, preference: Preference, seed: int) -> tuple[Edit | None, list[float]]:
-        """Our rank-2 edit at all layers, fitted on three variants of the question."""
+    def _fitted(self, preference: Preference, seed: int) -> tuple[Edit | None, int]:
+        """Our rank-2 edit at all layers: the target's likelihood after three variants, no leash."""
         requests = requests_of(preference, min(3, len(preference.questions)))
         said = self.unedited([request.question for request in requests])
         contrasts = [
@@ -513,9 +508,9 @@ class _Desk:
         ]
         layers = range(self.backbone.n_layers)
         found = fit_by_preference(self.backbone, contrasts, layers, self.settings, seed=seed)
-        return found.edit, found.loss
+        return found.edit, len(found.loss)
 
-    def _found(self, preference: Preference, seed: int) -> tuple[Edit | None, list[float]]:
+    def _found(self, preference: Preference, seed: int) -> tuple[Edit | None, int]:
         """The paper's edit, from what the model says with and without the preference before it."""
         questions = list(preference.questions)
         plain = self.unedited(questions)
@@ -523,11 +518,11 @@ class _Desk:
         rows = [row for row in zip(questions, told, plain, strict=True) if row[1] != row[2]]
         rows = [row for row in rows if row[1] and row[2]]
         if len(rows) < 3:  # too few pairs for a direction
-            return None, []
+            return None, 0
         asked, p, n = (list(column) for column in zip(*rows, strict=True))
         h_p, h_n = (self.backbone.activations(asked, said) for said in (p, n))
         found = find_directions("paper", h_p, h_n, self.settings, seed)
-        return found.to_edit(self.settings), []
+        return found.to_edit(self.settings), 0
 
     # --- after other talk -------------------------------------------------------------------------
 

@@ -144,7 +144,7 @@ def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
         ran(tmp_path, sizes=replace(TINY, users=200))
     with pytest.raises(UserError, match="few not above users"):
         ran(tmp_path, sizes=replace(TINY, few=9))
-    assert desk_module.chosen(7, full=False) == replace(SUBSET, users=7, few=7)
+    assert desk_module.chosen(7, full=False) == replace(SUBSET, users=7, few=6)
     assert desk_module.chosen(7, full=True) is FULL
 
 
