@@ -28,7 +28,6 @@ from chameleon_lib.data.preferences import (
     KINDS,
     Preference,
     invented_preferences,
-    persons,
 )
 from chameleon_lib.editors import FTL, FTM, ROME, Editor, LoRA, Request, requests_of
 from chameleon_lib.editors.measures import (
@@ -49,9 +48,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.pool import warm
 from chameleon_lib.kit.profiles import RunProfile
-from chameleon_lib.kit.stats import bootstrap_mean
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.studies.study import open_backbone, open_embedder
 
 MODEL = "smollm2"  # of `kit.wheels`
@@ -139,8 +136,9 @@ class Editing:
         recalls: One row per arm, seed, user and kind of question: ``arm``, ``seed``, ``user``,
             ``kind``, ``question``, ``target``, ``answer`` and its scores.
         effects: One row per edited arm, seed and user of :attr:`Sizes.few`: agreement of the
-            answers to other users' and to general questions with those of the unedited model, and
-            the ratio of perplexities of neutral text.
+            answers to other types' and to general questions with those of the unedited model, how
+            many of the former hold the user's target, and the ratio of perplexities of neutral
+            text.
         talks: One row per arm, user and turns: ``substring``.
         fits: One row per edited arm, seed and user: steps, losses, bytes; and seconds, which
             differ from run to run and stand in no saved table.
@@ -230,7 +228,7 @@ _SEEDED = (*CLUSTER, LORA, FITTED)
 _Asked = tuple[RunProfile, str, Sizes, tuple[Preference, ...], Released, Path]
 
 
-class _Desk:
+class Desk:
     """The model with everything that is asked of it."""
 
     def __init__(
@@ -391,7 +389,7 @@ class _Desk:
                 for at in batch:
                     found.append(one(at))
                     if not apart:
-                        editor = self._editor(arm, seed)
+                        editor = self.editor(arm, seed)
                         stay.enter_context(editor.edit(*self.requests(arm, users[at])))
                 return found
 
@@ -400,7 +398,7 @@ class _Desk:
             rows,
             some,
             inputs=self.inputs(arm=arm, seed=seed),
-            key_of=lambda at: [_content(users[at]), texts(at)],
+            key_of=lambda at: [content(users[at]), texts(at)],
             batch_size=1 if apart else len(rows),
             label=f"{self.backbone.name} {arm}",
             modules=(*MODULES, "chameleon_lib.core.directions", "chameleon_lib.core.fitting"),
@@ -421,6 +419,9 @@ class _Desk:
                 "others": np.mean([agreement(*pair)["exact"] for pair in pairs[: -len(GENERAL)]]),
                 "others' words": np.mean(
                     [agreement(*pair)["words"] for pair in pairs[: -len(GENERAL)]]
+                ),
+                "leaks": np.mean(
+                    [recall(preference.target, new)[SUBSTRING] for _, new in pairs[: -len(GENERAL)]]
                 ),
                 "general": np.mean([agreement(*pair)["exact"] for pair in pairs[-len(GENERAL) :]]),
                 "perplexity ratio": record["perplexity"] / base,
@@ -457,7 +458,7 @@ class _Desk:
             yield edit, {"steps": steps, "bytes": size, **told}
             return
         requests = self.requests(arm, preference)
-        with self._editor(arm, seed).edit(*requests) as undo:
+        with self.editor(arm, seed).edit(*requests) as undo:
             last = undo.traces[-1]
             yield (
                 None,
@@ -470,7 +471,8 @@ class _Desk:
                 },
             )
 
-    def _editor(self, arm: str, seed: int) -> Editor:
+    def editor(self, arm: str, seed: int) -> Editor:
+        """The editor of a row, made once: it holds the weight that it changes."""
         kind = ROME_1 if arm in CLUSTER else arm
         if (kind, seed) not in self._editors:
             self._editors[kind, seed] = self._new_editor(kind, seed)
@@ -544,7 +546,7 @@ class _Desk:
             rows,
             lambda batch: [one(at) for at in batch],
             inputs=self.inputs(arm=arm, turns=turns, filler=FILLER),
-            key_of=lambda at: _content(users[at]),
+            key_of=lambda at: content(users[at]),
             batch_size=1,
             label=f"{self.backbone.name} {arm}, other talk",
             modules=MODULES,
@@ -589,12 +591,12 @@ class _Desk:
 
 
 @lru_cache(maxsize=1)
-def _desk(*asked: Any) -> _Desk:
+def _desk(*asked: Any) -> Desk:
     """The desk of a worker process, which opens its model once."""
-    return _Desk(*asked)
+    return Desk(*asked)
 
 
-def _content(preference: Preference) -> list[Any]:
+def content(preference: Preference) -> list[Any]:
     """What of a preference decides an edit."""
     return [preference.questions, preference.subjects, preference.targets, preference.sentence]
 
@@ -616,75 +618,3 @@ def _people(preferences: Sequence[Preference]) -> list[list[Preference]]:
             people.append([])
         people[-1].append(preference)
     return people
-
-
-def several(
-    profile: RunProfile,
-    backbone_id: str,
-    sizes: Sizes = SUBSET,
-    *,
-    people: int = 2,
-    arm: str = ROME_1,
-    preferences: Sequence[Preference] | None = None,
-    store: ArtifactStore | None = None,
-) -> pd.DataFrame:
-    """All ten preferences of a person in the model at once: one after another, and in one fit.
-
-    Args:
-        people: Ten users of different types make one person; so many of these.
-        arm: An editor's row.
-
-    Returns:
-        One row per way (``apart`` is each preference by itself) with the share of direct questions
-        whose answer holds the target, the interval over people, and neutral text's perplexity
-        ratio.
-
-    Raises:
-        UserError: Fewer people than asked for, or a model without editors.
-    """
-    given = list(preferences or invented_preferences())
-    own = persons(given)[:people]
-    if not 1 <= people <= len(own):
-        raise UserError(f"people is {people}; the preferences make {len(persons(given))} persons.")
-    root = (store or ArtifactStore()).root
-    desk = _Desk(profile, backbone_id, sizes, tuple(given), OURS, root)
-    editor = desk._editor(arm, 0)
-
-    def hits(asked: Sequence[Preference]) -> list[float]:
-        texts = [p.questions[-1] for p in asked]
-        said = desk.backbone.generate(texts, max_new_tokens=desk.room, groups=[0] * len(texts))
-        return [recall(p.target, text)[SUBSTRING] for p, text in zip(asked, said, strict=True)]
-
-    def person(at: int, how: str) -> dict[str, float]:
-        base = perplexity(desk.backbone)
-        if how == "apart":
-            found = []
-            for preference in own[at]:
-                with editor.edit(*desk.requests(arm, preference)):
-                    found += hits([preference])
-            return {"share": float(np.mean(found)), "ratio": 1.0}
-        requests = [request for p in own[at] for request in desk.requests(arm, p)]
-        with editor.edit(*requests, joint=how == "joint"):
-            return {
-                "share": float(np.mean(hits(own[at]))),
-                "ratio": perplexity(desk.backbone) / base,
-            }
-
-    rows = []
-    for how in ("apart", "one after another", "joint"):
-        found = desk.store.map(
-            "editing_several",
-            range(people),
-            lambda batch, how=how: [person(at, how) for at in batch],  # type: ignore[misc]
-            inputs=desk.inputs(arm=arm, how=how),
-            key_of=lambda at: [_content(p) for p in own[at]],
-            batch_size=1,
-            label=f"{desk.backbone.name} {arm}, {how}",
-            modules=MODULES,
-        )
-        row: dict[str, Any] = {"row": f"{arm}, {how}"}
-        row |= estimate_columns(bootstrap_mean([one["share"] for one in found]), TITLES[DIRECT])
-        if how != "apart":
-            row["perplexity ratio"] = float(np.mean([one["ratio"] for one in found]))
-        rows.append({**row, "n": row.pop("n"), "seeds": row.pop("seeds")})
-    return pd.DataFrame(rows)

@@ -98,9 +98,10 @@ def recall_figure(run: Editing, publish: Publisher) -> FigureOutput:
 def effect_table(run: Editing) -> pd.DataFrame:
     """Locality and damage beside efficacy, of the users whose edits were looked at.
 
-    ``others``: share of direct questions of other types whose answer is unchanged to the letter;
-    ``general``: the same of general questions; ``perplexity ratio`` of neutral text; ``breaks``:
-    share of edits beyond :data:`BREAKS`.
+    ``leaks``: share of direct questions of other types whose answer holds the user's target;
+    ``others``: share of them whose answer is unchanged to the letter; ``general``: the same of
+    general questions; ``perplexity ratio`` of neutral text; ``breaks``: share of edits beyond
+    :data:`BREAKS`.
     """
     rows = []
     for arm in dict.fromkeys(run.effects["arm"]):
@@ -113,7 +114,7 @@ def effect_table(run: Editing) -> pd.DataFrame:
         few = len(set(part["user"]))
         row: dict[str, Any] = {"row": arm}
         row |= estimate_columns(bootstrap_mean(scores(run, arm, DIRECT)[:, :few]), TITLES[DIRECT])
-        for measure in ("others", "general", "perplexity ratio"):
+        for measure in ("leaks", "others", "general", "perplexity ratio"):
             row |= estimate_columns(bootstrap_mean(of(measure)), measure)
         row["others' words"] = float(of("others' words").mean())
         row["breaks"] = float((of("perplexity ratio") > BREAKS).mean())
@@ -124,21 +125,21 @@ def effect_table(run: Editing) -> pd.DataFrame:
 
 def effect_figure(table: pd.DataFrame, run: Editing, publish: Publisher) -> FigureOutput:
     """Locality against efficacy: one point per edited row."""
-    data = drawn(table, "others", "row", TITLES[DIRECT])
+    data = drawn(table, "leaks", "row", TITLES[DIRECT])
     told = "; ".join(
         f"{row['row']} {row['value']:.2f} at {row[TITLES[DIRECT]]:.2f}"
         for _, row in data.iterrows()
     )
     return curve(
         publish, data, "10_locality", made_by=effect_figure,
-        title=f"{run.backbone.name}: what an edit costs elsewhere",
+        title=f"{run.backbone.name}: what an edit says elsewhere",
         caption=(
-            "Share of other types' questions with the very same answer, against efficacy, with 95 "
-            f"% intervals over {int(data['n'].iloc[0])} users"
+            "Share of other types' questions that are answered with the user's target, against "
+            f"efficacy, with 95 % intervals over {int(data['n'].iloc[0])} users"
         ),
-        alt=f"Points of unchanged answers over efficacy: {told}.",
+        alt=f"Points of the share of leaking answers over efficacy: {told}.",
         x=TITLES[DIRECT], xlabel="efficacy, share of users (→ better)",
-        ylabel="unchanged answers of other types", group="row",
+        ylabel="answers of other types with the target", group="row", better="lower",
     )  # fmt: skip
 
 
@@ -269,6 +270,11 @@ def conclusions(run: Editing) -> list[str]:
         )
     effects = effect_table(run)
     broken = effects[effects["warning"] != ""]["row"]
+    leaks = [f"{row['row']} {row['leaks']:.2f}" for _, row in effects.iterrows()]
+    said.append(
+        "Share of other types' questions that are answered with the user's target: "
+        f"{', '.join(leaks)}, over {int(effects['n'].iloc[0])} users."
+    )
     said.append(
         f"Edits that break the model (neutral perplexity above {BREAKS} times): "
         f"{', '.join(broken) if len(broken) else 'none'}."

@@ -40,6 +40,7 @@ from chameleon_lib.studies.s10_desk import (
     Editing,
     Sizes,
 )
+from chameleon_lib.studies.s10_several import several
 from tests.studies.small import small_profile, use_small_models
 
 Hits = dict[tuple[str, str], Any]
@@ -71,7 +72,7 @@ def test_every_row_is_asked_every_kind_of_question(small: Editing) -> None:
     assert (small.effects.groupby("arm").size() == 2).all()
     assert set(small.talks["arm"]) == set(TALKS) and set(small.talks["turns"]) == {0, 1}
     assert small.effects["perplexity ratio"].gt(0).all()
-    for measure in ("others", "others' words", "general"):
+    for measure in ("leaks", "others", "others' words", "general"):
         assert small.effects[measure].between(0, 1).all()
 
 
@@ -116,7 +117,7 @@ def test_prompts_hold_the_preference_and_as_released_they_lose_it(tmp_path: Path
 def ran_desk(folder: Path, released: Released = OURS) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         use_small_models(patch)
-        desk = desk_module._Desk(
+        desk = desk_module.Desk(
             small_profile(), "demo:decoder:0", TINY, invented_preferences()[:4], released, folder
         )
         assert desk._retrieved  # while the small embedder is in place
@@ -136,7 +137,7 @@ def test_tables_have_a_row_each_with_users_and_seeds(small: Editing) -> None:
     assert list(shown["row"]) == study.arms_of(small)
     with pytest.raises(UserError, match="There is no user 'nobody'"):
         study.examples(small, "nobody")
-    assert len(study.claims(small)) == 5 == len(study.conclusions(small)) - 1
+    assert len(study.claims(small)) == 5 == len(study.conclusions(small)) - 2
 
 
 def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_ten_preferences_of_a_person_go_in_one_after_another_or_together(tmp_pat
         use_small_models(patch)
 
         def made(people: int) -> pd.DataFrame:
-            return desk_module.several(
+            return several(
                 small_profile(), "demo:decoder:0", TINY, people=people, arm=FT_M,
                 store=ArtifactStore(tmp_path),
             )  # fmt: skip
@@ -235,8 +236,8 @@ def made_up(hits: Hits, ratio: float = 1.0) -> Editing:
     )  # fmt: skip
     effects = pd.DataFrame(
         [
-            {"arm": ROME_1, "seed": 0, "user": user, "others": 0.5, "others' words": 0.7,
-             "general": 1.0, "perplexity ratio": ratio}
+            {"arm": ROME_1, "seed": 0, "user": user, "leaks": 0.25, "others": 0.5,
+             "others' words": 0.7, "general": 1.0, "perplexity ratio": ratio}
             for user in users
         ]
     )  # fmt: skip
@@ -277,4 +278,5 @@ def test_an_edit_that_breaks_the_model_is_marked() -> None:
     assert list(sound["warning"]) == [""] and list(sound["breaks"]) == [0]
     assert list(broken["warning"]) == ["breaks the model"] and list(broken["breaks"]) == [1]
     assert study.conclusions(made_up(rows, 1.6))[-1].endswith(f"times): {ROME_1}.")
+    assert study.conclusions(made_up(rows))[-2].endswith(f"target: {ROME_1} 0.25, over 12 users.")
     assert PAPER not in set(broken["row"])
