@@ -119,9 +119,13 @@ FULL = Sizes(100, 100, (0, 2, 4, 6, 8, 10), 3, ((5, 10), (10, 10)), 24, 25, 70)
 
 
 def chosen(users: int, full: bool) -> Sizes:
-    """The sizes of a notebook's parameters: the subset with so many users, or everything."""
+    """The sizes of a notebook's parameters: the subset with so many users, or everything.
+
+    More users than there are preferences are all of them.
+    """
     if full:
         return FULL
+    users = min(users, FULL.users)
     return replace(SUBSET, users=users, few=min(SUBSET.few, users))
 
 

@@ -146,6 +146,7 @@ def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="few not above users"):
         ran(tmp_path, sizes=replace(TINY, few=9))
     assert desk_module.chosen(7, full=False) == replace(SUBSET, users=7, few=6)
+    assert desk_module.chosen(500, full=False).users == 100
     assert desk_module.chosen(7, full=True) is FULL
 
 
