@@ -279,7 +279,7 @@ wants_small_model() { # whether what is asked for runs on it
   [ -z "$models" ] || return 1
   case "$profile" in
     small) return 0 ;;
-    demo) compgen -G "notebooks/14_*.ipynb" >/dev/null && [[ -z "$only" || ",$only," = *,14,* ]] ;;
+    demo) compgen -G "notebooks/1[04]_*.ipynb" >/dev/null && [[ -z "$only" || ",$only," = *,1[04],* ]] ;;
     *) return 1 ;;
   esac
 }
@@ -289,7 +289,7 @@ case "$action" in
     export MPLBACKEND=agg
     if [ "$install" = yes ] && wants_small_model && [ ! -f "${CHAMELEON_CACHE:-.chameleon}/models/$small_file" ]; then
       "$python" -m chameleon_lib models get "$small_model" >&2 ||
-        note "without that model, notebook 14 is left out and --profile small cannot run."
+        note "without that model, notebooks 10 and 14 are left out and --profile small cannot run."
     fi
     exec "$python" -m chameleon_lib run --profile "$profile" ${arguments[@]+"${arguments[@]}"} ;;
   list) exec "$python" -m chameleon_lib list ${arguments[@]+"${arguments[@]}"} ;;

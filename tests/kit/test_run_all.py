@@ -332,8 +332,10 @@ def test_the_model_in_a_wheel_is_fetched_where_a_run_needs_it_and_is_not_there(
     assert not fetched("--profile", "small", "--backbone", "me/mine")
     (bare.base / "notebooks" / "14_real_model.ipynb").write_text("{}", encoding="utf-8")
     assert fetched() and fetched("--only", "14") and not fetched("--only", "01")
+    (bare.base / "notebooks" / "10_personalization_editing.ipynb").write_text("{}")
+    assert fetched("--only", "10") and fetched("--only", "01,10")
     result = bare.call("--profile", "small", FAKE_MODELS="3")
-    assert result.returncode == 0 and "notebook 14 is left out" in result.stderr
+    assert result.returncode == 0 and "notebooks 10 and 14 are left out" in result.stderr
     models = bare.base / ".chameleon" / "models"
     models.mkdir(parents=True)
     (models / Path(WHEELS["smollm2"].member).name).touch()

@@ -1,0 +1,624 @@
+"""Every row of the study of edited preferences: what is written or said, and what is answered.
+
+The editors run on one user at a time, each on the unedited model; rows that change the prompt, and
+the kit's two edits of activations, are asked the same. What was done is kept in the store, user by
+user, so a second call reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.core.directions import find_directions
+from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.fitting import Contrast, fit_by_preference
+from chameleon_lib.core.settings import EditSettings
+from chameleon_lib.data.preferences import (
+    DIRECT,
+    IMPLICIT,
+    KINDS,
+    Preference,
+    invented_preferences,
+)
+from chameleon_lib.editors import FTL, FTM, ROME, Editor, LoRA, Request, requests_of
+from chameleon_lib.editors.measures import (
+    FILLER,
+    GENERAL,
+    agreement,
+    answer_room,
+    answer_talks,
+    cut_to_gold,
+    perplexity,
+    recall,
+    talk,
+    with_leak,
+)
+from chameleon_lib.editors.released import OURS, Released
+from chameleon_lib.editors.rome import sample_prefixes
+from chameleon_lib.errors import UserError
+from chameleon_lib.kit.hashing import digest
+from chameleon_lib.kit.pool import warm
+from chameleon_lib.kit.profiles import RunProfile
+from chameleon_lib.kit.store import ArtifactStore
+from chameleon_lib.studies.study import open_backbone, open_embedder
+
+MODEL = "smollm2"  # of `kit.wheels`
+SUBSTRING, WORD, F1 = "substring", "word", "f1"
+TITLES = {
+    DIRECT: "efficacy",
+    "paraphrased": "generalisation",
+    IMPLICIT: "implicit",
+    "recommendation": "recommendation",
+}
+ZERO = "zero-shot"
+PROMPT, RETRIEVED = "preference in the prompt", "retrieved preference in the prompt"
+ROME_1, ROME_3, ROME_9 = "ROME", "ROME, 3 variants", "ROME, 9 variants"
+FT_L, FT_M, LORA = "FT-L", "FT-M", "LoRA"
+FITTED, PAPER = "our fitted rank-2 edit", "CHAMELEON's edit"
+PROMPTED = (ZERO, PROMPT, RETRIEVED)
+CLAIMED = (ROME_1, ROME_3, FT_L, FT_M)  # edited rows that a claim of the paper compares
+OTHERS = (ROME_9, LORA, FITTED, PAPER)
+CLUSTER = {ROME_1: 1, ROME_3: 3, ROME_9: 9}
+REMINDED = "reminder before the question"
+TALKS = (ZERO, PROMPT, REMINDED, ROME_1, FT_M)  # rows that are asked after other talk
+MODULES = ("chameleon_lib.editors", "chameleon_lib.backbones", "chameleon_lib.core.edit")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything is done, and how the editors are set.
+
+    Attributes:
+        users: Of the rows that claims compare.
+        few: Users of the other rows, of locality and of the talks; the first of them.
+        turns: Turns of other talk that are tried.
+        seeds: Repetitions of what is drawn: ROME's prefixes, LoRA's start, the fitted edit's.
+        prefixes: (tokens, how many) each, that ROME's fit is held under.
+        rome_steps: Updates of ROME at most.
+        tuned_steps: Of FT-L and FT-M.
+        lora_steps: Of LoRA; it stops at the same loss as FT-M.
+        rome_layer: ROME's; its default for the model if None.
+        rome_rate: Of ROME's Adam.
+        tuned_rate: Of that of FT-L and FT-M.
+        same_target: All variants of a cluster teach the original answer, and not each its own.
+        others: Rows beside those of the claims.
+    """
+
+    users: int
+    few: int
+    turns: tuple[int, ...]
+    seeds: int
+    prefixes: tuple[tuple[int, int], ...]
+    rome_steps: int
+    tuned_steps: int
+    lora_steps: int
+    rome_layer: int | None = None
+    rome_rate: float = 0.5
+    tuned_rate: float = 5e-4
+    same_target: bool = True
+    others: tuple[str, ...] = OTHERS
+
+
+# A subset that two cores do in minutes, with fewer and larger steps, so that every editor gets to
+# its end (rates and ROME's layer were tried on the last four users, who are in no subset); and
+# the paper's own numbers on all invented users.
+SUBSET = Sizes(
+    24, 6, (0, 2, 8), 1, ((5, 1),), 10, 12, 12,
+    rome_rate=1.0, tuned_rate=1e-3, others=(LORA, FITTED, PAPER),
+)  # fmt: skip
+FULL = Sizes(100, 100, (0, 2, 4, 6, 8, 10), 3, ((5, 10), (10, 10)), 24, 25, 70)
+
+
+def chosen(users: int, full: bool) -> Sizes:
+    """The sizes of a notebook's parameters: the subset with so many users, or everything.
+
+    More users than there are preferences are all of them.
+    """
+    if full:
+        return FULL
+    users = min(users, FULL.users)
+    return replace(SUBSET, users=users, few=min(SUBSET.few, users))
+
+
+@dataclass(frozen=True, eq=False)
+class Editing:
+    """One model, the preferences, and what every row answered.
+
+    Attributes:
+        backbone: The model.
+        preferences: Of all users.
+        sizes: What was done.
+        recalls: One row per arm, seed, user and kind of question: ``arm``, ``seed``, ``user``,
+            ``kind``, ``question``, ``target``, ``answer`` and its scores.
+        effects: One row per edited arm, seed and user of :attr:`Sizes.few`: agreement of the
+            answers to other types' and to general questions with those of the unedited model, how
+            many of the former hold the user's target, and the ratio of perplexities of neutral
+            text.
+        talks: One row per arm, user and turns: ``substring``.
+        fits: One row per edited arm, seed and user: steps, losses, bytes; and seconds, which
+            differ from run to run and stand in no saved table.
+    """
+
+    backbone: HFBackbone
+    preferences: list[Preference]
+    sizes: Sizes
+    recalls: pd.DataFrame
+    effects: pd.DataFrame
+    talks: pd.DataFrame
+    fits: pd.DataFrame
+
+
+def preferences_digest() -> str:
+    """SHA-256 of the invented preferences."""
+    return digest([[p.user, p.sentence, *p.questions, *p.targets] for p in invented_preferences()])
+
+
+def run(
+    profile: RunProfile,
+    backbone_id: str,
+    sizes: Sizes = SUBSET,
+    *,
+    preferences: Sequence[Preference] | None = None,
+    released: Released = OURS,
+    store: ArtifactStore | None = None,
+) -> Editing:
+    """Everything; what was done before is read from the store.
+
+    Args:
+        profile: Run profile.
+        backbone_id: A folder, a hub name or a model of ``kit.wheels``.
+        sizes: How much.
+        preferences: In place of the invented ones; never kept by the kit beyond its store.
+        released: Defects of the released code to repeat.
+        store: Artifact store; the default one if None.
+
+    Raises:
+        UserError: A model without editors, or fewer preferences than users.
+    """
+    given = list(preferences or invented_preferences())
+    if not 2 <= sizes.few <= sizes.users <= len(given):
+        raise UserError(
+            f"users is {sizes.users} and few {sizes.few}; there are {len(given)} preferences, and "
+            "both need 2 or more, few not above users."
+        )
+    store = store or ArtifactStore()
+    asked = (profile, backbone_id, sizes, tuple(given), released, store.root)
+    desk = _desk(*asked)
+    edited = [
+        (arm, seed)
+        for arm in (*CLAIMED, *sizes.others)
+        for seed in range(sizes.seeds if arm in _SEEDED else 1)
+    ]
+    units: list[tuple[Any, ...]] = [(asked, "", 0, 0), *((asked, arm, 0, 0) for arm in PROMPTED)]
+    units += [(asked, *arm, at) for arm in edited for at in desk.apart(arm[0])]
+    units += [(asked, arm, -1, at) for arm in TALKS for at in range(sizes.few)]
+    phase = (f"{desk.backbone.name} edits", _fill, units)
+    warm([phase], workers=profile.workers, threads=profile.threads)
+    parts = [desk.prompted(arm) for arm in PROMPTED]
+    looks = [desk.edited(*arm) for arm in edited]
+    recalls, effects, fits = (
+        pd.concat([*more, *part], ignore_index=True)
+        for more, part in zip((parts, [], []), zip(*looks, strict=True), strict=True)
+    )
+    return Editing(desk.backbone, desk.preferences, sizes, recalls, effects, desk.talked(), fits)
+
+
+def _fill(asked: _Asked, arm: str, seed: int, at: int) -> None:
+    """Leaves in the store one user's edit and answers, or those of a row that edits nothing.
+
+    Seed -1 is for the answers after other talk; no arm for what edits have no business with.
+    """
+    desk = _desk(*asked)
+    if seed < 0:
+        desk.talk_records(arm, [at])
+    elif arm in PROMPTED:
+        desk.prompted(arm)
+    elif not arm:
+        desk.unedited(desk.around())
+    else:
+        desk.records(arm, seed, [at])
+
+
+_SEEDED = (*CLUSTER, LORA, FITTED)
+_Asked = tuple[RunProfile, str, Sizes, tuple[Preference, ...], Released, Path]
+
+
+class Desk:
+    """The model with everything that is asked of it."""
+
+    def __init__(
+        self,
+        profile: RunProfile,
+        backbone_id: str,
+        sizes: Sizes,
+        preferences: Sequence[Preference],
+        released: Released,
+        root: Path,
+    ) -> None:
+        self.sizes, self.released = sizes, released
+        self.given, self.preferences = preferences, list(preferences[: sizes.users])
+        self.settings = EditSettings().with_(
+            pairs_on_too_few="warn", fit_steps=10, fit_holdout=0.0, fit_loss="likelihood",
+            fit_leash=0.0, check_edit="off", model_dtype=profile.dtype,
+        )  # fmt: skip
+        opened = open_backbone(backbone_id, self.settings, profile)
+        if not isinstance(opened, HFBackbone):
+            raise UserError(
+                f"{backbone_id} cannot be edited; give a model with weights of its own."
+            )
+        self.backbone, self.profile = opened, profile
+        self.store = ArtifactStore(root)
+        self.room = answer_room(opened, [p.target for p in preferences])
+        self.kinds = [kind for kind in KINDS if all(p.question(kind) for p in preferences)]
+        # Editors hold the weight they change, so they are made once.
+        self._editors: dict[tuple[str, int], Editor] = {}
+
+    def inputs(self, **more: Any) -> dict[str, Any]:
+        """What decides all values, for the store."""
+        sizes = replace(self.sizes, users=0, few=0, turns=(), others=(), seeds=0)
+        return {
+            "model": self.backbone.fingerprint,
+            "sizes": repr(sizes),
+            "released": repr(self.released),
+            "settings": repr(self.settings),
+            "room": self.room,
+            **more,
+        }
+
+    # --- rows that change the prompt --------------------------------------------------------------
+
+    def prompted(self, arm: str) -> pd.DataFrame:
+        """Answers of the unedited model; an arm changes the prompt."""
+        texts = [
+            self._prompt(arm, preference, kind)
+            for preference in self.preferences
+            for kind in self.kinds
+        ]
+        answers = self.unedited(texts)
+        return self._scored(arm, 0, self.preferences, answers, texts)
+
+    def _prompt(self, arm: str, preference: Preference, kind: str) -> str:
+        question = preference.question(kind)
+        if arm == ZERO or (self.released.prompt_lost and kind != DIRECT):
+            return question
+        told = preference.sentence if arm == PROMPT else self._retrieved[preference.user, kind]
+        return with_preference(told, question)
+
+    @property
+    def _retrieved(self) -> dict[tuple[str, str], str]:
+        """(User, kind of question) → the nearest sentence among all of a person's."""
+        people = _people(self.preferences)
+        embedder = open_embedder(self.settings.selection_embedder, self.profile.offline)
+
+        def compute() -> dict[str, Any]:
+            found = {}
+            for own in people:
+                known = embedder.encode([p.sentence for p in own])
+                for preference in own:
+                    asked = embedder.encode([preference.question(kind) for kind in self.kinds])
+                    best = (asked @ known.T).argmax(axis=1)
+                    for kind, at in zip(self.kinds, best, strict=True):
+                        found[f"{preference.user}\t{kind}"] = own[int(at)].sentence
+            return found
+
+        kept = self.store.get_or_compute(
+            "editing_retrieval",
+            {"people": [[[p.sentence, p.user] for p in own] for own in people], "kinds": self.kinds,
+             "embedder": self.settings.selection_embedder,
+             "asked": [[p.question(kind) for kind in self.kinds] for p in self.preferences]},
+            compute,
+        )  # fmt: skip
+        return {tuple(key.split("\t")): sentence for key, sentence in kept.items()}
+
+    def unedited(self, texts: Sequence[str]) -> list[str]:
+        """Greedy answers of the unedited model, every text once."""
+        distinct = list(dict.fromkeys(texts))
+        answers: list[str] = self.store.get_or_compute(
+            "editing_unedited",
+            self.inputs(texts=distinct),
+            lambda: self.backbone.generate(
+                distinct, max_new_tokens=self.room, groups=[0] * len(distinct)
+            ),
+            modules=MODULES[1:],
+        )
+        said = dict(zip(distinct, answers, strict=True))
+        return [said[text] for text in texts]
+
+    # --- edited rows ------------------------------------------------------------------------------
+
+    def count(self, arm: str) -> int:
+        """Users of an edited row; the first of all."""
+        return len(self.preferences) if arm in CLAIMED else self.sizes.few
+
+    def strange(self, at: int) -> list[str]:
+        """What the edit of a user has no business with, where that is looked at.
+
+        Direct questions of other types, and general ones.
+        """
+        if at >= self.sizes.few:
+            return []
+        kinds: dict[str, str] = {}
+        for other in self.given:
+            if other.kind != self.preferences[at].kind:
+                kinds.setdefault(other.kind, other.questions[-1])
+        return [*list(kinds.values())[:4], *GENERAL]
+
+    def around(self) -> list[str]:
+        """All questions that edits have no business with."""
+        return [text for at in range(self.sizes.few) for text in self.strange(at)]
+
+    def apart(self, arm: str) -> range:
+        """Users of an edited row that can be made apart from the others."""
+        stays = self.released.no_roll_back and CLUSTER.get(arm, 1) > 1
+        return range(0 if stays else self.count(arm))
+
+    def requests(self, arm: str, preference: Preference) -> list[Request]:
+        """What an editor is asked to write for one user."""
+        return requests_of(preference, CLUSTER.get(arm, 1), same_target=self.sizes.same_target)
+
+    def records(self, arm: str, seed: int, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """What is kept of a row's users: answers, perplexity, and how the edit went.
+
+        Where edits stay (``no_roll_back``), each user is asked with those of all before in place.
+        """
+        users = self.preferences
+
+        def texts(at: int) -> list[str]:
+            return [*(users[at].question(kind) for kind in self.kinds), *self.strange(at)]
+
+        def one(at: int) -> dict[str, Any]:
+            asked = texts(at)
+            with self._made(arm, seed, users[at]) as (edit, fit):
+                answers = self.backbone.generate(
+                    asked, max_new_tokens=self.room, edit=edit, groups=[0] * len(asked)
+                )
+                with self.backbone.editing(edit):
+                    found = perplexity(self.backbone) if self.strange(at) else None
+            return {"answers": answers, "perplexity": found, **fit}
+
+        apart = bool(self.apart(arm))
+
+        def some(batch: list[int]) -> list[dict[str, Any]]:
+            with ExitStack() as stay:
+                found = []
+                for at in batch:
+                    found.append(one(at))
+                    if not apart:
+                        editor = self.editor(arm, seed)
+                        stay.enter_context(editor.edit(*self.requests(arm, users[at])))
+                return found
+
+        return self.store.map(
+            "editing_users",
+            rows,
+            some,
+            inputs=self.inputs(arm=arm, seed=seed),
+            key_of=lambda at: [content(users[at]), texts(at)],
+            batch_size=1 if apart else len(rows),
+            label=f"{self.backbone.name} {arm}",
+            modules=(*MODULES, "chameleon_lib.core.directions", "chameleon_lib.core.fitting"),
+        )
+
+    def edited(self, arm: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """Recalls, effects and fits of a row, every user's edit on the unedited model."""
+        users, base = self.preferences[: self.count(arm)], self._perplexity()
+        records = self.records(arm, seed, range(len(users)))
+        said = iter(self.unedited(self.around()))
+        before = [[next(said) for _ in self.strange(at)] for at in range(self.sizes.few)]
+        own = [[p.question(kind) for kind in self.kinds] for p in users]
+        answers = [text for record in records for text in record["answers"][: len(self.kinds)]]
+        texts = [text for row in own for text in row]
+        effects = [
+            {
+                "arm": arm, "seed": seed, "user": preference.user,
+                "others": np.mean([agreement(*pair)["exact"] for pair in pairs[: -len(GENERAL)]]),
+                "others' words": np.mean(
+                    [agreement(*pair)["words"] for pair in pairs[: -len(GENERAL)]]
+                ),
+                "leaks": np.mean(
+                    [recall(preference.target, new)[SUBSTRING] for _, new in pairs[: -len(GENERAL)]]
+                ),
+                "general": np.mean([agreement(*pair)["exact"] for pair in pairs[-len(GENERAL) :]]),
+                "perplexity ratio": record["perplexity"] / base,
+            }
+            for preference, record, said in zip(users, records, before, strict=False)
+            for pairs in [list(zip(said, record["answers"][len(self.kinds) :], strict=True))]
+        ]  # fmt: skip
+        names = ("steps", "first loss", "last loss", "bytes", "seconds")
+        fits = [
+            {"arm": arm, "seed": seed, "user": preference.user} | {n: record[n] for n in names}
+            for preference, record in zip(users, records, strict=True)
+        ]
+        scored = self._scored(arm, seed, users, answers, texts)
+        return scored, pd.DataFrame(effects), pd.DataFrame(fits)
+
+    def _perplexity(self) -> float:
+        found: list[float] = self.store.get_or_compute(
+            "editing_neutral",
+            {"model": self.backbone.fingerprint},
+            lambda: [perplexity(self.backbone)],
+            modules=MODULES,
+        )
+        return found[0]
+
+    @contextmanager
+    def _made(
+        self, arm: str, seed: int, preference: Preference
+    ) -> Iterator[tuple[Edit | None, dict[str, Any]]]:
+        """One user's edit, in the model inside the block; one of activations is yielded."""
+        if arm in (FITTED, PAPER):
+            edit, steps = (self._fitted if arm == FITTED else self._found)(preference, seed)
+            size = 0 if edit is None else 2 * edit.theta_p.numel() * edit.theta_p.element_size()
+            told = dict.fromkeys(("first loss", "last loss", "seconds"))  # another loss than NLL
+            yield edit, {"steps": steps, "bytes": size, **told}
+            return
+        requests = self.requests(arm, preference)
+        with self.editor(arm, seed).edit(*requests) as undo:
+            last = undo.traces[-1]
+            yield (
+                None,
+                {
+                    "steps": sum(trace.steps for trace in undo.traces),
+                    "first loss": last.loss[0],
+                    "last loss": last.loss[-1],
+                    "bytes": undo.nbytes,
+                    "seconds": last.seconds if self.released.last_seconds else undo.seconds,
+                },
+            )
+
+    def editor(self, arm: str, seed: int) -> Editor:
+        """The editor of a row, made once: it holds the weight that it changes."""
+        kind = ROME_1 if arm in CLUSTER else arm
+        if (kind, seed) not in self._editors:
+            self._editors[kind, seed] = self._new_editor(kind, seed)
+        return self._editors[kind, seed]
+
+    def _new_editor(self, arm: str, seed: int) -> Editor:
+        backbone, sizes = self.backbone, self.sizes
+        if arm == ROME_1:
+            prefixes = self.store.get_or_compute(
+                "editing_prefixes",
+                {"model": backbone.fingerprint, "drawn": sizes.prefixes, "seed": seed},
+                lambda: sample_prefixes(backbone, sizes.prefixes, seed=seed),
+                modules=("chameleon_lib.editors.rome",),
+            )
+            return ROME(
+                backbone, layer=sizes.rome_layer, prefixes=prefixes, steps=sizes.rome_steps,
+                lr=sizes.rome_rate,
+            )  # fmt: skip
+        if arm == LORA:
+            return LoRA(
+                backbone, steps=sizes.lora_steps, stop=1e-2, seed=seed, released=self.released
+            )
+        tuned = FTL if arm == FT_L else FTM
+        return tuned(backbone, steps=sizes.tuned_steps, lr=sizes.tuned_rate, released=self.released)
+
+    # --- edits of activations ---------------------------------------------------------------------
+
+    def _fitted(self, preference: Preference, seed: int) -> tuple[Edit | None, int]:
+        """Our rank-2 edit at all layers: the target's likelihood after three variants, no leash."""
+        requests = requests_of(preference, min(3, len(preference.questions)))
+        said = self.unedited([request.question for request in requests])
+        contrasts = [
+            Contrast(request.question, request.target, answer or "no", preference.user)
+            for request, answer in zip(requests, said, strict=True)
+        ]
+        layers = range(self.backbone.n_layers)
+        found = fit_by_preference(self.backbone, contrasts, layers, self.settings, seed=seed)
+        return found.edit, len(found.loss)
+
+    def _found(self, preference: Preference, seed: int) -> tuple[Edit | None, int]:
+        """The paper's edit, from what the model says with and without the preference before it."""
+        questions = list(preference.questions)
+        plain = self.unedited(questions)
+        told = self.unedited([with_preference(preference.sentence, q) for q in questions])
+        rows = [row for row in zip(questions, told, plain, strict=True) if row[1] != row[2]]
+        rows = [row for row in rows if row[1] and row[2]]
+        if len(rows) < 3:  # too few pairs for a direction
+            return None, 0
+        asked, p, n = (list(column) for column in zip(*rows, strict=True))
+        h_p, h_n = (self.backbone.activations(asked, said) for said in (p, n))
+        found = find_directions("paper", h_p, h_n, self.settings, seed)
+        return found.to_edit(self.settings), 0
+
+    # --- after other talk -------------------------------------------------------------------------
+
+    def talk_records(self, arm: str, rows: Sequence[int]) -> list[list[str]]:
+        """Answers of some users to the direct question after every number of turns."""
+        users, turns = self.preferences, self.sizes.turns
+
+        def one(at: int) -> list[str]:
+            told = users[at].sentence
+            how = {PROMPT: {"before": told}, REMINDED: {"reminder": _reminder(told)}}.get(arm, {})
+            asked = [talk(users[at].questions[-1], n, **how) for n in turns]
+            if arm in (ZERO, PROMPT, REMINDED):
+                return answer_talks(self.backbone, asked, self.room)
+            with self._made(arm, 0, users[at]):
+                return answer_talks(self.backbone, asked, self.room)
+
+        return self.store.map(
+            "editing_talks",
+            rows,
+            lambda batch: [one(at) for at in batch],
+            inputs=self.inputs(arm=arm, turns=turns, filler=FILLER),
+            key_of=lambda at: content(users[at]),
+            batch_size=1,
+            label=f"{self.backbone.name} {arm}, other talk",
+            modules=MODULES,
+        )
+
+    def talked(self) -> pd.DataFrame:
+        """The direct question after turns of other talk, unedited, told, reminded and edited."""
+        rows = []
+        for arm in TALKS:
+            answers = self.talk_records(arm, range(self.sizes.few))
+            for preference, said in zip(self.preferences, answers, strict=False):
+                for turns, text in zip(self.sizes.turns, said, strict=True):
+                    scored = recall(preference.target, text)[SUBSTRING]
+                    row = {"arm": arm, "user": preference.user, "turns": turns, "answer": text}
+                    rows.append({**row, SUBSTRING: scored})
+        return pd.DataFrame(rows)
+
+    def _scored(
+        self,
+        arm: str,
+        seed: int,
+        users: Sequence[Preference],
+        answers: Sequence[str],
+        texts: Sequence[str],
+    ) -> pd.DataFrame:
+        rows = []
+        pairs = [(preference, kind) for preference in users for kind in self.kinds]
+        for (preference, kind), answer, text in zip(pairs, answers, texts, strict=True):
+            scored = answer
+            if self.released.gold_length and kind == DIRECT:
+                scored = cut_to_gold(self.backbone, answer, preference.target)
+            if self.released.prompt_leaks:
+                scored = with_leak(self.backbone, text, scored, self.room)
+            rows.append(
+                {
+                    "arm": arm, "seed": seed, "user": preference.user, "kind": kind,
+                    "question": preference.question(kind), "target": preference.target,
+                    "answer": answer, **recall(preference.target, scored),
+                }
+            )  # fmt: skip
+        return pd.DataFrame(rows)
+
+
+@lru_cache(maxsize=1)
+def _desk(*asked: Any) -> Desk:
+    """The desk of a worker process, which opens its model once."""
+    return Desk(*asked)
+
+
+def content(preference: Preference) -> list[Any]:
+    """What of a preference decides an edit."""
+    return [preference.questions, preference.subjects, preference.targets, preference.sentence]
+
+
+def with_preference(sentence: str, question: str) -> str:
+    """A question behind what the user has said of herself; wording ours."""
+    return f"{_reminder(sentence)} {question}"
+
+
+def _reminder(sentence: str) -> str:
+    return f"About me: {sentence} Answer briefly, with this in mind."
+
+
+def _people(preferences: Sequence[Preference]) -> list[list[Preference]]:
+    """Neighbours of distinct types as one person each, for retrieval; the last may be smaller."""
+    people: list[list[Preference]] = []
+    for preference in preferences:
+        if not people or any(other.kind == preference.kind for other in people[-1]):
+            people.append([])
+        people[-1].append(preference)
+    return people
