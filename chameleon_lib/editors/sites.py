@@ -30,8 +30,8 @@ ATTENTION = {
     "umt5": ("q", "v"),
 }
 _ENCODER = "encoder.block.{i}.layer.1.DenseReluDense.wo"  # of the families of T5
-# The paper's layers, and one found by a scan of ours on users of no table: (family, layers, width)
-# → of ROME, of fine-tuning.
+# The paper's layers, and one found by a scan of ours on users of no default table: (family, layers,
+# width) → of ROME, of fine-tuning.
 NAMED_LAYERS = {
     ("llama", 32, 4096): (5, 21),  # Llama-3-8B-Instruct
     ("mistral", 32, 4096): (5, 21),  # Mistral-7B-Instruct-v0.3
