@@ -104,13 +104,18 @@ def gain_figure(table: pd.DataFrame, run: RealRun, publish: Publisher) -> Figure
     )
 
 
+_UNUSABLE = {"empty": "empty", "refusal": "refusals", "echo": "repeat the query"}
+
+
 def warning(run: RealRun, arm: str) -> str:
     """What makes the answers of an arm unfit for use; empty if nothing does."""
     told = []
     gain = change(run, arm, NATS)
     if gain.high < 0:
         told.append("the users' own texts are less likely")
-    for name, words in (("empty", "empty"), ("refusal", "refusals")):
+    for name, words in _UNUSABLE.items():
+        if name not in MEASURES[run.study.task]:
+            continue
         share = float(by_user(run, arm, name).mean())
         before = float(by_user(run, NO_EDIT, name).mean())
         if share - before > 0.1:

@@ -188,7 +188,8 @@ def made_up(nats: dict[str, Sequence[float]], answers: dict[str, Sequence[str]])
         part |= {"query": [str(at) for at in range(size)], "answer": said, "source": "s"}
         part["empty"] = [float(not text) for text in said]
         part["refusal"] = [float(is_refusal(text)) for text in said]
-        zeros = ("rouge1", "rouge1 stripped", "preamble", "echo", "words")
+        part["echo"] = [float(text == "s") for text in said]
+        zeros = ("rouge1", "rouge1 stripped", "preamble", "words")
         parts.append(pd.DataFrame({**part, **dict.fromkeys(zeros, 0.0), "gold": "g"}))
     arms = pd.concat(parts, ignore_index=True)
     return RealRun(cast(Any, SimpleNamespace(task=POSTS)), cast(Any, ()), arms, {})
@@ -207,6 +208,8 @@ def test_an_edit_that_silences_or_repeats_itself_carries_a_warning() -> None:
         },
     )
     assert tables.warning(run, NO_EDIT) == tables.warning(run, gold) == ""
+    repeating = made_up({NO_EDIT: USERS, gold: USERS}, {gold: ["s"] * 2 + ["other"] * 10})
+    assert tables.warning(repeating, gold).startswith("17% repeat the query (no edit: 0%)")
     told = tables.warning(run, paper)
     assert "the users' own texts are less likely" in told
     assert "100% empty (no edit: 0%)" in told
