@@ -6,6 +6,7 @@ is ordinary teacher forcing. Source: arXiv 2512.13676.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
@@ -52,8 +53,9 @@ class Tuned(Editor):
         self.steps, self.lr, self.clamp, self.stop = steps, lr, clamp, stop
         self.released = released
 
+    @abstractmethod
     def _loss(self, one: Asked) -> Tensor:
-        raise NotImplementedError
+        """What the fit brings down: a scalar in nats, for one request."""
 
     def _asked(self, request: Request) -> Asked:
         return asked(self.backbone, request)
