@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from chameleon_lib.backbones.batches import Batch, EditUsage, Prefix, ReadInputs
+from chameleon_lib.backbones.batches import TOKEN_BUDGET, Batch, EditUsage, ReadInputs
 from chameleon_lib.backbones.families import model_family, site_modules
+from chameleon_lib.backbones.filed import free_memory
+from chameleon_lib.backbones.prefix import Prefix
 from chameleon_lib.backbones.text import TextCodec
 from chameleon_lib.core.backbone import Family
 from chameleon_lib.core.edit import Edit, EditHook
 from chameleon_lib.errors import UserError
 
-PREFIX_BYTES = 2 << 30
+_FEW_TOKENS = 4096
 
 M = TypeVar("M", bound="FrozenModel")
 P = ParamSpec("P")
@@ -61,8 +63,8 @@ class FrozenModel(ABC):
             for; what is made of them is kept in it, too.
         usage: Hook counts of the latest call; empty if nothing was edited in it.
         diagnostics: Set to True to collect edit ratios in ``usage``; costs time.
-        prefix_bytes: Memory ``prepare`` may spend on prefixes; batches beyond it are recomputed
-            at each use, with the same results.
+        prefix_bytes: Memory that one ``prepare`` may spend on prefixes, with the same results; None
+            for a quarter of what is free.
     """
 
     family: Family
@@ -74,7 +76,7 @@ class FrozenModel(ABC):
         self.stored_dtype: torch.dtype = model.dtype
         self.usage = EditUsage()
         self.diagnostics = False
-        self.prefix_bytes = PREFIX_BYTES
+        self.prefix_bytes: int | None = None
         self.lock = threading.RLock()  # of whoever runs the model
         model_family(model.config.model_type)  # an unknown family is refused before any work
 
@@ -128,11 +130,23 @@ class FrozenModel(ABC):
             with self.editing(edit if any(len(ids) > 1 for ids in batch.prompts) else None):
                 # Members of a group share one edited start only if they share the edit.
                 return self.prefill(batch.prompts, None if edit.per_row else batch.groups)
-        if batch.prefix is not None:
-            return batch.prefix
         # No inference mode: a stored prefix is used again with gradients.
         with torch.inference_mode(False), torch.no_grad():
-            return self.prefill(batch.prompts, batch.groups)
+            if batch.prefix is None:
+                return self.prefill(batch.prompts, batch.groups)
+            return batch.prefix if isinstance(batch.prefix, Prefix) else batch.prefix.load()
+
+    @property
+    def room(self) -> int:
+        """Bytes that one ``prepare`` may keep in memory."""
+        return free_memory(self.device) // 4 if self.prefix_bytes is None else self.prefix_bytes
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a batch. On a CPU, larger ones of a wide model cost memory and save no time."""
+        if self.device.type != "cpu":
+            return TOKEN_BUDGET
+        return min(TOKEN_BUDGET, max(_FEW_TOKENS, TOKEN_BUDGET * 128 // self.d))
 
     @property
     def context_limit(self) -> int | None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from chameleon_lib.backbones.batches import EditUsage, Prefix, PreparedBatches, own_batches
+from chameleon_lib.backbones.batches import EditUsage, PreparedBatches, own_batches
 from chameleon_lib.backbones.frozen import FrozenModel, alone
+from chameleon_lib.backbones.prefix import Prefix
 from chameleon_lib.core.backbone import DecodeSettings, Prepared
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError
@@ -106,6 +107,8 @@ def noise_keys(prepared: PreparedBatches) -> list[int]:
     A hash of the prompt's tokens, so that its sample depends neither on its place in the call nor
     on how texts are divided into calls. Equal prompts of a call are counted, and so differ.
     """
+    if prepared.noise is not None:
+        return prepared.noise
     prompts = {
         row: ids for batch in prepared.batches
         for row, ids in zip(batch.rows, batch.prompts, strict=True)

@@ -41,10 +41,13 @@ from transformers.integrations.gguf import read_gguf_metadata
 from transformers.utils import logging as transformers_logging
 
 from chameleon_lib.backbones.families import model_family
+from chameleon_lib.backbones.older_versions import tell_older_versions
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.hashing import file_digest
 from chameleon_lib.kit.progress import Progress, tell
+
+_FORM = 2  # counts what is written of a file: a folder of an older kit is made again
 
 Check = Callable[[str, Any, Any, Mapping[str, Any]], None]
 
@@ -66,7 +69,7 @@ def checkpoint_of(file: Path, check: Check) -> Path:
         magic = stream.read(4)
     if magic != b"GGUF":
         raise UserError(f"{file} is no GGUF file (it begins with {magic!r}); download it again.")
-    folder = paths.cache_dir() / "models" / file_digest(file)[:32]
+    folder = paths.cache_dir() / "models" / f"{file_digest(file)[:32]}-{_FORM}"
     if not folder.is_dir():  # it gets its name when it is complete
         tell(f"Dequantising {file.name} into {paths.display(folder)}, once: half a minute or more.")
         _dequantise(file, folder, check)
@@ -171,6 +174,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
         whole = Path(partial) / "whole"
         fresh.save_pretrained(whole)
         tokenizer.save_pretrained(whole)
+        tell_older_versions(whole, torch.float32)  # who loads an adapter beside it, say
         try:
             os.rename(whole, folder)
         except OSError:

@@ -11,7 +11,8 @@ the first token. An encoder-decoder starts from one token, so ``last`` and ``all
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,21 +22,24 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from chameleon_lib.backbones.batches import (
     Batch,
-    KeyValues,
-    Prefix,
     PreparedBatches,
     ReadInputs,
     common_prefix,
     own_batches,
     pad,
     plan_batches,
+)
+from chameleon_lib.backbones.counting import CountingBackbone
+from chameleon_lib.backbones.filed import FiledPrefix, has_room
+from chameleon_lib.backbones.frozen import alone
+from chameleon_lib.backbones.generation import GeneratingModel, noise_keys
+from chameleon_lib.backbones.prefix import (
+    KeyValues,
+    Prefix,
     take_rows,
     unwrap_cache,
     wrap_cache,
 )
-from chameleon_lib.backbones.counting import CountingBackbone
-from chameleon_lib.backbones.frozen import alone
-from chameleon_lib.backbones.generation import GeneratingModel
 from chameleon_lib.backbones.reading import ReadingModel
 from chameleon_lib.core.backbone import DecodeSettings, Family, Prepared
 from chameleon_lib.core.edit import Edit
@@ -64,26 +68,53 @@ class HFBackbone(ReadingModel, GeneratingModel):
                 [tokens[row] for row in rows],
                 None if shared is None else [shared[row] for row in rows],
             )
-            for rows in plan_batches([len(ids) for ids in tokens], groups=shared)
+            for rows in plan_batches(
+                [len(ids) for ids in tokens], groups=shared, token_budget=self.token_budget
+            )
         ]
 
     @alone
     def prepare(
-        self, prompts: Sequence[str], *, groups: Sequence[int] | None = None
+        self,
+        prompts: Sequence[str],
+        *,
+        groups: Sequence[int] | None = None,
+        filed: bool = False,
     ) -> PreparedBatches:
         """Tokenises, buckets and computes the unedited prefix (decoder) or encoder states once.
+
+        What has no room in memory is computed at each use, or once and kept in a file (``filed``)
+        where the disk has room: for who comes back to a few of the prompts many times.
 
         Raises:
             UserError: If a prompt is empty or longer than the context limit.
         """
-        spent, batches = 0, []
+        spent, room, batches = 0, self.room, []
         for batch in self._plan(prompts, groups):
-            prefix = None
-            if spent < self.prefix_bytes:
+            prefix: Prefix | FiledPrefix | None = None
+            if spent < room:
                 prefix = self.prefix_of(batch, None)
                 spent += prefix.nbytes
-            batches.append(Batch(batch.rows, batch.prompts, batch.groups, prefix))
+            elif filed:
+                states = self.prefix_of(batch, None)
+                folder = has_room(states.nbytes)
+                prefix = FiledPrefix(states, folder) if folder else None
+            batches.append(replace(batch, prefix=prefix))
         return PreparedBatches(batches)
+
+    def in_turn(self, prepared: Prepared) -> Iterator[tuple[list[int], PreparedBatches]]:
+        """Batch after batch, for who asks all of a prompt at once: its numbers, and itself read.
+
+        Of a batch that ``prepare`` had no room for nothing is kept when the next one comes, so that
+        prompts of any number are read once.
+        """
+        batches = own_batches(prepared)
+        noise = noise_keys(batches)
+        for batch in batches.batches:
+            with self.lock:
+                prefix = self.prefix_of(batch, None)
+            own = replace(batch, rows=list(range(len(batch.rows))), prefix=prefix)
+            yield batch.rows, PreparedBatches([own], [noise[row] for row in batch.rows])
 
     def rows(self, prepared: Prepared, rows: Sequence[int]) -> PreparedBatches:
         """Prepared prompts by number, in this order; stored prefixes are copied, none is computed.

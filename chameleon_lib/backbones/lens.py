@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chameleon_lib.backbones.batches import Prefix, common_prefix
+from chameleon_lib.backbones.batches import common_prefix
 from chameleon_lib.backbones.hf import HFBackbone
+from chameleon_lib.backbones.prefix import Prefix
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError
 

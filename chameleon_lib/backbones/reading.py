@@ -17,7 +17,6 @@ from torch.utils.hooks import RemovableHandle
 
 from chameleon_lib.backbones.batches import (
     EditUsage,
-    Prefix,
     PreparedBatches,
     ReadInputs,
     own_batches,
@@ -25,6 +24,7 @@ from chameleon_lib.backbones.batches import (
     plan_batches,
 )
 from chameleon_lib.backbones.frozen import FrozenModel, alone
+from chameleon_lib.backbones.prefix import Prefix
 from chameleon_lib.core.backbone import Pooling, Prepared, Reduce
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.errors import UserError
@@ -264,7 +264,7 @@ class ReadingModel(FrozenModel):
             self.check_length(length, 0, f"Pair text {row}")
         pooled: Tensor | None = None
         with torch.inference_mode():
-            for rows in plan_batches(lengths):
+            for rows in plan_batches(lengths, token_budget=self.token_budget):
                 batch = self.read_inputs(
                     [before[row] for row in rows], [after[row] for row in rows]
                 )

@@ -109,8 +109,20 @@ class Backbone(Protocol):
     ) -> list[str]:
         """Answers, stripped; prompts of one group share their longest common token prefix."""
 
-    def prepare(self, prompts: Sequence[str], *, groups: Sequence[int] | None = None) -> Prepared:
-        """Tokenises, buckets and computes the unedited prefix once."""
+    def prepare(
+        self,
+        prompts: Sequence[str],
+        *,
+        groups: Sequence[int] | None = None,
+        filed: bool = False,
+    ) -> Prepared:
+        """Tokenises, buckets and computes the unedited prefix once, as far as memory allows.
+
+        ``filed``: beyond it, too, in a file.
+        """
+
+    def in_turn(self, prepared: Prepared) -> Iterable[tuple[list[int], Prepared]]:
+        """Batch after batch: the numbers of its prompts, and itself read, until the next one."""
 
     def rows(self, prepared: Prepared, rows: Sequence[int]) -> Prepared:
         """Prepared prompts by number, in this order, as if they alone had been prepared."""

@@ -129,7 +129,7 @@ class PlainPrompts:
 
     @cached_property
     def _prepared(self) -> Prepared:
-        return self.backbone.prepare(self.texts)
+        return self.backbone.prepare(self.texts, filed=True)
 
     def chunk(self, prompts: Sequence[str]) -> Prepared:
         """Some of the prompts, prepared, in the order given."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.backbone import Prepared
@@ -33,6 +34,7 @@ from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.demo.world import habits_followed
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
+from chameleon_lib.kit.progress import Progress
 from chameleon_lib.studies.data import TaskData
 from chameleon_lib.studies.forms import form_of
 from chameleon_lib.studies.frame import Arm
@@ -170,6 +172,7 @@ def plain_arms() -> dict[Arm, tuple[str, Edit | None]]:
 
 Key = TypeVar("Key", bound=Hashable)
 _EDITED = ("instruct", "insight")  # edits are asked with these, in every draw again
+ARMS_AT_ONCE = 12  # for whom a batch of prompts is read; their answers are kept together
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,10 @@ class Reference:
 class Exam:
     """The queries of some users, for many arms and several calls.
 
-    A prompt kind is read once for all arms of a call, and the kinds that edits are asked with once
-    for all calls: the arms share the unedited prefix (decoder) or the encoder states, which an edit
-    of the last positions leaves as they are.
+    The arms share the unedited prefix (decoder) or the encoder states, which an edit of the last
+    positions leaves as they are. What memory holds of the kinds that edits are asked with is read
+    once for all calls. Beyond it prompts are read batch by batch, each once for
+    :data:`ARMS_AT_ONCE` arms, their answers and margins, so that arms cost no reading at any size.
 
     Args:
         study: Backbone, task, settings and store.
@@ -231,14 +235,14 @@ class Exam:
         records = study.store.map(
             "answers",
             list(arms.values()),
-            lambda batch: [self._asked(kind, edit) for kind, edit in batch],
+            self._asked,
             inputs={
                 **study.inputs("decode_", "model_"),
                 "max_new_tokens": max_new_tokens(study.task, settings),
                 "reference": [self.reference.personal, self.reference.generic],
             },
             key_of=lambda arm: [keys[arm[0]], edit_key(arm[1])],
-            batch_size=8,
+            batch_size=ARMS_AT_ONCE,
             label=f"{study.backbone_id} {study.task} answers",
             modules=("chameleon_lib.core.edit", "chameleon_lib.backbones"),
         )
@@ -249,28 +253,46 @@ class Exam:
             for name, record in zip(arms, records, strict=True)
         }
 
-    def _asked(self, kind: str, edit: Edit | None) -> dict[str, Any]:
-        """The stored value of one arm."""
+    def _asked(self, arms: Sequence[tuple[str, Edit | None]]) -> list[dict[str, Any]]:
+        """The stored values of some arms."""
+        backbone, n = self.study.backbone, len(self._same)
+        found = [([""] * n, torch.full((n,), float("nan"), dtype=torch.float64)) for _ in arms]
+        label = f"{self.study.backbone_id} {self.study.task} queries of {len(arms)} arms"
+        with Progress(label, n * len(arms)) as progress:
+            for kind in dict.fromkeys(kind for kind, _ in arms):
+                if kind not in self._read:
+                    self._read[kind] = backbone.prepare(self._texts[kind])
+                pairs = zip(arms, found, strict=True)
+                asked = [(edit, out) for (own, edit), out in pairs if own == kind]
+                for rows, read in backbone.in_turn(self._read[kind]):
+                    for edit, (texts, margin) in asked:
+                        own = None if edit is None else edit.rows(rows)
+                        written, margin[rows] = self._answered(rows, read, own)
+                        for row, text in zip(rows, written, strict=True):
+                            texts[row] = text
+                        progress.advance(len(rows))
+        return [{"json": texts, "tensors": {"margin": margin}} for texts, margin in found]
+
+    @torch.no_grad()
+    def _answered(
+        self, rows: Sequence[int], read: Prepared, edit: Edit | None
+    ) -> tuple[list[str], Tensor]:
+        """Answers and margins ``(len(rows),)`` of a batch."""
         backbone, settings = self.study.backbone, self.study.settings
-        if kind not in self._read:
-            self._read[kind] = backbone.prepare(self._texts[kind])
-        read = self._read[kind]
-        with torch.no_grad():
-            texts = backbone.generate_prepared(
-                read,
-                max_new_tokens=max_new_tokens(self.study.task, settings),
-                edit=edit,
-                decode=decode_settings(settings),
-            )
-            margin = torch.full(self._same.shape, float("nan"), dtype=torch.float64)
-            if not self._same.all():  # who asks for no margin pays for none
-                personal, generic = (
-                    backbone.score(read, answers, edit=edit)
-                    for answers in (self.reference.personal, self.reference.generic)
-                )
-                margin = (personal - generic).double().cpu()
-                margin = margin.masked_fill(self._same, float("nan"))
-        return {"json": texts, "tensors": {"margin": margin}}
+        texts = backbone.generate_prepared(
+            read,
+            max_new_tokens=max_new_tokens(self.study.task, settings),
+            edit=edit,
+            decode=decode_settings(settings),
+        )
+        if self._same.all():  # who asks for no margin pays for none
+            return texts, torch.full((len(rows),), float("nan"), dtype=torch.float64)
+        personal, generic = (
+            backbone.score(read, [answers[row] for row in rows], edit=edit)
+            for answers in (self.reference.personal, self.reference.generic)
+        )
+        margin = (personal - generic).double().cpu()
+        return texts, margin.masked_fill(self._same[rows], float("nan"))
 
 
 def edit_key(edit: Edit | None) -> Any:

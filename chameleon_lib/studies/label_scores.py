@@ -8,7 +8,7 @@ likeliest is taken. The embedded models were taught to answer with a label and a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from chameleon_lib.core.pairs import prompt_texts
 from chameleon_lib.core.task import get_task
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.studies.arms import (
+    ARMS_AT_ONCE,
     arms_of,
     build_draw,
     edit_key,
@@ -94,23 +95,31 @@ def label_scores(desk: Desk, arms: Mapping[Arm, tuple[str, Edit | None]]) -> dic
     study, labels = desk.study, get_task(desk.study.task).labels
     kinds = dict.fromkeys(kind for kind, _ in arms.values())
     texts = {kind: prompt_texts(study.task, desk.test, kind, study.settings) for kind in kinds}
-    read: dict[str, Prepared] = {}
+    backbone, read = study.backbone, dict[str, Prepared]()
 
-    def compute(how: tuple[str, Edit | None]) -> dict[str, Any]:
-        kind, edit = how
-        if kind not in read:
-            read[kind] = study.backbone.prepare(texts[kind])
-        with torch.no_grad():
-            found = study.backbone.score_many(read[kind], [labels] * len(texts[kind]), edit=edit)
-        return {"scores": torch.stack([row.double().cpu() for row in found])}
+    @torch.no_grad()
+    def compute(batch: Sequence[tuple[str, Edit | None]]) -> list[dict[str, Any]]:
+        found = [
+            torch.empty(len(texts[kind]), len(labels), dtype=torch.float64) for kind, _ in batch
+        ]
+        for kind in dict.fromkeys(kind for kind, _ in batch):
+            if kind not in read:
+                read[kind] = backbone.prepare(texts[kind])
+            for rows, part in backbone.in_turn(read[kind]):
+                for (own, edit), scores in zip(batch, found, strict=True):
+                    if own == kind:
+                        row_edit = None if edit is None else edit.rows(rows)
+                        scored = backbone.score_many(part, [labels] * len(rows), edit=row_edit)
+                        scores[rows] = torch.stack(scored).double().cpu()
+        return [{"scores": scores} for scores in found]
 
     records = study.store.map(
         "label_scores",
         list(arms.values()),
-        lambda batch: [compute(how) for how in batch],
+        compute,
         inputs={**study.inputs("model_"), "labels": list(labels)},
         key_of=lambda how: [digest(texts[how[0]]), edit_key(how[1])],
-        batch_size=8,
+        batch_size=ARMS_AT_ONCE,
         label=f"{study.backbone_id} {study.task} labels",
         modules=("chameleon_lib.core.edit", "chameleon_lib.backbones"),
     )

@@ -101,7 +101,6 @@ def _from_hub(backbone_id: str, dtype: str, prompts_chat: str, profile: RunProfi
             revision=revision,
             lock=lock,
         )
-        _latest[key].prefix_bytes = profile.prefix_bytes
     return _latest[key]
 
 

@@ -6,14 +6,8 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from chameleon_lib.backbones.batches import (
-    GrowingLayer,
-    common_prefix,
-    pad,
-    plan_batches,
-    unwrap_cache,
-    wrap_cache,
-)
+from chameleon_lib.backbones.batches import common_prefix, pad, plan_batches
+from chameleon_lib.backbones.prefix import GrowingLayer, unwrap_cache, wrap_cache
 from chameleon_lib.core.backbone import DecodeSettings
 from chameleon_lib.errors import UserError
 from tests.backbones.tiny import ANSWERS, GROUPS, PROMPTS, make_backbone, make_edit

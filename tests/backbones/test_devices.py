@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensorMode
 
 from chameleon_lib.backbones import load as models
 from chameleon_lib.backbones import load_backbone
-from chameleon_lib.backbones.batches import take_rows, wrap_cache
+from chameleon_lib.backbones.prefix import take_rows, wrap_cache
 from chameleon_lib.core.backbone import DecodeSettings
 from chameleon_lib.core.edit import Edit, EditHook
 from chameleon_lib.errors import UserError

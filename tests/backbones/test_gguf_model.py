@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_the_checkpoint_is_made_once_per_content(
     write_model(tmp_path / "a.gguf", seed=1)  # another model under the old name
     assert load_backbone(tmp_path / "a.gguf").fingerprint != first.fingerprint
     assert len(list(cache.iterdir())) == 2 and folder.is_dir()
+
+
+def test_older_versions_of_the_library_read_the_checkpoint(tmp_path: Path, cache: Path) -> None:
+    """They look for the rotary base beside ``rope_parameters`` and know one class of tokenizer."""
+    write_model(tmp_path / "a.gguf")
+    load_backbone(tmp_path / "a.gguf")
+    (folder,) = cache.iterdir()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    assert told["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_the_checkpoint_of_another_process_stays(tmp_path: Path, cache: Path) -> None:

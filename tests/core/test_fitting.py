@@ -179,7 +179,7 @@ def test_a_fit_without_a_single_contrast_is_refused(
 class Shifting:
     """A backbone whose scores move by the first number of theta_p: the leash becomes arithmetic."""
 
-    def prepare(self, prompts: list[str]) -> list[str]:
+    def prepare(self, prompts: list[str], **_: Any) -> list[str]:
         return prompts
 
     def rows(self, prepared: list[str], rows: list[int]) -> list[str]:
