@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.core.backbone import Prepared
+from chameleon_lib.core.backbone import Backbone, DecodeSettings, Prepared
 from chameleon_lib.core.chameleon import Case
 from chameleon_lib.core.directions import all_directions
 from chameleon_lib.core.edit import Edit
@@ -201,8 +201,6 @@ class Exam:
         self.study, self.users, self.reference = study, users, reference
         self._texts: dict[str, list[str]] = {}
         self._read: dict[str, Prepared] = {}
-        pairs = zip(reference.personal, reference.generic, strict=True)
-        self._same = torch.tensor([p == g for p, g in pairs], dtype=torch.bool)
 
     def of(self, study: Study) -> Exam:
         """The same questions for another backbone, such as a tuned one."""
@@ -214,8 +212,9 @@ class Exam:
         Raises:
             UserError: Another number of prompts than queries.
         """
-        if len(texts) != len(self.reference.personal):
-            raise UserError(f"{len(texts)} {kind} prompts for {len(self._same)} queries.")
+        n = len(self.reference.personal)
+        if len(texts) != n:
+            raise UserError(f"{len(texts)} {kind} prompts for {n} queries.")
         self._texts[kind] = list(texts)
 
     def answer(self, arms: Mapping[Key, tuple[str, Edit | None]]) -> dict[Key, Answers]:
@@ -255,44 +254,69 @@ class Exam:
 
     def _asked(self, arms: Sequence[tuple[str, Edit | None]]) -> list[dict[str, Any]]:
         """The stored values of some arms."""
-        backbone, n = self.study.backbone, len(self._same)
-        found = [([""] * n, torch.full((n,), float("nan"), dtype=torch.float64)) for _ in arms]
+        backbone, settings = self.study.backbone, self.study.settings
+        limit, decode = max_new_tokens(self.study.task, settings), decode_settings(settings)
+        found: dict[int, dict[str, Any]] = {}
         label = f"{self.study.backbone_id} {self.study.task} queries of {len(arms)} arms"
-        with Progress(label, n * len(arms)) as progress:
+        with Progress(label, len(self.reference.personal) * len(arms)) as progress:
             for kind in dict.fromkeys(kind for kind, _ in arms):
                 if kind not in self._read:
                     self._read[kind] = backbone.prepare(self._texts[kind])
-                pairs = zip(arms, found, strict=True)
-                asked = [(edit, out) for (own, edit), out in pairs if own == kind]
-                for rows, read in backbone.in_turn(self._read[kind]):
-                    for edit, (texts, margin) in asked:
-                        own = None if edit is None else edit.rows(rows)
-                        written, margin[rows] = self._answered(rows, read, own)
-                        for row, text in zip(rows, written, strict=True):
-                            texts[row] = text
-                        progress.advance(len(rows))
-        return [{"json": texts, "tensors": {"margin": margin}} for texts, margin in found]
+                places = [at for at, arm in enumerate(arms) if arm[0] == kind]
+                edits = [arms[at][1] for at in places]
+                answers = read_once(
+                    backbone, self._read[kind], edits, self.reference, limit, decode, progress
+                )
+                for at, (texts, margin) in zip(places, answers, strict=True):
+                    found[at] = {"json": texts, "tensors": {"margin": margin}}
+        return [found[at] for at in range(len(arms))]
 
-    @torch.no_grad()
-    def _answered(
-        self, rows: Sequence[int], read: Prepared, edit: Edit | None
-    ) -> tuple[list[str], Tensor]:
-        """Answers and margins ``(len(rows),)`` of a batch."""
-        backbone, settings = self.study.backbone, self.study.settings
-        texts = backbone.generate_prepared(
-            read,
-            max_new_tokens=max_new_tokens(self.study.task, settings),
-            edit=edit,
-            decode=decode_settings(settings),
-        )
-        if self._same.all():  # who asks for no margin pays for none
-            return texts, torch.full((len(rows),), float("nan"), dtype=torch.float64)
-        personal, generic = (
-            backbone.score(read, [answers[row] for row in rows], edit=edit)
-            for answers in (self.reference.personal, self.reference.generic)
-        )
-        margin = (personal - generic).double().cpu()
-        return texts, margin.masked_fill(self._same[rows], float("nan"))
+
+@torch.no_grad()
+def read_once(
+    backbone: Backbone,
+    prepared: Prepared,
+    edits: Sequence[Edit | None],
+    reference: Reference,
+    limit: int,
+    decode: DecodeSettings | None,
+    progress: Progress | None = None,
+) -> list[tuple[list[str], Tensor]]:
+    """Answers and margins of many edits of the same prompts, with prompts outside, edits inside.
+
+    A batch of prompts is read once for all that is asked about it, and nothing of it is kept.
+
+    Args:
+        backbone: Whose prompts are ``prepared``.
+        prepared: ``n`` prompts.
+        edits: Edits, or None for the unedited model.
+        reference: The texts that margins compare.
+        limit: Most tokens of an answer.
+        decode: How answers are drawn.
+        progress: Told of every answer.
+
+    Returns:
+        Per edit the answers and ``log p(personal) - log p(generic)`` in nats, ``(n,)`` float64;
+        NaN where both texts are the same.
+    """
+    pairs = list(zip(reference.personal, reference.generic, strict=True))
+    found = [([""] * len(pairs), torch.full((len(pairs),), torch.nan).double()) for _ in edits]
+    for rows, read in backbone.in_turn(prepared):
+        here = [pairs[row] for row in rows]
+        same = torch.tensor([personal == generic for personal, generic in here])
+        for edit, (texts, margin) in zip(edits, found, strict=True):
+            own = None if edit is None else edit.rows(rows)
+            said = backbone.generate_prepared(read, max_new_tokens=limit, edit=own, decode=decode)
+            for row, text in zip(rows, said, strict=True):
+                texts[row] = text
+            if not same.all():  # who asks for no margin pays for none
+                personal, generic = (
+                    backbone.score(read, list(some), edit=own) for some in zip(*here, strict=True)
+                )
+                margin[rows] = (personal - generic).double().cpu().masked_fill(same, torch.nan)
+            if progress is not None:
+                progress.advance(len(rows))
+    return found
 
 
 def edit_key(edit: Edit | None) -> Any:

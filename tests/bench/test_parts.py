@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from chameleon_lib.core.ccs import CCSResult, fit_ccs
 from chameleon_lib.demo import FAMILIES
 from chameleon_lib.kit.paths import root
-from workshop.bench import ccs, generation, models
+from workshop.bench import ccs, generation, models, read_once
 from workshop.bench.__main__ import main
 from workshop.bench.ccs import CCSWork
 from workshop.bench.generation import GenerationWork
@@ -87,3 +88,14 @@ def test_the_command_measures_one_part_and_refuses_another(
     with pytest.raises(SystemExit):
         main(["gpu"])
     assert "there is no part 'gpu'; choose from ccs, generation" in capsys.readouterr().err
+
+
+def test_reading_once_gives_the_same_and_reads_each_prompt_once() -> None:
+    rows = read_once.measure(read_once.QUICK, time.perf_counter)
+    assert _positive(rows)
+    evaluation, growth, fit = rows
+    assert evaluation.same and fit.same, (evaluation.evidence, fit.evidence)
+    before, now = map(int, re.findall(r"tokens (\d+) over (\d+)", evaluation.evidence)[0])
+    assert before == 3 * read_once.QUICK.arms * now
+    assert f"read: {now}, once" in growth.evidence  # whatever the arms
+    assert re.findall(r"tokens (\d+) over (\d+)", fit.evidence)[0][1] == str(now)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from workshop.bench import ccs, forms, generation
+from workshop.bench import ccs, forms, generation, read_once
 from workshop.bench.measure import Clock, Row, clock_for, markdown
 
 # Part -> its measurement at full and at reduced size.
@@ -17,6 +17,9 @@ PARTS: dict[str, Callable[[bool, Clock], list[Row]]] = {
         generation.GenerationWork(rounds=3 if quick else 5), clock
     ),
     "forms": lambda quick, clock: forms.measure(forms.FormsWork(rounds=3 if quick else 11), clock),
+    "read-once": lambda quick, clock: read_once.measure(
+        read_once.QUICK if quick else read_once.ReadOnceWork(), clock
+    ),
 }
 
 
