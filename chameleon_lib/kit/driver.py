@@ -155,6 +155,24 @@ def _report_what_there_is(run: Run) -> None:
         say(f"The report was not built: {error}")
 
 
+def _report_so_far(run: Run, finished: Step, to_come: Sequence[str], first: bool) -> None:
+    """Show what a notebook found while others run; the whole page is written at the end."""
+    from chameleon_lib.kit import report
+
+    names = [*to_come, *(n.name for n in run.selected if n.summary and n.name not in to_come)]
+    sentence = (
+        f"This run is under way: {len(names)} of {len(run.selected)} notebooks are still to come "
+        f"({', '.join(names)}); what stands here of them is of an earlier run, or missing."
+    )
+    try:
+        index = report.build(run.profile.name, [finished.notebook.name], sentence)
+    except Exception as error:  # what others are just writing: the page must not end their run
+        say(f"The page so far was not built: {error}")
+        return
+    if first:
+        say(f"Read what there is so far, it grows: {paths.display(index)}")
+
+
 def _execute(run: Run, steps: Sequence[Step], jobs: int) -> int:
     """Run notebooks in worker threads; this thread shows progress and keeps watch.
 
@@ -183,6 +201,10 @@ def _execute(run: Run, steps: Sequence[Step], jobs: int) -> int:
                 for future in finished:
                     step, _session = sessions.pop(future)
                     good += board.finish(step, future)
+                    running = [other for other, _ in sessions.values()]
+                    to_come = [other.notebook.name for other in (*running, *waiting)]
+                    if future.exception() is None and to_come:
+                        _report_so_far(run, step, to_come, first=good == 1)
                 for _step, session in sessions.values():
                     session.stop_after(limit)
                 board.show(sessions.values(), [step.notebook.number for step in waiting])

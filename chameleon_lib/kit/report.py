@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -64,11 +64,17 @@ Side = dict[str, Any]  # what is said of a figure or table in the JSON beside it
 Numbered = tuple[int, Verdict]  # a verdict and its place in the whole list: its anchor on the page
 
 
-def build(profile: str) -> Path:
-    """Render every executed notebook of a profile and write outputs/<profile>/index.html.
+def build(profile: str, only: Collection[str] | None = None, underway: str = "") -> Path:
+    """Render executed notebooks of a profile and write outputs/<profile>/index.html.
 
-    The page holds nothing that differs between two runs on one environment: wall-clock facts stay
-    in outputs/<profile>/measured/.
+    The page of a whole run holds nothing that differs between two runs on one environment:
+    wall-clock facts stay in outputs/<profile>/measured/.
+
+    Args:
+        profile: run profile.
+        only: stems of the notebooks whose own pages are written; all of them, and the pages of the
+            library's code, if None.
+        underway: what the page says of a run that has not ended.
     """
     folders = (paths.verdicts_dir, paths.tables_dir, paths.figures_dir)
     judges, tables, figures = (_sides(of(profile), profile) for of in folders)
@@ -76,8 +82,9 @@ def build(profile: str) -> Path:
     for path in sorted(paths.executed_dir(profile).glob("*.ipynb")):
         if ".partial" not in path.name:
             titles[path.stem] = title_of(path)
-            sides = [s for s in (*judges, *tables, *figures) if s["notebook"] == path.stem]
-            render_notebook(path, profile, _codes(sides))
+            if only is None or path.stem in only:
+                sides = [s for s in (*judges, *tables, *figures) if s["notebook"] == path.stem]
+                render_notebook(path, profile, _codes(sides))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -86,12 +93,14 @@ def build(profile: str) -> Path:
         undefined=jinja2.StrictUndefined,
     )
     css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    codes = _codes([*judges, *tables, *figures])
-    write_code_pages(codes, profile, environment, css=css)
+    if only is None:
+        codes = _codes([*judges, *tables, *figures])
+        write_code_pages(codes, profile, environment, css=css)
     target = paths.outputs_dir(profile) / "index.html"
     page = environment.get_template("index.html.j2").render(
         profile=profile,
         banner=banner(profile),
+        underway=underway,
         css=css,
         tables=tables,
         controls=[side for side in tables if side["kind"] == "control"],

@@ -20,10 +20,10 @@ from pathlib import Path
 from chameleon_lib.kit.paths import executed_dir, outputs_dir
 
 
-def build(profile: str) -> Path:
+def build(profile: str, only: list[str] | None = None, underway: str = "") -> Path:
     index = outputs_dir(profile) / "index.html"
     pages = sorted(p.read_text(encoding="utf-8") for p in executed_dir(profile).glob("??_*.ipynb"))
-    index.write_text("".join(pages), encoding="utf-8")
+    index.write_text(underway + "".join(pages), encoding="utf-8")
     return index
 '''
 TABLE = """from chameleon_lib.kit.paths import replace_text, tables_dir

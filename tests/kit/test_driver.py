@@ -89,6 +89,19 @@ def test_a_run_is_repeated_byte_for_byte_then_skipped_then_follows_what_changed(
     assert "output missing: tables/size.csv" in checkout.call("plan", "--only", "01").stdout
 
 
+def test_the_page_is_there_after_the_first_notebook_and_grows(checkout: Checkout) -> None:
+    look = """from chameleon_lib.kit.paths import outputs_dir
+page = (outputs_dir("demo") / "index.html").read_text(encoding="utf-8")
+assert "1 of 2 notebooks are still to come (02_look)" in page"""
+    notebook(checkout.notebooks, "01_table", [TABLE])
+    notebook(checkout.notebooks, "02_look", [look])
+    done = checkout.call("run", "--jobs", "1")
+    assert done.returncode == 0, done.stderr
+    assert "it grows: outputs/demo/index.html" in done.stderr
+    page = (checkout.outputs / "index.html").read_text(encoding="utf-8")
+    assert not page.startswith("This run is under way")
+
+
 def test_the_next_notebook_starts_beside_one_whose_workers_are_done(checkout: Checkout) -> None:
     wait = """import time
 from chameleon_lib.kit.paths import tables_dir

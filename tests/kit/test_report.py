@@ -186,6 +186,17 @@ def test_only_the_paper_profile_goes_without_a_banner() -> None:
         assert f"re-run: {profile} profile" in html
 
 
+def test_a_run_under_way_says_so_and_writes_the_page_of_what_has_finished() -> None:
+    fill("demo")
+    own = paths.outputs_dir("demo") / "html" / "01_per_user.html"
+    page = build("demo", [], "1 of 2 notebooks are still to come.").read_text("utf-8")
+    assert '<p class="banner" role="status">1 of 2 notebooks are still to come.</p>' in page
+    assert not own.exists()
+    build("demo", ["01_per_user"], "None is still to come.")
+    assert own.exists()
+    assert 'role="status"' not in build("demo").read_text("utf-8")
+
+
 def test_building_twice_gives_the_same_bytes_and_keeps_the_clock_out() -> None:
     fill("demo")
     folder = paths.outputs_dir("demo")
