@@ -23,6 +23,7 @@ from chameleon_lib.core.edit import Edit, EditHook
 from chameleon_lib.errors import UserError
 
 _FEW_TOKENS = 4096
+_SHARE = 32  # of the free memory; more of it would save little, since nothing is read often
 
 M = TypeVar("M", bound="FrozenModel")
 P = ParamSpec("P")
@@ -64,7 +65,7 @@ class FrozenModel(ABC):
         usage: Hook counts of the latest call; empty if nothing was edited in it.
         diagnostics: Set to True to collect edit ratios in ``usage``; costs time.
         prefix_bytes: Memory that one ``prepare`` may spend on prefixes, with the same results; None
-            for a quarter of what is free.
+            for a share of what is free.
     """
 
     family: Family
@@ -139,7 +140,8 @@ class FrozenModel(ABC):
     @property
     def room(self) -> int:
         """Bytes that one ``prepare`` may keep in memory."""
-        return free_memory(self.device) // 4 if self.prefix_bytes is None else self.prefix_bytes
+        own = self.prefix_bytes
+        return free_memory(self.device) // _SHARE if own is None else own
 
     @property
     def token_budget(self) -> int:

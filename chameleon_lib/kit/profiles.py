@@ -64,6 +64,7 @@ class RunProfile:
         items: history items in a prompt.
         insight_tokens: most tokens of an insight.
         answer_tokens: most tokens of an answer; 0 for the task's own number.
+        test_queries: most queries of a test user, of files in which users have several; 0 for all.
         base: the profile whose sizes it has, where it runs on other models; else empty.
     """
 
@@ -98,6 +99,7 @@ class RunProfile:
     items: int = 10
     insight_tokens: int = 256
     answer_tokens: int = 0
+    test_queries: int = 0
     base: str = ""
 
     @property
@@ -165,6 +167,7 @@ PROFILES: dict[str, RunProfile] = {
         items=4,
         insight_tokens=48,
         answer_tokens=32,
+        test_queries=4,
     ),
     "laptop": RunProfile(
         name="laptop",

@@ -144,6 +144,10 @@ def load_task_data(
         )
     everyone = tuple(user for part in PARTS for user in parts[part])
     train, dev, test = (tuple(parts[part][: cap[part]]) for part in PARTS)
+    most = profile.test_queries
+    if most and any(len(user.queries) > most for user in test):
+        test = tuple(replace(user, queries=user.queries[:most]) for user in test)
+        source += f"; of a test user's queries the first {most}"
     check_disjoint(train, test, overlap)
     hashed = digest([train, dev, test])
     return TaskData(task, train, dev, test, everyone, truth, source, hashed, imported)

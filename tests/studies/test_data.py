@@ -49,6 +49,17 @@ def test_the_demo_profile_gets_the_embedded_world_with_its_truth() -> None:
     assert again == data and again.digest != load_task_data(small_profile(), "LaMP_3").digest
 
 
+def test_a_profile_asks_a_test_user_so_many_queries_at_most_and_says_so() -> None:
+    world = {"queries": 3}
+    whole = load_task_data(small_profile(), "LaMP_3", world=world)
+    few = load_task_data(replace(small_profile(), test_queries=2), "LaMP_3", world=world)
+    assert {len(user.queries) for user in whole.test} == {3}
+    assert [u.queries for u in few.test] == [user.queries[:2] for user in whole.test]
+    assert few.train == whole.train and few.digest != whole.digest
+    assert few.source.endswith("of a test user's queries the first 2")
+    assert "queries the first" not in whole.source
+
+
 @pytest.mark.parametrize("name", ["laptop", "paper"])
 def test_a_profile_for_official_data_needs_a_folder(name: str) -> None:
     with pytest.raises(UserError, match=f"Profile {name} .*--data DIR"):
