@@ -118,8 +118,8 @@ _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 PROFILES: dict[str, RunProfile] = {
     "demo": RunProfile(
         name="demo",
-        banner="Demo run: small embedded models on a synthetic world; in notebook 14, a public "
-        "model of 135 million weights on invented users. Not the paper's numbers.",
+        banner="Demo run: small embedded models on a synthetic world; where a notebook says so, a "
+        "public model of 135 million weights on invented users. Not the paper's numbers.",
         backbones=("demo:decoder:0", "demo:decoder:1", "demo:encdec:0", "demo:encdec:1"),
         studied=("demo:decoder:0", "demo:encdec:0"),
         embedder="all-MiniLM-L6-v2",
