@@ -12,10 +12,10 @@ the largest batch that is asked at once, t those of the rows trained at once, h 
               DPO: weights + 18·a + way back + kept prompts; ALOE: the same for an adapter,
               weights + 18·n + way back + kept prompts for all n
 
-The states of prompts that are asked again are kept up to the profile's limit. An adapter is trained
-beside the backbone's own weights and costs its values, gradients and two moments in float32 and a
-copy in 16 bits; so does each weight of a model that is trained whole, which is a float32 copy
-whatever it was loaded in. The way back, in 16 bits (twice that in 32):
+A fit keeps the states of its prompts in memory up to the profile's limit, the rest on disk. An
+adapter is trained beside the backbone's own weights and costs its values, gradients and two moments
+in float32 and a copy in 16 bits; so does each weight of a model that is trained whole, which is a
+float32 copy whatever it was loaded in. The way back, in 16 bits (twice that in 32):
 
     whole           L·layer
     checkpointing   L·t·2·width + layer          (T5 keeps a position bias, 2·h·t², per layer too;
@@ -181,7 +181,7 @@ def device_bytes(
         profile: Precision, batches and what is kept.
         model: A backbone.
         longest: Tokens of a prompt and its answer.
-        prompts: Number of prompts that are asked.
+        prompts: Number of prompts of a fit.
     """
     size = number_bytes(profile)
     weights = model.weights.total * size * (1 if profile.quantization == "none" else PACKED)

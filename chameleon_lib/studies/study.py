@@ -48,6 +48,7 @@ def settings_for(profile: RunProfile, **changes: Any) -> EditSettings:
         "group_seeds": tuple(range(profile.draws)),
         "model_dtype": profile.dtype,
         "selection_k": profile.items,
+        "prompts_item_words": profile.item_words or None,
         "decode_insight_tokens": profile.insight_tokens,
         "decode_max_new_tokens": profile.answer_tokens or None,
     }
