@@ -7,14 +7,18 @@ notebooks share, so the work of several notebooks is each of their rows once. An
 - users, groups and fit steps: each stage grows with what :func:`_growth` names;
 - models: an id of the demo stands for the studied model of its family;
 - lengths: ``LENGTHS`` has the mean tokens of prompts and answers of the embedded world and of LaMP;
-- what is kept: prompts whose states do not fit ``prefix_gib`` are read again at each use;
+- reading: a batch of prompts is read once for ``ARMS_AT_ONCE`` arms, and a prompt of a fit once for
+  all of its steps;
 - the design: what a notebook does beyond the demo, or in the demo alone, stands in its metadata
   (``chameleon.cost``). ``demo``: its own train and test users and group there. Outside the demo
-  ``beyond`` is a factor per stage: a fraction counts what both designs read, such as history items
-  over all conditions ("365/85"); a decimal number is an estimate, and the plan says so. ``also``
-  names tasks that are done as the demo's one, ``models`` more models, ``prompts`` is a factor on
-  the length of prompts (those without a history), and ``whole`` says that a group is all train
-  users. ``fixed``: it does the same at every size.
+  ``beyond`` is a factor per stage, ``reduced`` the same for profiles with reduced designs: a
+  fraction counts what both designs read, such as history items over all conditions ("95/85"); a
+  decimal number is an estimate, and the plan says so. "fit prompts" and "answers prompts" are the
+  factors of what these stages read, where it grows otherwise. ``most`` are train and test users at
+  most (0 for any), ``also`` names tasks that are done as the demo's one, ``models`` more models,
+  ``prompts`` is a factor on the length of prompts (those without a history), ``once`` the share of
+  the answers' reading that does not grow with the groups, and ``whole`` says that a group is all
+  train users. ``fixed``: it does the same at every size.
 
 Hours divide FLOPs (:mod:`kit.flops`) by an assumed throughput. Left out, because they are far below
 the rest: CCS, SVD and sentence embeddings. Standard library only: a plan is printed before anything
@@ -42,6 +46,7 @@ from chameleon_lib.kit.models import (
     device_bytes,
     number_bytes,
 )
+from chameleon_lib.kit.power import EFFECTS, told
 from chameleon_lib.kit.profiles import PROFILES, RunProfile
 
 COUNTS = Path(__file__).with_name("counts.tsv")
@@ -57,13 +62,21 @@ STAGES = {  # of the store → title
     "aloe": "ALOE",
     "dpo": "DPO",
 }
+_NO_DESIGN: Mapping[str, Any] = {}
 OTHER = "shown"  # what a notebook asks outside the store, and units of its own
-# Rows of the mini-batches of a fit until its held-out users stop it (steps × rows): embedded models
-# with their own recipe, others, and the most that a profile's own settings allow. Passes of ALOE of
-# embedded decoders and encoder-decoders.
-_FIT_ROWS = {True: 18 * 16, False: 30 * 32}
-_MOST_ROWS = {"small": 20 * 16}
+# Rows of the mini-batches of a fit (steps × rows): of embedded models, which have a recipe of their
+# own, until their held-out users stop it; the most of others, and of profiles with own settings.
+# Passes of ALOE of embedded decoders and encoder-decoders.
+_FIT_ROWS = {True: 18 * 16, False: 24 * 8}
+_MOST_ROWS = {"small": 10 * 8}
 _ALOE_PASSES = {False: 3, True: 2}
+ARMS_AT_ONCE = 24  # arms that share one reading of a batch of prompts, as `studies.arms` asks them
+# Share of what the demo's answers read that does not grow with the groups. In Table 1 (decoder,
+# LaMP-2) models trained on a group read 182 k of 303 k tokens: ALOE and DPO the 120 test users and
+# the 100 of the group, in three groups; 145 k of 241 k on LaMP-3.
+_ONCE = 0.4
+# Notebooks whose model is no backbone of a profile; the minutes both take on two cores.
+APART, MINUTES = ("10", "14"), 18
 _BYTES_PER_ANSWER = 120  # JSON and margin, in the store
 
 
@@ -91,6 +104,11 @@ LENGTHS: dict[bool, dict[str, Lengths]] = {
         "LaMP_7": Lengths(363, 30, 256, 120),
     },
 }
+
+
+# Mean tokens of a history item of LaMP and of a word, four characters to a token.
+ITEM = {"LaMP_2": 76.0, "LaMP_3": 195.0, "LaMP_7": 23.0}
+WORD = 1.4
 
 
 @dataclass(frozen=True)
@@ -136,11 +154,17 @@ class Scope:
         """Tasks whose users are there, or all of the profile."""
         return tuple(self.found) or self.profile.tasks
 
-    def there(self, task: str) -> tuple[int, int]:
+    def there(self, task: str, design: Mapping[str, Any] = _NO_DESIGN) -> tuple[int, int]:
         """Train and test queries of a task, at most."""
         profile = self.profile
-        train, test = self.found.get(task, (profile.n_train, profile.n_test))
-        return self.part(profile.n_train, train), self.part(profile.n_test, test)
+        limits = zip(
+            (profile.n_train, profile.n_test),
+            self.found.get(task, (0, 0)),
+            design.get("demo" if profile.reduced else "most", (0, 0))[:2],
+            strict=True,
+        )
+        train, test = (self.part(*limit) for limit in limits)
+        return train, test
 
     def lengths(self, model: Model, task: str) -> Lengths:
         """Mean lengths of a task's texts under the vocabulary of a backbone."""
@@ -148,20 +172,26 @@ class Scope:
         found = known.get(task, known["LaMP_2"])
         if model.embedded:
             return found
+        item = ITEM.get(task, ITEM["LaMP_2"])
+        shown = min(item, run.item_words * WORD) if run.item_words else item
         return found._replace(
-            prompt=found.prompt * run.items / 10, insight=min(found.insight, run.insight_tokens)
+            prompt=(found.prompt - 10 * (item - shown)) * run.items / 10,
+            insight=min(found.insight, run.insight_tokens),
         )
-
-    def kept(self, model: Model, n: float, tokens: float) -> float:
-        """Share of ``n`` prompts whose states fit into what a backbone keeps."""
-        size = n * tokens * model.state * number_bytes(self.profile)
-        return min(1.0, self.profile.prefix_bytes / size) if size else 1.0
 
     def memory(self, model: Model) -> dict[str, float]:
         """Kind of work → bytes on the device; the largest of the profile's tasks."""
         lengths = [self.lengths(model, task) for task in self.tasks]
         longest = max(one.prompt + one.answer for one in lengths)
-        return device_bytes(self.profile, model, longest, self.test)
+        return device_bytes(self.profile, model, longest, self.part(self.profile.group_size))
+
+    def filed(self, model: Model) -> float:
+        """Bytes of a fit's prompt states, most of them on disk while it runs."""
+        if model.embedded:  # their states fit into memory
+            return 0.0
+        longest = max(self.lengths(model, task).prompt for task in self.tasks)
+        prompts = self.part(self.profile.group_size)
+        return prompts * longest * model.state * number_bytes(self.profile)
 
     def hub_models(self, notebooks: Collection[str]) -> list[str]:
         """Ids of everything that these notebooks load from the hub."""
@@ -175,7 +205,10 @@ class Scope:
 
 @dataclass(frozen=True)
 class Cost:
-    """A stage on one backbone: units, tokens and FLOPs; ``written`` one token after another."""
+    """A stage on one backbone: units, tokens and FLOPs; ``written`` one token after another.
+
+    ``asked`` are the tokens that would be read if every arm and step read its prompts itself.
+    """
 
     stage: str
     model: Model
@@ -185,6 +218,7 @@ class Cost:
     written: float
     learned: float
     flops: float
+    asked: float
 
 
 @dataclass(frozen=True)
@@ -288,32 +322,53 @@ def _standing_for(counted_as: str, scope: Scope) -> list[Model]:
     return [model for model in scope.models if model.encoder == MODELS[counted_as].encoder]
 
 
-def _growth(
-    stage: str, scope: Scope, design: Mapping[str, Any], studied: bool, task: str
-) -> tuple[float, float]:
-    """How many times the units, and the tokens, of the counted run a stage has."""
+class _Growth(NamedTuple):
+    """How many times the units, the tokens and the prompts of the counted run a row has."""
+
+    units: float
+    tokens: float
+    prompts: float
+
+
+def _factor(number: str | float) -> float:
+    return float(Fraction(str(number)))
+
+
+def _growth(row: Mapping[str, Any], scope: Scope, design: Mapping[str, Any], task: str) -> _Growth:
+    stage, demo, profile = row["stage"], PROFILES["demo"], scope.profile
     if design.get("fixed"):
-        return 1.0, 1.0
-    demo, profile, files = PROFILES["demo"], scope.profile, not scope.embedded_world
-    train, test, group = design.get("demo", (demo.n_train, demo.n_test, demo.group_size))
-    now_train, now_test = scope.there(task) if files else (scope.part(train), scope.part(test))
-    whole = now_train if design.get("whole") else profile.group_size
-    now_group = min(whole if files else group, now_train)
+        return _Growth(1.0, 1.0, 1.0)
+    files, reduced = not scope.embedded_world, profile.reduced and "reduced" in design
+    train, test, group = sizes = design.get("demo", (demo.n_train, demo.n_test, demo.group_size))
+    now_train, now_test = (
+        scope.there(task, design) if files else (scope.part(train), scope.part(test))
+    )
+    now_group = min(profile.group_size, sizes[2]) if reduced or not files else profile.group_size
+    if design.get("whole") and files and not reduced:
+        now_group = now_train
+    now_group = min(now_group, now_train)
     draws, before = scope.draws or profile.draws, demo.draws
-    if not studied:
+    if row["backbone"] not in demo.studied:
         draws, before = min(profile.repeats, draws), demo.repeats
-    factor = float(Fraction(str(design.get("beyond", {}).get(stage, 1)))) if files else 1.0
+    factors = design.get("reduced" if reduced else "beyond", {}) if files else {}
+    factor = _factor(factors.get(stage, 1))
+    reads = _factor(factors.get(f"{stage} prompts", factor))
     if stage in ("insights", "query_insights", "summaries"):
-        more = (now_train + now_test) / (train + test)
+        more = factor * (now_train + now_test) / (train + test)
     elif stage == "pairs":  # on official files margins need the pairs of test users
-        more = (now_train + now_test * files) / train
+        more = factor * (now_train + now_test * files) / train
     elif stage == "activations":
-        more = draws * now_group / (before * group)
+        more = factor * draws * now_group / (before * group)
     else:  # a unit is a fit, a training or an arm
         more = factor * draws / before if stage in STAGES else 1.0
-        each = {"aloe": now_group / group, "dpo": now_group / group, "answers": now_test / test}
-        return more, more * each.get(stage, 1)
-    return factor * more, factor * more
+    each = {"aloe": now_group / group, "dpo": now_group / group, "answers": now_test / test}
+    tokens = prompts = more * each.get(stage, 1)
+    if stage == "fit":  # each prompt once, however many steps are taken
+        prompts = reads * draws / before * now_group / group
+    elif stage == "answers" and files:
+        once = design.get("once", _ONCE)
+        prompts = reads * (once + (1 - once) * draws / before) * now_test / test
+    return _Growth(more, tokens, prompts)
 
 
 def _scaled(
@@ -321,8 +376,8 @@ def _scaled(
 ) -> Cost:
     """A row of the counted run at another size, on another model."""
     stage, profile = row["stage"], scope.profile
-    studied = row["backbone"] in PROFILES["demo"].studied
-    units, times = _growth(stage, scope, design, studied, task)
+    grown = _growth(row, scope, design, task)
+    times = grown.tokens
     before, now = scope.lengths(MODELS[row["backbone"]], row["task"]), scope.lengths(model, task)
     longer, answers = now.prompt / before.prompt, now.answer / before.answer
     said = behind = answers
@@ -338,21 +393,18 @@ def _scaled(
         rows = _MOST_ROWS.get(profile.base or profile.name, _FIT_ROWS[False])
         times *= rows / _FIT_ROWS[True] if stage == "fit" else 1
         times /= _ALOE_PASSES[model.encoder] if stage == "aloe" else 1
-    read, scored, written = (
-        row[name] * times * each
-        for name, each in (("read", longer), ("scored", behind), ("written", said))
-    )
+    read = asked = row["read"] * longer * (times if stage == "aloe" else grown.prompts)
+    scored, written = row["scored"] * times * behind, row["written"] * times * said
     back = Tokens(
         round(row["learned_read"] * times * longer), round(row["learned_scored"] * times * answers)
     )
-    tested = scope.there(task)[1] if profile.data != "demo" else scope.test
-    asked = {"answers": 3 * row["units"] * units * tested, "fit": scored / now.answer}
-    # An arm asks each prompt for its answer and for two scores.
-    if stage in asked and not design.get("fixed"):
-        n = tested if stage == "answers" else scope.part(profile.group_size)
-        length = now.prompt * design.get("prompts", 1)
-        kept = scope.kept(model, n, length)
-        read = kept * read + (1 - kept) * asked[stage] * length
+    if stage == "answers" and not scope.embedded_world and not design.get("fixed"):
+        # Arms that counted no reading of their own share that of a batch with so many others.
+        asked = grown.units * row["units"] * scope.there(task, design)[1] * now.prompt
+        asked *= design.get("prompts", 1)
+        read = max(read, asked / ARMS_AT_ONCE)
+    elif stage == "fit":
+        asked = scored / now.answer * now.prompt
     if stage in ("aloe", "dpo") and checkpoints(profile, model):
         read, scored = read + back.read, scored + back.written
     whole = stage == "aloe" and not adapts_aloe(profile, model)
@@ -360,7 +412,8 @@ def _scaled(
     work = Work(Tokens(round(read), round(scored + written)), back, trained, not whole)
     flops = float(work.flops(model.weights))
     title = STAGES.get(stage, OTHER)
-    return Cost(title, model, row["units"] * units, read, scored, written, back.total, flops)
+    units, asked = row["units"] * grown.units, max(asked, read)
+    return Cost(title, model, units, read, scored, written, back.total, flops, asked)
 
 
 def store_bytes(scope: Scope, work: Sequence[Cost]) -> float:
@@ -441,12 +494,12 @@ def _work(
     scope: Scope, notebooks: Sequence[str], work: Sequence[Cost], speed: Speed
 ) -> list[str]:
     if not work:
-        return ["Work: nothing that a backbone has to compute."]
+        return _apart(notebooks) or ["Work: nothing that a backbone has to compute."]
     head = ("stage", "units", "tokens read", "scored", "written", "gradient", "PFLOP", "hours")
     groups = {title: [c for c in work if c.stage == title] for title in (*STAGES.values(), OTHER)}
     groups |= {c.model.id: [d for d in work if d.model == c.model] for c in work}
     rows = [_row(name, some, speed) for name, some in {**groups, "all": work}.items() if some]
-    alone = {n: speed.hours(costs(scope, [n])) for n in notebooks}
+    alone = {n: costs(scope, [n]) for n in notebooks}
     guessed = [n for n in notebooks if not scope.embedded_world and _guessed(scope, n)]
     left = [] if scope.profile.trains else ["ALOE and DPO are left out: they train weights."]
     unknown = [name for name in scope.profile.backbones if name not in MODELS]
@@ -456,18 +509,73 @@ def _work(
         f"Hours: {speed.device} at {speed.reading / 1e12:g} TFLOP/s, and "
         f"{speed.writing / 1e12:g} where token follows token (--tflops).",
         "Each notebook alone, hours: "
-        + ", ".join(f"{n} {_hours(hours)}" for n, hours in alone.items() if hours) + ".",
+        + ", ".join(f"{n} {_hours(speed.hours(some))}" for n, some in alone.items() if some) + ".",
+        *_shared(work, [cost for some in alone.values() for cost in some], speed),
         *([f"How much more than in the demo {', '.join(guessed)} do is estimated, not counted."]
           if guessed else []),
         *left,
+        *_size(scope),
+        *_apart(notebooks),
         *(f"Size unknown, not counted: {name}." for name in unknown),
     ]  # fmt: skip
 
 
+def _shared(work: Sequence[Cost], alone: Sequence[Cost], speed: Speed) -> list[str]:
+    """What is not done twice: by stage of the store, and by reading a prompt once."""
+    titles = dict.fromkeys(STAGES.values())
+    saved = {
+        title: speed.hours([c for c in alone if c.stage == title])
+        - speed.hours([c for c in work if c.stage == title])
+        for title in titles
+    }
+    lines = []
+    if any(hours > 1e-9 for hours in saved.values()):
+        words = (f"{title} {_hours(hours)}" for title, hours in saved.items() if hours > 1e-9)
+        lines.append(f"Shared by notebooks through the store, hours saved: {', '.join(words)}.")
+    once = {
+        title: [
+            sum(getattr(c, name) for c in work if c.stage == title) for name in ("read", "asked")
+        ]
+        for title in ("answers", "fit")
+    }
+    words = (
+        f"{title} {_count(r)} of {_count(a)}" for title, (r, a) in once.items() if a > 1.01 * r
+    )
+    if told_once := ", ".join(words):
+        lines.append(
+            f"Read once for all steps, and for {ARMS_AT_ONCE} arms at a time, tokens of those "
+            f"asked: {told_once}."
+        )
+    return lines
+
+
+def _apart(notebooks: Collection[str]) -> list[str]:
+    if not set(APART) & set(notebooks):
+        return []
+    return [
+        f"{' and '.join(APART)} run SmolLM2 on the CPU, alike in every profile: together about "
+        f"{MINUTES} minutes of two cores, not in this table."
+    ]
+
+
+def _size(scope: Scope) -> list[str]:
+    """What the number of test users can tell, and what was cut for it."""
+    if scope.embedded_world:
+        return []
+    lines = [f"{told(task, scope.there(task)[1])}." for task in scope.tasks if task in EFFECTS]
+    head = ["95 % intervals of a gain over Instruct (kit/power.py):"] if lines else []
+    cut = scope.profile.cut
+    return [*head, *(f"  {line}" for line in lines), *(["Cut:"] if cut else []),
+            *(f"  {line}" for line in cut)]  # fmt: skip
+
+
 def _guessed(scope: Scope, number: str) -> bool:
     """Whether a notebook's design beyond the demo holds an estimate."""
-    beyond = scope.designs.get(number, {}).get("beyond", {})
-    return any(isinstance(factor, float) for factor in beyond.values())
+    design = scope.designs.get(number, {})
+    factors = design.get("beyond", {})
+    if scope.profile.reduced:
+        factors = design.get("reduced", factors)
+    return any(isinstance(factor, float) for factor in factors.values())
 
 
 def _row(name: str, some: Sequence[Cost], speed: Speed) -> tuple[str, ...]:
@@ -531,4 +639,10 @@ def _disk(
     }
     words = ", ".join(f"{name} {size(n)}" for name, n in parts.items() if n)
     total = size(sum(parts.values()))
-    return [f"Disk: {total} ({words})." if words else "Disk: nothing that is not there already."]
+    lines = [f"Disk: {total} ({words})." if words else "Disk: nothing that is not there already."]
+    filed = max((scope.filed(model) for model in scope.models), default=0.0)
+    if filed:
+        lines.append(
+            f"While a fit runs, its prompts' states take up to {size(filed)} more on disk."
+        )
+    return lines

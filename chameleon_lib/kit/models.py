@@ -7,15 +7,15 @@ checkpoint times the bytes that it stores each in; tokenizer and configuration a
 Memory of the device (L layers, a the weights of an adapter, B bytes of a number, T the tokens of
 the largest batch that is asked at once, t those of the rows trained at once, h heads):
 
-    asking    weights + kept prompts + T·(state + 2·inner + 4·width)·B
-    rivals    the largest of: asking with two sets of weights and of prompts (a trained model);
-              DPO: weights + 18·a + way back + kept prompts; ALOE: the same for an adapter,
-              weights + 18·n + way back + kept prompts for all n
+    asking    weights + T·(state + 2·inner + 4·width)·B
+    rivals    the largest of: asking with two sets of weights (a trained model);
+              DPO: weights + 18·a + way back; ALOE: the same for an adapter,
+              weights + 18·n + way back for all n
 
-The states of prompts that are asked again are kept up to the profile's limit. An adapter is trained
-beside the backbone's own weights and costs its values, gradients and two moments in float32 and a
-copy in 16 bits; so does each weight of a model that is trained whole, which is a float32 copy
-whatever it was loaded in. The way back, in 16 bits (twice that in 32):
+States of prompts take a small share of what is free then, and a fit keeps the rest of its own on
+disk. An adapter is trained beside the backbone's own weights and costs its values, gradients and
+two moments in float32 and a copy in 16 bits; so does each weight of a model that is trained whole,
+which is a float32 copy whatever it was loaded in. The way back, in 16 bits (twice that in 32):
 
     whole           L·layer
     checkpointing   L·t·2·width + layer          (T5 keeps a position bias, 2·h·t², per layer too;
@@ -178,15 +178,14 @@ def device_bytes(
     """Kind of work → bytes on the device.
 
     Args:
-        profile: Precision, batches and what is kept.
+        profile: Precision and batches.
         model: A backbone.
         longest: Tokens of a prompt and its answer.
-        prompts: Number of prompts that are asked.
+        prompts: Number of prompts of a fit.
     """
     size = number_bytes(profile)
     weights = model.weights.total * size * (1 if profile.quantization == "none" else PACKED)
     room = model.state + 2 * model.inner + 4 * model.width
-    kept = min(profile.prefix_bytes, prompts * longest * model.state * size)
     asked = min(BATCH_TOKENS, prompts * longest) * room * size
     if model.embedded:
         pairs, rows, row = *EMBEDDED_BATCH, longest
@@ -198,11 +197,11 @@ def device_bytes(
     trained = adapter if lora else TRAINED * model.weights.total
     twice = pairs * (1 if model.encoder else 2)
     return {
-        "asking": weights + kept + asked,
+        "asking": weights + asked,
         "rivals": max(
-            2 * (weights + kept) + asked,
-            weights + adapter + kept + way_back(profile, model, twice, longest, True),
-            weights + trained + kept + logits + way_back(profile, model, rows, row, lora),
+            2 * weights + asked,
+            weights + adapter + way_back(profile, model, twice, longest, True),
+            weights + trained + logits + way_back(profile, model, rows, row, lora),
         ),
     }
 

@@ -172,7 +172,7 @@ def plain_arms() -> dict[Arm, tuple[str, Edit | None]]:
 
 Key = TypeVar("Key", bound=Hashable)
 _EDITED = ("instruct", "insight")  # edits are asked with these, in every draw again
-ARMS_AT_ONCE = 12  # for whom a batch of prompts is read; their answers are kept together
+ARMS_AT_ONCE = 24  # for whom a batch of prompts is read; their answers are kept together
 
 
 @dataclass(frozen=True)

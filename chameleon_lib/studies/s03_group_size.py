@@ -11,8 +11,8 @@ theirs to the test users, each to about as many). No preference fit is made from
 would be left to stop on, and fitting to the pair of the very query that is asked would only copy
 the personalised answer into the edit.
 
-The demo leaves one thing out to stay within its minutes: the fitted edit between the smallest and
-the largest group. All else is the full design.
+A reduced profile leaves one thing out, to stay within its time: the fitted edit between the
+smallest and the largest group. All else is the full design.
 
 Intervals are over test users. How much the choice of the random set of train users moves a number
 stands beside it, as the standard deviation over the sets.
@@ -101,8 +101,7 @@ def run(profile: RunProfile, settings: EditSettings, *, sizes: str = "", **optio
     options are those of :func:`chameleon_lib.studies.run.run_grid`.
     """
     wanted = tuple(numbers_of("sizes", sizes, "1,20,100", least=2)) if sizes else SIZES
-    fit_between = not profile.name.startswith("demo")
-    compute = partial(_compute, sizes=wanted, fit_between=fit_between)
+    compute = partial(_compute, sizes=wanted, fit_between=not profile.reduced)
     small = settings.with_(pairs_on_too_few="warn")
     done = run_grid(compute, studied(profile), small, **{"tasks": TASKS, **options})
     for task, data in done.data.items():

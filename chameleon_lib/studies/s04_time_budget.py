@@ -6,9 +6,9 @@ every method is trained at its four shares, in the order of the paper's labels; 
 shares, of the very same pairs. What a point costs is counted, not timed, so that the figure comes
 out the same on every machine.
 
-"100 %" is the group of Table 1 in the demo: 100 % DPO and the edits at 100 % are then the very
-trainings of notebook 01. The other profiles take all of their train users. To stay within minutes
-the demo leaves out the third of the four labels (:func:`points_of`).
+"100 %" is the group of Table 1 in a reduced profile: 100 % DPO and the edits at 100 % are then the
+very trainings of notebook 01. The others take all of their train users. To stay within its time a
+reduced profile leaves out the third of the four labels (:func:`points_of`).
 
 **The rule.** A budget is what one of our edits costs at its largest share, the writing of the
 synthetic pairs included. A rival stands there with the largest of its shares that costs no more
@@ -96,16 +96,12 @@ POINTS = (
 
 def points_of(profile: RunProfile) -> tuple[Point, ...]:
     """The labels that a profile can afford."""
-    return (*POINTS[:2], POINTS[-1]) if _embedded(profile) else POINTS
+    return (*POINTS[:2], POINTS[-1]) if profile.reduced else POINTS
 
 
 def base_of(profile: RunProfile, settings: EditSettings) -> int:
     """Train users that count as 100 %."""
-    return settings.group_size if _embedded(profile) else profile.n_train
-
-
-def _embedded(profile: RunProfile) -> bool:
-    return all(name.startswith("demo:") for name in profile.studied)
+    return settings.group_size if profile.reduced else profile.n_train
 
 
 def run(profile: RunProfile, settings: EditSettings, **options: Any) -> Run:

@@ -80,8 +80,8 @@ class Selection:
 
 @dataclass(frozen=True)
 class Design:
-    """What of the study is run: upper limits of users, 0 for the run's own; and at which numbers
-    of items the fitted edit and the controls are made, empty for all.
+    """What of the study is run: upper limits of users, 0 for the run's own; which of the numbers of
+    items asked for; and at which of them the fitted edit and the controls are made. Empty is all.
 
     A control that ``control_arms`` does not name has all arms; ``world`` are knobs of the embedded
     world.
@@ -91,7 +91,9 @@ class Design:
     n_train: int = 0
     n_test: int = 0
     group_size: int = 0
+    items: tuple[int, ...] = ()
     fitted_items: tuple[int, ...] = ()
+    controls: tuple[str, ...] = CONTROLS
     control_items: tuple[int, ...] = ()
     control_arms: tuple[tuple[str, Arms], ...] = ()
     world: tuple[tuple[str, Any], ...] = ()
@@ -108,22 +110,42 @@ class Design:
         if paper_items not in numbers:
             raise UserError(f"items is {items!r}; the claims are about {paper_items}, so add it.")
         arms = dict(self.control_arms)
+        numbers = [k for k in numbers if not self.items or k in (*self.items, paper_items)]
         found = [
             Selection(PAPER, k, "fitted" if k in (self.fitted_items or numbers) else "edit")
             for k in numbers
         ]
         chosen = [k for k in numbers if k in (self.control_items or numbers)]
-        for rule in CONTROLS:
+        for rule in self.controls:
             found += [Selection(rule, k, arms.get(rule, "fitted")) for k in chosen]
         return found
 
 
-FULL = Design()
+# The paper's figure is its own rule at every number, and so is its claim. What stands beside it is
+# judged at the paper's 10 items: the controls and the fitted edit are made there alone. Each
+# condition writes its insights anew, so train users are those that three groups need.
+FULL = Design(
+    n_train=300,
+    fitted_items=(10,),
+    control_items=(10,),
+    control_arms=(
+        ("pca raw", "prompts"),
+        ("random", "edit"),
+        ("recent", "edit"),
+        ("nearest", "edit"),
+    ),
+)
+
+# The same claims for a day of a laptop, of the numbers and rules that they compare: "pca raw" and
+# the controls beside random are left out.
+REDUCED = replace(
+    FULL, n_train=66, n_test=102, group_size=44, items=(5, 10, 25), controls=("random",)
+)
 
 # A few minutes of one core. Cut: LaMP-3; users and groups (embedding their histories takes a
-# quarter of the time); the fitted edit and the controls to the paper's 10 items (a fit on prompts
-# of 25 items takes three times as long), and all controls but random to the prompts without an
-# edit. Histories are longer than elsewhere: of 12 to 16 items any rule takes nearly the same 10.
+# quarter of the time); the fitted edit and the controls to the paper's 10 items, and all controls
+# but random to the prompts without an edit. Histories are longer than elsewhere: of 12 to 16 items
+# any rule takes nearly the same 10.
 DEMO = Design(
     tasks=("LaMP_2",),
     n_train=66,
@@ -172,10 +194,12 @@ def run(
         settings: Every choice of the method; rule and number of items are varied.
         items: Numbers of items, divided by commas; ``selection_k`` must be among them.
         data_dir: Folder of official LaMP files; empty for the embedded world.
-        design: By default all of it on official files, and :data:`DEMO` in the embedded world.
+        design: By default :data:`DEMO` in the embedded world; on official files :data:`FULL`, or
+            :data:`REDUCED` in a reduced profile.
         options: More of :func:`chameleon_lib.studies.run.run_grid`.
     """
-    design = design or (FULL if data_dir else DEMO)
+    files = REDUCED if profile.reduced else FULL
+    design = design or (files if data_dir else DEMO)
     sized = replace(
         studied(profile),
         n_train=min(profile.n_train, design.n_train or profile.n_train),

@@ -84,6 +84,8 @@ class Variant:
         """Why this profile does not run it; empty if it does."""
         if self.slow and profile.data == "demo":
             return f"left out of the embedded world: {self.slow}"
+        if self.slow and profile.reduced:
+            return f"left out of profile {profile.base or profile.name}: texts are made anew"
         return self.needs if profile.offline else ""
 
 

@@ -33,10 +33,7 @@ _FITS = {
 SIZES: dict[str, dict[str, Any]] = {
     "demo": _FITS,
     "demo-data": _FITS,
-    # Prompts that a processor reads in an hour: of long items, the reviews of LaMP-3, the start.
-    "small": {
-        "fit_steps": 10, "fit_batch": 8, "controls_random_draws": 3, "prompts_item_words": 40,
-    },
+    "small": {"fit_steps": 10, "fit_batch": 8, "controls_random_draws": 3},
 }
 
 
@@ -48,6 +45,7 @@ def settings_for(profile: RunProfile, **changes: Any) -> EditSettings:
         "group_seeds": tuple(range(profile.draws)),
         "model_dtype": profile.dtype,
         "selection_k": profile.items,
+        "prompts_item_words": profile.item_words or None,
         "decode_insight_tokens": profile.insight_tokens,
         "decode_max_new_tokens": profile.answer_tokens or None,
     }

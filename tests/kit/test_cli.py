@@ -164,8 +164,10 @@ def test_a_profile_is_consistent_and_offline_unless_it_needs_the_hub(name: str) 
     assert profile.offline == (name in ("demo", "demo-data", "small"))
     assert (profile.from_hub == ()) == profile.offline
     assert set(profile.studied) <= set(profile.backbones)
-    # A test of the chain shows nothing, so one group is enough for it; a slow CPU takes no more.
-    assert profile.draws >= (1 if name in ("demo-data", "small") else 3)
+    # A test of the chain shows nothing, so one group is enough for it; a CPU takes no more of real
+    # models, and where the paper's claims are asked the plan says that no spread is known.
+    assert profile.draws >= (3 if name == "demo" or name.startswith("paper") else 1)
+    assert profile.draws >= 3 or not name.startswith("laptop") or "no spread" in profile.cut[0]
     assert profile.group_size <= profile.n_train
 
 

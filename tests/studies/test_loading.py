@@ -23,7 +23,11 @@ LAPTOP = PROFILES["laptop"]
 def test_the_demo_profile_limits_answers_and_the_others_keep_the_papers_settings() -> None:
     assert settings_for(PROFILES["demo"]).decode_max_new_tokens == 48
     assert settings_for(PROFILES["demo-data"]).decode_max_new_tokens == 96
-    assert settings_for(PROFILES["laptop"]) == EditSettings()
+    laptop = settings_for(LAPTOP)
+    assert (laptop.prompts_item_words, laptop.decode_insight_tokens) == (24, 48)
+    smaller = {"group_draws": 1, "group_seeds": (0,)}
+    smaller |= {"prompts_item_words": 24, "decode_insight_tokens": 48}
+    assert laptop == EditSettings().with_(**smaller)
     assert settings_for(PROFILES["paper"], edit_alpha_p=2.0).edit_alpha_p == 2.0
     small = replace(PROFILES["demo"], group_size=7)
     assert settings_for(small).group_size == 7
@@ -33,10 +37,9 @@ def test_the_demo_profile_limits_answers_and_the_others_keep_the_papers_settings
 
 def test_a_profile_decides_groups_and_precision_and_nothing_else_of_the_method() -> None:
     found = settings_for(PROFILES["paper"])
-    assert (found.group_draws, found.group_seeds) == (5, (0, 1, 2, 3, 4))
+    assert (found.group_draws, found.group_seeds) == (3, (0, 1, 2))
     assert found.model_dtype == "bfloat16"
-    back = found.with_(group_draws=3, group_seeds=(0, 1, 2), model_dtype="auto")
-    assert back == EditSettings()
+    assert found.with_(model_dtype="auto") == EditSettings()
 
 
 def test_a_size_belongs_to_a_profile_and_a_change_of_the_caller_wins() -> None:

@@ -21,6 +21,7 @@ from chameleon_lib.studies.s05_selections import (
     DEMO,
     FULL,
     ITEMS,
+    REDUCED,
     RULES,
     Design,
     Selection,
@@ -32,11 +33,24 @@ from tests.studies.planted import answers_of, scores_of
 from tests.studies.small import BACKBONES, SETTINGS, small_profile, use_small_models
 
 
-def test_the_full_design_has_every_rule_at_every_number_with_both_edits() -> None:
+def test_the_full_design_has_the_papers_rule_at_every_number_and_all_controls_at_ten() -> None:
     found = FULL.selections(ITEMS, 10)
-    assert {(c.rule, c.k) for c in found} == {(r, k) for r in RULES for k in (5, 10, 15, 20, 25)}
-    assert {c.arms for c in found} == {"fitted"} and len({c.name for c in found}) == len(found)
-    assert FULL.tasks == ("LaMP_2", "LaMP_3")
+    ours = {(c.rule, c.k): c.arms for c in found}
+    assert len({c.name for c in found}) == len(found) == len(ours)
+    assert {k for rule, k in ours if rule == "pca"} == {5, 10, 15, 20, 25}
+    assert {at for at, arms in ours.items() if arms == "fitted"} == {("pca", 10)}
+    assert {rule for rule, k in ours if k == 10} == set(RULES)
+    assert {rule for rule, k in ours if k != 10} == {"pca"}
+    assert FULL.tasks == REDUCED.tasks == ("LaMP_2", "LaMP_3")
+    assert Design().selections("10", 10) == [Selection(rule, 10) for rule in RULES]
+
+
+def test_the_reduced_design_keeps_what_the_papers_claims_compare() -> None:
+    found = {(c.rule, c.k): c.arms for c in REDUCED.selections(ITEMS, 10)}
+    assert found == {
+        ("pca", 5): "edit", ("pca", 10): "fitted", ("pca", 25): "edit", ("random", 10): "edit",
+    }  # fmt: skip
+    assert {k for _, k in ((c.rule, c.k) for c in REDUCED.selections("10,20", 10))} == {10}
 
 
 def test_items_are_sorted_numbers_and_hold_the_papers() -> None:
@@ -245,15 +259,18 @@ def test_the_embedded_world_runs_the_cut_design_and_official_files_the_full_one(
 
     monkeypatch.setattr(study, "run_grid", noted)
     settings = SETTINGS.with_(selection_k=10, group_size=100, pairs_on_too_few="error")
-    profile = small_profile(n_train=150, n_test=200)
+    profile = small_profile(n_train=350, n_test=200)
     for folder in ("", str(tmp_path)):
-        study.run(profile, settings, data_dir=folder, max_users=7)
+        study.run(replace(profile, reduced=not folder), settings, data_dir=folder, max_users=7)
     (demo, cut, grouped, options), (full, whole, ungrouped, official) = asked
+    study.run(replace(profile, reduced=True), settings, data_dir=str(tmp_path))
+    assert [c.name for c in asked[-1][0]] == [c.name for c in REDUCED.selections(ITEMS, 10)]
+    assert (asked[-1][1].n_train, asked[-1][1].n_test) == (REDUCED.n_train, REDUCED.n_test)
     assert (cut.n_train, cut.n_test) == (DEMO.n_train, DEMO.n_test)
-    assert (whole.n_train, whole.n_test) == (150, 200) and cut.backbones == profile.studied
+    assert (whole.n_train, whole.n_test) == (300, 200) and cut.backbones == profile.studied
     assert (grouped.group_size, ungrouped.group_size) == (DEMO.group_size, 100)
     assert {grouped.pairs_on_too_few, ungrouped.pairs_on_too_few} == {"warn"}
-    assert len(demo) == 9 and len(full) == 25
+    assert len(demo) == 9 and len(full) == 9
     assert options["tasks"] == DEMO.tasks and official["tasks"] == FULL.tasks
     assert options["world"] == {"history": (28, 32)} and official["world"] == {}
     assert official["data_dir"] == str(tmp_path) and options["max_users"] == 7

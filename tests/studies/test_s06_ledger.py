@@ -90,6 +90,10 @@ def test_a_profile_leaves_out_what_it_cannot_run_and_says_why() -> None:
     left = [v for v in VARIANTS if v.title not in kept]
     assert {v.id for v in left} == {"A15", "A16", "A17", "A23", "B1", "B2", "B8"}
     assert all(v.left_out(demo) and not v.left_out(paper) for v in left)
+    slow = {"A15", "A17", "A23", "B1", "B2"}
+    laptop = PROFILES["laptop"]
+    assert {v.id for v in VARIANTS if v.left_out(laptop)} == slow
+    assert "profile laptop" in next(v for v in VARIANTS if v.slow).left_out(laptop)
     # Real files through embedded models: no time is short there, but no hub can be reached.
     assert {v.id for v in VARIANTS if v.left_out(PROFILES["demo-data"])} == {"A16", "B8"}
 
