@@ -1,7 +1,9 @@
 """Count what a cold run of the demo asks of its models: the base of every plan.
 
     python -m workshop.count
+    python -m workshop.count small DIR [USERS]
 
+The second command counts Table 1 of another profile on LaMP files and prints it beside its plan.
 The demo runs from nothing in a scratch folder, and each of its processes writes a file of JSON
 lines. A backbone's first layers see every token that goes through it, whoever sent it: a study, a
 fit, a training. The artifact store is watched to know which unit of which stage the tokens were
@@ -25,11 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.cost import COUNTS, OTHER, STAGES, Cost, costs
 from chameleon_lib.kit.paths import replace_text
+from chameleon_lib.kit.plan import Run
 from workshop import run_script
 from workshop.watched import AfterImport, run_demo
 
 VARIABLE = "CHAMELEON_TEST_COUNT"  # the folder of the files
+EVERY = "CHAMELEON_TEST_COUNT_EVERY"  # set where models that are not the demo's count as well
 # Of a row: units of the store; tokens read (prompts, many at once), scored (what stands behind a
 # prompt that was read before, many at once) and written (one after another); and those read and
 # scored with a gradient.
@@ -101,7 +106,7 @@ def _watch_models(module: Any) -> None:
 
     def started(own: Any, model: Any, *args: Any, **kwargs: Any) -> None:
         init(own, model, *args, **kwargs)
-        if own.name.startswith("demo:"):
+        if own.name.startswith("demo:") or EVERY in os.environ:
             watch(own.name, model)
 
     module.FrozenModel.__init__ = started
@@ -224,10 +229,47 @@ def _add(row: dict[str, float], work: Mapping[str, float], times: float) -> None
         row[name] += number * times
 
 
-def main() -> int:
-    """Count a run, and write the table of the library."""
-    from chameleon_lib.kit.cost import COUNTS
+def beside_plan(folder: Path, planned: Sequence[Cost]) -> str:
+    """The counted work of a run beside its plan, by stage, as a Markdown table."""
+    fields = ("read", "scored", "written")
+    counted: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for (_, _, _, stage), work in _rows(folder).items():
+        _add(counted[STAGES.get(stage, OTHER)], work, 1)
+    lines = [f"| stage | {' | '.join(f'{f}: plan | counted | ratio' for f in fields)} |"]
+    lines.append(f"|---{'|---:' * 3 * len(fields)}|")
+    for title in dict.fromkeys([*STAGES.values(), OTHER, "all"]):
+        cells = []
+        for field in fields:
+            here = [c for c in planned if title in (c.stage, "all")]
+            plan = sum(getattr(cost, field) for cost in here)
+            found = sum(row[field] for at, row in counted.items() if title in (at, "all"))
+            ratio = f"{found / plan:.2f}" if plan else "–"
+            cells += [f"{plan:,.0f}", f"{found:,.0f}", ratio]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
+
+def compare(profile: str, data: str, users: int) -> str:
+    """Count Table 1 of a profile on LaMP files, beside its plan."""
+    values = {"data_dir": str(Path(data).absolute()), **({"users": users} if users else {})}
+    planned = costs(Run(profile, values, ["01"]).scope, ["01"])
+    words = ["--data", str(values["data_dir"]), *(["--users", str(users)] if users else [])]
+    with tempfile.TemporaryDirectory(prefix="chameleon-count-") as scratch:
+        events = Path(scratch) / "events"
+        events.mkdir()
+        script, variables = Path(__file__).resolve(), {VARIABLE: str(events), EVERY: "1"}
+        run_demo(
+            Path(scratch) / "run", "01", script, profile=profile, words=words, **variables
+        )
+        return beside_plan(events, planned)
+
+
+def main() -> int:
+    """Count a run: write the table of the library, or print what came of a plan."""
+    if sys.argv[1:]:
+        profile, data, users = [*sys.argv[1:], "0"][:3]
+        print(compare(profile, data, int(users)))
+        return 0
     with tempfile.TemporaryDirectory(prefix="chameleon-count-") as scratch:
         events = Path(scratch) / "events"
         events.mkdir()

@@ -1,4 +1,4 @@
-"""Run notebooks of the demo from nothing, with something changed in every process of the run.
+"""Run notebooks from nothing, with something changed in every process of the run.
 
 A process of the run is a kernel or a worker of one. Each finds a ``sitecustomize`` that calls
 ``install()`` of the script behind the run, before anything else; what that script wants to change
@@ -11,13 +11,13 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from chameleon_lib.kit.paths import root
+from chameleon_lib.kit.paths import cache_dir, root
 
 Changes = Mapping[str, Callable[[Any], None]]  # module → what to do with it once it has run
 
@@ -48,13 +48,23 @@ class AfterImport(MetaPathFinder):
         return spec
 
 
-def run_demo(folder: Path, only: str, script: Path | None = None, **variables: str) -> Path:
+def run_demo(
+    folder: Path,
+    only: str,
+    script: Path | None = None,
+    *,
+    profile: str = "demo",
+    words: Sequence[str] = (),
+    **variables: str,
+) -> Path:
     """A run of the demo with a cache and outputs of its own; returns its outputs.
 
     Args:
         folder: Does not exist yet.
         only: Notebooks, such as "03,07"; all if empty.
         script: Its ``install()`` is called in every process; None changes nothing.
+        profile: Another run profile.
+        words: Further words of the command.
         variables: Further environment variables.
     """
     folder.mkdir(parents=True)
@@ -74,7 +84,10 @@ def run_demo(folder: Path, only: str, script: Path | None = None, **variables: s
         "MPLBACKEND": "agg",
         **variables,
     }
-    command = [sys.executable, "-m", "chameleon_lib", "run", "--profile", "demo"]
+    (folder / "cache").mkdir()
+    if (models := cache_dir() / "models").is_dir():  # what was fetched is not fetched again
+        (folder / "cache" / "models").symlink_to(models.absolute())
+    command = [sys.executable, "-m", "chameleon_lib", "run", "--profile", profile, *words]
     command += ["--only", only] if only else []
     subprocess.run(command, cwd=root(), env=environment, check=True)
-    return folder / "outputs" / "demo"
+    return folder / "outputs" / profile

@@ -15,6 +15,8 @@ from chameleon_lib import demo
 from chameleon_lib.backbones.load import load_backbone
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import store as store_module
+from chameleon_lib.kit.cost import Cost
+from chameleon_lib.kit.models import MODELS
 from chameleon_lib.kit.store import ArtifactStore
 from workshop import count
 
@@ -65,3 +67,18 @@ def test_a_run_that_found_units_in_its_store_is_no_count(tmp_path: Path) -> None
     (tmp_path / "01-7").write_text(json.dumps(event) + "\n", encoding="utf-8")
     with pytest.raises(UserError, match="1 units were in the store before"):
         count.write_counts(tmp_path, tmp_path / "counts.tsv")
+
+
+def test_a_counted_run_stands_beside_its_plan(tmp_path: Path) -> None:
+    work = {"smollm2": {"read": 90, "scored": 4, "written": 12}}
+    events = [
+        {"stage": "pairs", "used": ["a", "b"], "task": "LaMP_7"},
+        {"stage": "pairs", "made": ["a", "b"], "task": "LaMP_7", "work": work},
+        {"stage": "", "task": "LaMP_7", "work": {"smollm2": {"read": 10}}},
+    ]
+    text = "".join(json.dumps(event) + "\n" for event in events)
+    (tmp_path / "01-7").write_text(text, encoding="utf-8")
+    planned = Cost("pairs", MODELS["smollm2"], 2, 100, 0, 10, 0, 1.0, 100)
+    lines = count.beside_plan(tmp_path, [planned]).splitlines()
+    assert "| pairs | 100 | 90 | 0.90 | 0 | 4 | – | 10 | 12 | 1.20 |" in lines
+    assert "| all | 100 | 100 | 1.00 | 0 | 4 | – | 10 | 12 | 1.20 |" in lines
