@@ -41,6 +41,9 @@ def test_the_command_becomes_lab_with_private_settings_and_the_threads_of_the_pr
     demo, paper = (env for _, _, env in called)
     assert (demo["OMP_NUM_THREADS"], demo.get("HF_HUB_OFFLINE")) == ("1", "1")
     assert (paper["OMP_NUM_THREADS"], paper.get("HF_HUB_OFFLINE")) == ("8", None)
+    # Tensors of large models are given back to the system, those of embedded ones are kept.
+    demo_size, paper_size = (int(env["MALLOC_MMAP_THRESHOLD_"]) for env in (demo, paper))
+    assert paper_size < 2**23 < demo_size
 
 
 def test_a_reader_works_on_copies_which_follow_their_sources_until_they_are_saved(
