@@ -150,5 +150,5 @@ class LoRA(Editor):
         return Trace(
             self.name, tuple(losses), tuple(norms), float("inf"), len(norms),
             perf_counter() - started, tuple(named),
-            sum(w.numel() * w.element_size() for w in weights),
+            sum(w.numel() * w.element_size() for w in weights), sum(w.numel() for w in weights),
         )  # fmt: skip

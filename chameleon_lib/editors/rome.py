@@ -143,6 +143,7 @@ class ROME(Editor):
             perf_counter() - started,
             (self.site.name,),
             size,
+            len(found[0].change),
         )
 
     def _value(self, request: Request) -> _Value:

@@ -113,7 +113,7 @@ class Tuned(Editor):
             limit = self.clamp * weight.numel() ** 0.5
         return Trace(
             self.name, tuple(losses), tuple(norms), limit, len(norms), perf_counter() - started,
-            (self.site.name,), weight.numel() * weight.element_size(),
+            (self.site.name,), weight.numel() * weight.element_size(), weight.numel(),
         )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ class Trace:
         seconds: Wall time; reaches no table that is compared.
         changed: Names of the weights that the edit changes or adds.
         nbytes: What has to be kept of the edit to apply it again, in bytes.
+        trained: How many numbers the fit moves at a time; each needs a gradient and two moments.
     """
 
     editor: str
@@ -38,6 +39,7 @@ class Trace:
     seconds: float
     changed: tuple[str, ...]
     nbytes: int
+    trained: int
 
 
 _open: WeakKeyDictionary[Any, list[Undo]] = WeakKeyDictionary()  # model → its edits, latest last
