@@ -10,14 +10,16 @@ by user, so a second call reads it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch.utils.flop_counter import FlopCounterMode
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.directions import find_directions
@@ -29,7 +31,9 @@ from chameleon_lib.data.preferences import (
     IMPLICIT,
     KINDS,
     Preference,
+    in_turns,
     invented_preferences,
+    read_preferences,
 )
 from chameleon_lib.editors import FTL, FTM, ROME, Editor, LoRA, Request, requests_of
 from chameleon_lib.editors.changes import Change, answer_rows
@@ -113,25 +117,32 @@ class Sizes:
     others: tuple[str, ...] = OTHERS
 
 
-# A subset that two cores do in minutes, with fewer and larger steps, so that every editor gets to
-# its end (rates and layers were tried on seven of the users behind the eightieth, who are in no
-# subset of up to eighty); and the paper's own numbers on all invented users, those seven included.
+# A subset that two cores do in minutes, with fewer and larger steps than the paper's, so that every
+# editor gets to its end (rates and layers were tried on seven of the users behind the eightieth,
+# who are in no subset of up to eighty); all invented users, those seven included, for verdicts; and
+# the paper's own steps and prefixes, which take either of them many times as long.
 SUBSET = Sizes(
-    24, 6, (0, 2, 8), 1, ((5, 1),), 10, 12, 12,
+    16, 6, (0, 2, 8), 1, ((5, 1),), 10, 12, 12,
     rome_rate=1.0, tuned_rate=1e-3, others=(LORA, FITTED, PAPER),
 )  # fmt: skip
-FULL = Sizes(100, 100, (0, 2, 4, 6, 8, 10), 3, ((5, 10), (10, 10)), 24, 25, 70)
+FULL = replace(
+    SUBSET, users=100, few=50, turns=(0, 2, 4, 6, 8, 10), seeds=3, others=OTHERS
+)  # fmt: skip
+PAPERS: dict[str, Any] = {
+    "prefixes": ((5, 10), (10, 10)), "rome_steps": 24, "tuned_steps": 25, "lora_steps": 70,
+    "rome_rate": 0.5, "tuned_rate": 5e-4,
+}  # fmt: skip
 
 
-def chosen(users: int, full: bool) -> Sizes:
-    """The sizes of a notebook's parameters: the subset with so many users, or everything.
+def chosen(users: int, full: bool, *, as_paper: bool = False, there: int = 100) -> Sizes:
+    """The sizes of a notebook's parameters: the subset with so many users, or the full table.
 
-    More users than there are preferences are all of them.
+    More users than ``there`` are preferences are all of them.
     """
-    if full:
-        return FULL
-    users = min(users, FULL.users)
-    return replace(SUBSET, users=users, few=min(SUBSET.few, users))
+    sizes = FULL if full else replace(SUBSET, users=users)
+    sizes = replace(sizes, **PAPERS) if as_paper else sizes
+    users = min(sizes.users, there)
+    return replace(sizes, users=users, few=min(sizes.few, users))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +160,9 @@ class Editing:
             many of the former hold the user's target, and the ratio of perplexities of neutral
             text.
         talks: One row per arm, user and turns: ``substring``.
-        fits: One row per edited arm, seed and user: steps, losses, bytes; and seconds, which
-            differ from run to run and stand in no saved table.
+        fits: One row per edited arm, seed and user: steps, losses, bytes, numbers trained and, of
+            the first user, the arithmetic of an edit; and seconds, which differ from run to run and
+            stand in no saved table.
     """
 
     backbone: HFBackbone
@@ -162,9 +174,9 @@ class Editing:
     fits: pd.DataFrame
 
 
-def preferences_digest() -> str:
-    """SHA-256 of the invented preferences."""
-    return digest([[p.user, p.sentence, *p.questions, *p.targets] for p in invented_preferences()])
+def preferences_digest(preferences: Sequence[Preference]) -> str:
+    """SHA-256 of preferences."""
+    return digest([[p.user, p.sentence, *p.questions, *p.targets] for p in preferences])
 
 
 def run(
@@ -189,7 +201,7 @@ def run(
     Raises:
         UserError: A model without editors, or fewer preferences than users.
     """
-    given = list(preferences or invented_preferences())
+    given = in_turns(preferences or invented_preferences())
     if not 2 <= sizes.few <= sizes.users <= len(given):
         raise UserError(
             f"users is {sizes.users} and few {sizes.few}; there are {len(given)} preferences, and "
@@ -201,6 +213,7 @@ def run(
     edited = [
         (arm, seed)
         for arm in (*CLAIMED, *sizes.others)
+        if all(CLUSTER.get(arm, 1) <= len(p.questions) for p in given[: sizes.users])
         for seed in range(sizes.seeds if arm in _SEEDED else 1)
     ]
     units: list[tuple[Any, ...]] = [(asked, "", 0, 0), *((asked, arm, 0, 0) for arm in PROMPTED)]
@@ -426,7 +439,8 @@ class Desk:
         with ExitStack() as stay:
             for at in batch:
                 requests = self.requests(arm, self.preferences[at])
-                undo = stay.enter_context(self.editor(arm, seed).edit(*requests))
+                with _counter(at) as counter:
+                    undo = stay.enter_context(self.editor(arm, seed).edit(*requests))
                 last = undo.traces[-1]
                 made.append(
                     {
@@ -434,6 +448,8 @@ class Desk:
                         "first loss": last.loss[0],
                         "last loss": last.loss[-1],
                         "bytes": undo.nbytes,
+                        "trained": last.trained,
+                        "gflop": None if counter is None else counter.get_total_flops() / 1e9,
                         "seconds": last.seconds if self.released.last_seconds else undo.seconds,
                         "perplexity": perplexity(backbone) if self.strange(at) else None,
                     }
@@ -456,13 +472,23 @@ class Desk:
         """The same of edits of activations."""
         users = [self.preferences[at] for at in batch]
         made, edits = list[dict[str, Any]](), list[Edit | None]()
-        found = self._fitted(users, seed) if arm == FITTED else self._found(users, seed)
-        for at, (edit, steps) in zip(batch, found, strict=True):
-            told = dict.fromkeys(("first loss", "last loss", "seconds"))  # another loss than NLL
-            size = 0 if edit is None else 2 * edit.theta_p.numel() * edit.theta_p.element_size()
+        for at, user, rows in zip(batch, users, self._heard(arm, users), strict=True):
+            started = perf_counter()
+            with _counter(at) as counter:
+                edit, steps = self._steer(arm, user, rows, seed)
+            seconds = perf_counter() - started
+            count = 0 if edit is None else 2 * edit.theta_p.numel()
             with self.backbone.editing(edit):
                 after = perplexity(self.backbone) if self.strange(at) else None
-            made.append({"steps": steps, "bytes": size, "perplexity": after, **told})
+            made.append(
+                {
+                    "steps": steps, "seconds": seconds, "perplexity": after,
+                    "first loss": None, "last loss": None,  # another loss than NLL
+                    "bytes": 0 if edit is None else count * edit.theta_p.element_size(),
+                    "trained": count if arm == FITTED else 0,
+                    "gflop": None if counter is None else counter.get_total_flops() / 1e9,
+                }
+            )  # fmt: skip
             edits += [edit] * len(self.texts(at))
         asked = [text for at in batch for text in self.texts(at)]
         edit = Edit.stack(edits, allow_missing=True) if any(edits) else None
@@ -496,7 +522,7 @@ class Desk:
             for preference, record, said in zip(users, records, before, strict=False)
             for pairs in [list(zip(said, record["answers"][len(self.kinds) :], strict=True))]
         ]  # fmt: skip
-        names = ("steps", "first loss", "last loss", "bytes", "seconds")
+        names = ("steps", "first loss", "last loss", "bytes", "trained", "gflop", "seconds")
         fits = [
             {"arm": arm, "seed": seed, "user": preference.user} | {n: record[n] for n in names}
             for preference, record in zip(users, records, strict=True)
@@ -545,40 +571,39 @@ class Desk:
 
     # --- edits of activations ---------------------------------------------------------------------
 
-    def _fitted(self, users: Sequence[Preference], seed: int) -> list[tuple[Edit | None, int]]:
-        """Our rank-2 edit at all layers: the target's likelihood after three variants, no leash."""
-        own = [requests_of(user, min(3, len(user.questions))) for user in users]
-        said = iter(self.unedited([request.question for requests in own for request in requests]))
-        layers, edits = range(self.backbone.n_layers), list[tuple[Edit | None, int]]()
-        for user, requests in zip(users, own, strict=True):
-            contrasts = [
-                Contrast(request.question, request.target, next(said) or "no", user.user)
-                for request in requests
-            ]
-            found = fit_by_preference(self.backbone, contrasts, layers, self.settings, seed=seed)
-            edits.append((found.edit, len(found.loss)))
-        return edits
+    def _heard(self, arm: str, users: Sequence[Preference]) -> list[list[tuple[str, str, str]]]:
+        """Per user (question, wanted answer, other answer) that an edit of activations is made of.
 
-    def _found(self, users: Sequence[Preference], seed: int) -> list[tuple[Edit | None, int]]:
-        """The paper's edit, from what the model says with and without the preference before it."""
-        plain = iter(self.unedited([q for user in users for q in user.questions]))
-        told = iter(
-            self.unedited(
-                [with_preference(user.sentence, q) for user in users for q in user.questions]
-            )
-        )
-        edits = list[tuple[Edit | None, int]]()
-        for user in users:
-            rows = [(q, next(told), next(plain)) for q in user.questions]
-            rows = [(q, p, n) for q, p, n in rows if p != n and p and n]
-            if len(rows) < 3:  # too few pairs for a direction
-                edits.append((None, 0))
-                continue
-            asked, p, n = (list(column) for column in zip(*rows, strict=True))
-            h_p, h_n = (self.backbone.activations(asked, said) for said in (p, n))
-            found = find_directions("paper", h_p, h_n, self.settings, seed)
-            edits.append((found.to_edit(self.settings), 0))
-        return edits
+        The fitted edit's are three variants with the target and what the unedited model says; the
+        paper's are all variants with what it says with and without the preference before it.
+        """
+        own = [user.questions[-3:] if arm == FITTED else user.questions for user in users]
+        asked = [(user, q) for user, questions in zip(users, own, strict=True) for q in questions]
+        plain = iter(self.unedited([question for _, question in asked]))
+        if arm == FITTED:
+            return [[(q, user.target, next(plain) or "no") for q in questions]
+                    for user, questions in zip(users, own, strict=True)]  # fmt: skip
+        told = iter(self.unedited([with_preference(user.sentence, q) for user, q in asked]))
+        rows = [[(q, next(told), next(plain)) for q in questions] for questions in own]
+        return [[(q, p, n) for q, p, n in row if p != n and p and n] for row in rows]
+
+    def _steer(
+        self, arm: str, user: Preference, rows: Sequence[tuple[str, str, str]], seed: int
+    ) -> tuple[Edit | None, int]:
+        """An edit of activations and its steps.
+
+        Ours has rank 2 at all layers and raises the target's likelihood, with no leash.
+        """
+        if arm == FITTED:
+            contrasts = [Contrast(*row, user.user) for row in rows]
+            layers = range(self.backbone.n_layers)
+            fit = fit_by_preference(self.backbone, contrasts, layers, self.settings, seed=seed)
+            return fit.edit, len(fit.loss)
+        if len(rows) < 3:  # too few pairs for a direction
+            return None, 0
+        questions, p, n = (list(column) for column in zip(*rows, strict=True))
+        h_p, h_n = (self.backbone.activations(questions, said) for said in (p, n))
+        return find_directions("paper", h_p, h_n, self.settings, seed).to_edit(self.settings), 0
 
     # --- after other talk -------------------------------------------------------------------------
 
@@ -636,6 +661,11 @@ def _desk(*asked: Any) -> Desk:
     return Desk(*asked)
 
 
+def _counter(at: int) -> AbstractContextManager[FlopCounterMode | None]:
+    """Counts the arithmetic of the first user's edit; all others are timed undisturbed."""
+    return nullcontext() if at else FlopCounterMode(display=False)
+
+
 def content(preference: Preference) -> list[Any]:
     """What of a preference decides an edit."""
     return [preference.questions, preference.subjects, preference.targets, preference.sentence]
@@ -658,3 +688,8 @@ def _people(preferences: Sequence[Preference]) -> list[list[Preference]]:
             people.append([])
         people[-1].append(preference)
     return people
+
+
+def read_or_invented(file: str) -> list[Preference]:
+    """The preferences of a notebook's parameter: a local file's, or the kit's own if empty."""
+    return read_preferences(Path(file)) if file else list(invented_preferences())
