@@ -108,6 +108,20 @@ def persons(preferences: Sequence[Preference], size: int = 10) -> list[list[Pref
     return people
 
 
+def in_turns(preferences: Sequence[Preference]) -> list[Preference]:
+    """Types taking turns, each in its own order, so that the first n are spread over them.
+
+    The invented ones stand so already; files are often sorted by type.
+    """
+    count: dict[str, int] = {}
+    turns = []
+    for preference in preferences:
+        count[preference.kind] = count.get(preference.kind, 0) + 1
+        turns.append(count[preference.kind])
+    order = sorted(range(len(turns)), key=lambda at: turns[at])  # stable
+    return [preferences[at] for at in order]
+
+
 def read_preferences(path: Path) -> list[Preference]:
     """A local file of UPQA's or PrefEval's shape, or the one such file of a folder.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.editors.changes import Change, WeightEdit
 from chameleon_lib.editors.editor import Editor
 from chameleon_lib.editors.lora import LoRA
 from chameleon_lib.editors.request import Request, requests_of
@@ -26,5 +27,6 @@ EDITORS: dict[str, Callable[[HFBackbone], Editor]] = {
 }
 
 __all__ = [
-    "EDITORS", "FTL", "FTM", "ROME", "Editor", "LoRA", "Request", "Trace", "Undo", "requests_of",
+    "EDITORS", "FTL", "FTM", "ROME", "Change", "Editor", "LoRA", "Request", "Trace", "Undo",
+    "WeightEdit", "requests_of",
 ]  # fmt: skip

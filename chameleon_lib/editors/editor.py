@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.editors.changes import Change
 from chameleon_lib.editors.request import Request
 from chameleon_lib.editors.undo import Trace, Undo
 from chameleon_lib.errors import UserError
@@ -26,6 +27,10 @@ class Editor(ABC):
     @abstractmethod
     def _opened(self, fits: int) -> Callable[[], None]:
         """Gets ready for so many fits; returns what brings the state before this call back."""
+
+    @abstractmethod
+    def _written(self) -> Sequence[Change]:
+        """What all fits since :meth:`_opened` have added to weights, copied."""
 
     @abstractmethod
     def _fit(self, requests: Sequence[Request]) -> Trace:
@@ -49,7 +54,7 @@ class Editor(ABC):
             raise UserError("An edit needs a request; give a question, its subject and its answer.")
         groups = [list(requests)] if joint else [[request] for request in requests]
         with self.backbone.lock:
-            undo = Undo(self.backbone.model, self._opened(len(groups)))
+            undo = Undo(self.backbone.model, self._opened(len(groups)), self._written)
             try:
                 undo.traces = tuple(self._fit(group) for group in groups)
             except BaseException:

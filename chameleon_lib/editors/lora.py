@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.editors.changes import Change
 from chameleon_lib.editors.editor import Editor
 from chameleon_lib.editors.released import OURS, Released
 from chameleon_lib.editors.request import Request
 from chameleon_lib.editors.sites import ATTENTION, check_family
-from chameleon_lib.editors.tokens import asked, forced_loss
+from chameleon_lib.editors.tokens import asked, forced_loss, wide
 from chameleon_lib.editors.undo import Trace
 from chameleon_lib.errors import UserError
 
@@ -101,6 +102,23 @@ class LoRA(Editor):
 
         return put_back
 
+    def _written(self) -> list[Change]:
+        from peft.tuners.lora import LoraLayer
+
+        found = []
+        for name, module in self._tuned.base_model.model.named_modules():
+            if not isinstance(module, LoraLayer):
+                continue
+            (key,) = module.active_adapters
+            if self.released.adalora:  # its factors are kept apart from their singular values
+                matrix = module.get_delta_weight(key).detach()
+                fan = getattr(module, "fan_in_fan_out", False)
+                found.append(Change(name, wide(matrix.T if fan else matrix).clone()))
+                continue
+            left = module.lora_B[key].weight.detach() * module.scaling[key]
+            found.append(Change(name, wide(left), wide(module.lora_A[key].weight.detach().clone())))
+        return found
+
     def _fit(self, requests: Sequence[Request]) -> Trace:
         started = perf_counter()
         rows = [asked(self.backbone, request) for request in requests]
@@ -132,5 +150,5 @@ class LoRA(Editor):
         return Trace(
             self.name, tuple(losses), tuple(norms), float("inf"), len(norms),
             perf_counter() - started, tuple(named),
-            sum(w.numel() * w.element_size() for w in weights),
+            sum(w.numel() * w.element_size() for w in weights), sum(w.numel() for w in weights),
         )  # fmt: skip

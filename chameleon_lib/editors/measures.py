@@ -160,8 +160,11 @@ def answer_talks(
     ids = [dialogue_ids(backbone, turns) for turns in talks]
     for at, row in enumerate(ids):
         backbone.check_length(len(row), room, f"Dialogue {at}")
-    order = sorted(range(len(ids)), key=lambda at: len(ids[at]))
-    parts = [order[start : start + _TALKS] for start in range(0, len(order), _TALKS)]
-    # The members of a batch share their common beginning, which is read once.
+    # Talks of as many turns share their beginning, which is read once for a batch of them.
+    lengths = dict.fromkeys(sorted(len(turns) for turns in talks))
+    of_length = [[at for at, turns in enumerate(talks) if len(turns) == n] for n in lengths]
+    parts = [
+        rows[start : start + _TALKS] for rows in of_length for start in range(0, len(rows), _TALKS)
+    ]
     batches = [Batch(rows, [ids[at] for at in rows], [0] * len(rows)) for rows in parts]
     return backbone.generate_prepared(PreparedBatches(batches), max_new_tokens=room)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.editors.changes import Change
 from chameleon_lib.editors.editor import Editor
 from chameleon_lib.editors.request import Request
 from chameleon_lib.editors.sites import Site, site_of
@@ -96,6 +97,7 @@ class ROME(Editor):
         self.steps, self.lr, self.kl, self.decay = steps, lr, kl, decay
         self.most, self.stop, self.seed = most, stop, seed
         self._prefixes = None if prefixes is None else list(prefixes)
+        self._factors: list[tuple[Tensor, Tensor]] = []  # of the edit that was opened last
 
     @property
     def prefixes(self) -> list[str]:
@@ -106,20 +108,32 @@ class ROME(Editor):
 
     def _opened(self, fits: int) -> Callable[[], None]:  # noqa: ARG002  (LoRA counts them)
         _ = self.prefixes  # drawn from the model before it is edited
+        self._factors = []
         return kept_weight(self.site)
+
+    def _written(self) -> list[Change]:
+        lefts, rights = zip(*self._factors, strict=True)
+        dtype = wide(self.site.weight).dtype
+        return [
+            Change(
+                self.site.module_name, torch.cat(lefts, dim=1).to(dtype).to(self.backbone.device),
+                torch.cat(rights).to(dtype).to(self.backbone.device),
+            )
+        ]  # fmt: skip
 
     def _fit(self, requests: Sequence[Request]) -> Trace:
         started = perf_counter()
         found = [self._value(request) for request in requests]
         with torch.no_grad():
-            change = rank_change(
+            factors = rank_change(
                 torch.stack([one.keys[0] for one in found]),
                 torch.stack([unit_key(one.keys) for one in found]),
                 torch.stack([one.change for one in found]),
             )
-            weight = self.site.weight
+            self._factors.append(factors)
+            weight, change = self.site.weight, factors[0] @ factors[1]
             weight.copy_((weight.double().cpu() + change).to(weight.dtype))
-        factors = sum(change.shape) * len(requests) * weight.element_size()
+        size = sum(change.shape) * len(requests) * weight.element_size()
         return Trace(
             self.name,
             tuple(loss for one in found for loss in one.loss),
@@ -128,7 +142,8 @@ class ROME(Editor):
             sum(len(one.norms) for one in found),
             perf_counter() - started,
             (self.site.name,),
-            factors,
+            size,
+            len(found[0].change),
         )
 
     def _value(self, request: Request) -> _Value:
@@ -205,7 +220,7 @@ def unit_key(keys: Tensor) -> Tensor:
     return unit
 
 
-def rank_change(bare: Tensor, units: Tensor, changes: Tensor) -> Tensor:
+def rank_change(bare: Tensor, units: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
     """The change of ``W`` under which every bare key's output changes as wanted, float64.
 
     For one request ``r u^T`` with ``r = d / (k_0 . u)``; for n the one of rank n in the span of the
@@ -217,7 +232,7 @@ def rank_change(bare: Tensor, units: Tensor, changes: Tensor) -> Tensor:
         changes: ``(n, d)`` wanted changes of the outputs.
 
     Returns:
-        ``(d, d_ff)`` on the CPU.
+        Its factors ``(d, n)`` and ``(n, d_ff)``, on the CPU.
 
     Raises:
         UserError: Two of the requests have one key.
@@ -229,7 +244,7 @@ def rank_change(bare: Tensor, units: Tensor, changes: Tensor) -> Tensor:
             "Two of the requests have the same subject in the same question, so that one weight "
             "cannot answer both; give each a subject of its own."
         )
-    return torch.linalg.solve(heard.T, changes).T @ units
+    return torch.linalg.solve(heard.T, changes).T, units
 
 
 def kept_weight(site: Site) -> Callable[[], None]:

@@ -59,6 +59,11 @@ class Site:
     transposed: bool
 
     @property
+    def module_name(self) -> str:
+        """Full name of :attr:`module`."""
+        return self.name.removesuffix(".weight")
+
+    @property
     def weight(self) -> Tensor:
         """The model's own storage, ``(d, d_ff)``."""
         weight: Tensor = self.module.weight

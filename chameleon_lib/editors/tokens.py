@@ -153,7 +153,9 @@ class SubjectRows:
             return
         self.places = torch.zeros(len(self.rows), dtype=torch.long, device=device)
         with torch.no_grad():
-            self._prefix = backbone.prefill([row.prompt[: row.at + 1] for row in rows], None)
+            # What all begin with, such as a template's system turn, is read once.
+            begun = [row.prompt[: row.at + 1] for row in rows]
+            self._prefix = backbone.prefill(begun, [0] * len(begun))
         behind = [
             (row.prompt[row.at + 1 :] + row.target[:-1]) if row.target else [] for row in rows
         ]

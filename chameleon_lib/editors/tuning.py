@@ -14,12 +14,20 @@ import torch
 from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.editors.changes import Change
 from chameleon_lib.editors.editor import Editor
 from chameleon_lib.editors.released import OURS, Released
 from chameleon_lib.editors.request import Request
 from chameleon_lib.editors.rome import kept_weight
 from chameleon_lib.editors.sites import site_of
-from chameleon_lib.editors.tokens import Asked, asked, forced_loss, last_token_loss, read_once
+from chameleon_lib.editors.tokens import (
+    Asked,
+    asked,
+    forced_loss,
+    last_token_loss,
+    read_once,
+    wide,
+)
 from chameleon_lib.editors.undo import Trace
 
 
@@ -61,7 +69,11 @@ class Tuned(Editor):
         return asked(self.backbone, request)
 
     def _opened(self, fits: int) -> Callable[[], None]:  # noqa: ARG002  (LoRA counts them)
+        self._before = wide(self.site.weight.detach()).clone()
         return kept_weight(self.site)
+
+    def _written(self) -> list[Change]:
+        return [Change(self.site.module_name, wide(self.site.weight.detach()) - self._before)]
 
     def _fit(self, requests: Sequence[Request]) -> Trace:
         started = perf_counter()
@@ -70,7 +82,7 @@ class Tuned(Editor):
         # In the precision of the fit; the model computes with what is left of it in its own.
         first = weight.detach().float().clone()
         now = first.clone().requires_grad_()
-        optimizer = torch.optim.Adam([now], lr=self.lr)
+        optimizer = torch.optim.Adam([now], lr=self.lr, fused=True)
         losses, norms = [], []
         weight.requires_grad_(True)
         try:
@@ -101,7 +113,7 @@ class Tuned(Editor):
             limit = self.clamp * weight.numel() ** 0.5
         return Trace(
             self.name, tuple(losses), tuple(norms), limit, len(norms), perf_counter() - started,
-            (self.site.name,), weight.numel() * weight.element_size(),
+            (self.site.name,), weight.numel() * weight.element_size(), weight.numel(),
         )  # fmt: skip
 
 

@@ -5,12 +5,13 @@ Old weights are kept as copies: subtracting a change again does not give the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from chameleon_lib.editors.changes import Change, WeightEdit
 from chameleon_lib.errors import UserError
 
 
@@ -27,6 +28,7 @@ class Trace:
         seconds: Wall time; reaches no table that is compared.
         changed: Names of the weights that the edit changes or adds.
         nbytes: What has to be kept of the edit to apply it again, in bytes.
+        trained: How many numbers the fit moves at a time; each needs a gradient and two moments.
     """
 
     editor: str
@@ -37,6 +39,7 @@ class Trace:
     seconds: float
     changed: tuple[str, ...]
     nbytes: int
+    trained: int
 
 
 _open: WeakKeyDictionary[Any, list[Undo]] = WeakKeyDictionary()  # model → its edits, latest last
@@ -48,20 +51,40 @@ class Undo:
     Args:
         model: The edited model.
         put_back: Restores what was there before.
+        written: What the edit adds to weights, as long as it is in the model.
 
     Attributes:
         traces: Of the fits that made it, in order.
     """
 
-    def __init__(self, model: Any, put_back: Callable[[], None]) -> None:
+    def __init__(
+        self, model: Any, put_back: Callable[[], None], written: Callable[[], Sequence[Change]]
+    ) -> None:
         self.traces: tuple[Trace, ...] = ()
-        self._model, self._put_back = model, put_back
+        self._model, self._put_back, self._written = model, put_back, written
         _open.setdefault(model, []).append(self)
 
     @property
     def active(self) -> bool:
         """Whether the edit is in the model."""
         return self in _open.get(self._model, [])
+
+    def changes(self) -> tuple[Change, ...]:
+        """What the edit adds to weights, one change per module; copies, which outlive it.
+
+        Raises:
+            UserError: It, or an earlier edit, was taken out, or a later one is in the model.
+        """
+        if self not in _open.get(self._model, [])[-1:]:
+            raise UserError(
+                "This edit is not the latest in its model, which alone tells what it adds to "
+                "weights; ask before it is undone and before the next one."
+            )
+        return tuple(self._written())
+
+    def written(self) -> WeightEdit:
+        """The edit by itself: its editor's name and :meth:`changes`."""
+        return WeightEdit(self.traces[-1].editor, self.changes())
 
     @property
     def seconds(self) -> float:

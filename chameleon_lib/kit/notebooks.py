@@ -16,7 +16,7 @@ from typing import Any
 from chameleon_lib.errors import UserError
 
 SKIP_TAG = "skip-execution"
-PATHS = ("data_dir", "table")  # parameters that name a folder or file of the reader's
+PATHS = ("data_dir", "table", "preferences")  # parameters: a folder or file of the reader's
 NAME = re.compile(r"^(?P<number>\d{2})_[a-z0-9_]+\.ipynb$")
 _SIMPLE: dict[str, Any] = {
     "int": int,

@@ -16,6 +16,7 @@ from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.batches import Batch
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.task import ANSWER_CUE
+from chameleon_lib.editors import WeightEdit
 from chameleon_lib.errors import UserError
 
 PROBES = tuple(
@@ -71,7 +72,7 @@ class Agreement:
 def view(
     backbone: HFBackbone,
     prompts: Sequence[Sequence[int]],
-    edit: Edit | None,
+    edit: Edit | WeightEdit | None,
     *,
     forced: Sequence[Sequence[int]] | None = None,
     new_tokens: int = NEW_TOKENS,
@@ -81,10 +82,13 @@ def view(
     Args:
         backbone: The model; adapters that are active in it act.
         prompts: Token ids per prompt.
-        edit: Applied by the hook, or None.
+        edit: Applied by hooks, or None.
         forced: Tokens to feed after each prompt instead of the model's own.
         new_tokens: Tokens per prompt if none are forced.
     """
+    if isinstance(edit, WeightEdit):
+        with edit.active(backbone.model):
+            return view(backbone, prompts, None, forced=forced, new_tokens=new_tokens)
     logits, tokens = [], []
     for at, ids in enumerate(prompts):
         own = None if forced is None else forced[at]
@@ -116,7 +120,7 @@ def distance(one: View, other: View) -> float:
 
 def compare(
     backbone: HFBackbone,
-    edit: Edit,
+    edit: Edit | WeightEdit,
     prompts: Sequence[str],
     form: Callable[[View], View],
     dtype: torch.dtype | None = None,

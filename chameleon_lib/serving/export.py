@@ -6,7 +6,8 @@ on the base that is loaded here; on a quantised file of it, in another runtime, 
 
 Every form acts on all tokens. A decoder's edit of the last prompt token and the generated ones is
 another edit and is run by the hook; an encoder-decoder starts from one decoder token, so there the
-two are the same.
+two are the same. An edit of weights acts on all tokens by itself, and is merged, or an adapter
+of its own rank where it has one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from chameleon_lib.backbones.families import model_family
 from chameleon_lib.core.backbone import same_weights
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import EditProfile
+from chameleon_lib.editors import WeightEdit
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest, tree_digests
 from chameleon_lib.kit.paths import replace_text
@@ -35,7 +37,9 @@ from chameleon_lib.serving.agreement import PROBES, Agreement, View, compare, vi
 from chameleon_lib.serving.factors import RANK, compile_edit, projection, weights_hash
 from chameleon_lib.serving.gguf_adapter import FILE, gguf_active, write_gguf
 from chameleon_lib.serving.merged import load_merged, merged_dtype, served_name, write_merged
+from chameleon_lib.serving.weights import WeightProfile
 
+Source = EditProfile | Edit | WeightProfile | WeightEdit
 FORMS = ("peft", "merged", "gguf")
 RECORD = "chameleon.json"
 
@@ -58,7 +62,7 @@ class Export:
 
 
 def export_edit(
-    source: EditProfile | Edit,
+    source: Source,
     backbone: HFBackbone,
     folder: Path,
     *,
@@ -74,7 +78,8 @@ def export_edit(
         backbone: The model it was made for; unchanged afterwards.
         folder: New folder of the export; servers cache by path, so an update gets a new one.
         form: ``peft``, ``merged`` or ``gguf``.
-        rank: 2, or more to pad the factors with zeros for a server that insists on a rank.
+        rank: 2, or more to pad the factors with zeros for a server that insists on a rank; an edit
+            of weights keeps its own where that is larger, or where none was asked for.
         base_model: What the server calls the base (default: where the base was loaded from).
         prompts: Prompts of the comparison.
 
@@ -89,6 +94,8 @@ def export_edit(
         rank = 0
     elif rank < RANK:
         raise UserError(f"The rank is {rank}; the edit needs {RANK} or more.")
+    elif isinstance(edit, WeightEdit):
+        rank = max(edit.rank, rank if rank > RANK else 0)
     if not prompts:
         raise UserError("An export needs at least one prompt to be compared with the hook.")
 
@@ -134,13 +141,13 @@ def _reloaded(form: str, folder: Path, backbone: HFBackbone) -> Iterator[HFBackb
             yield backbone
 
 
-def edit_of(source: EditProfile | Edit, backbone: HFBackbone) -> Edit:
+def edit_of(source: Source, backbone: HFBackbone) -> Edit | WeightEdit:
     """The edit of a profile that was made on this very model.
 
     Raises:
         UserError: The profile belongs to another model.
     """
-    if isinstance(source, Edit):
+    if isinstance(source, Edit | WeightEdit):
         return source
     name, fingerprint = source.backbone
     if not same_weights(fingerprint, backbone.fingerprint):
@@ -151,7 +158,7 @@ def edit_of(source: EditProfile | Edit, backbone: HFBackbone) -> Edit:
     return source.edit
 
 
-def check_form(edit: Edit, backbone: HFBackbone, form: str) -> None:
+def check_form(edit: Edit | WeightEdit, backbone: HFBackbone, form: str) -> None:
     """Refuses an edit that the form cannot carry.
 
     Raises:
@@ -159,9 +166,22 @@ def check_form(edit: Edit, backbone: HFBackbone, form: str) -> None:
     """
     if form not in FORMS:
         raise UserError(f"The export form is '{form}'; choose one of {', '.join(FORMS)}.")
-    reason = _edit_refusal(edit, backbone, form) or _model_refusal(edit, backbone, form)
+    if isinstance(edit, WeightEdit):
+        reason = _weights_refusal(edit, form)
+    else:
+        reason = _edit_refusal(edit, backbone, form) or _model_refusal(edit, backbone, form)
     if reason is not None:
         raise UserError(reason)
+
+
+def _weights_refusal(edit: WeightEdit, form: str) -> str | None:
+    if form == "gguf" or (form == "peft" and not edit.rank):
+        why = "changes a whole matrix" if not edit.rank else "is an edit of weights"
+        forms = "merged" if not edit.rank else "peft or merged"
+        return f"What {edit.editor} wrote {why}, which the form {form} cannot carry; use {forms}."
+    if not any(bool(change.left.any()) for change in edit.changes):
+        return f"What {edit.editor} wrote changes nothing, so there is nothing to export."
+    return None
 
 
 def _edit_refusal(edit: Edit, backbone: HFBackbone, form: str) -> str | None:
@@ -214,7 +234,7 @@ def _model_refusal(edit: Edit, backbone: HFBackbone, form: str) -> str | None:
 
 
 def _record(
-    edit: Edit,
+    edit: Edit | WeightEdit,
     backbone: HFBackbone,
     form: str,
     rank: int,
@@ -222,14 +242,20 @@ def _record(
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """What travels with the files; nothing in it is a user's."""
-    return {
+    if isinstance(edit, WeightEdit):
+        modules = [change.module for change in edit.changes]
+        what: dict[str, Any] = {"layers": [], "modules": modules, "editor": edit.editor}
+    else:
+        what = {
+            "layers": list(edit.layers),
+            "positions": edit.positions,
+            "order": edit.order,
+            "strengths": [edit.alpha_p, edit.alpha_n],
+        }
+    return what | {
         "format": 2,
         "form": form,
         "rank": rank,
-        "layers": list(edit.layers),
-        "positions": edit.positions,
-        "order": edit.order,
-        "strengths": [edit.alpha_p, edit.alpha_n],
         "directions": edit_digest(edit),
         "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
         "dtype": str(dtype).removeprefix("torch."),
@@ -237,8 +263,10 @@ def _record(
     }
 
 
-def edit_digest(edit: Edit) -> str:
+def edit_digest(edit: Edit | WeightEdit) -> str:
     """SHA-256 of all that decides what a shared edit does."""
+    if isinstance(edit, WeightEdit):
+        return digest([[change.module, change.left, change.right] for change in edit.changes])
     factors = [edit.factors(row) for row in range(len(edit.layers))]
     return digest([list(edit.layers), edit.positions, edit.site, factors])
 
@@ -279,7 +307,8 @@ def check_export(folder: Path, backbone: HFBackbone) -> dict[str, Any]:
         UserError: It is damaged, or the edited matrices of this model are others.
     """
     record = read_record(folder)
-    if weights_hash(backbone, tuple(record["layers"])) != record["edited_weights"]:
+    modules = record.get("modules", ())
+    if weights_hash(backbone, record["layers"], modules) != record["edited_weights"]:
         raise UserError(
             f"{folder} was compiled from other weights than those of {backbone.name} (its factors "
             "hold the base's own matrices); export the edit again for this model."

@@ -5,11 +5,13 @@ adds ``U (Z W) h + U (Z b)``: ``A = Z W``, ``B = U``, and a bias where the proje
 taken as it is really used: transposed where a family stores it so (GPT-2), dequantised where the
 base is quantised, one per expert in a mixture. The factors belong to this W and to no other, so a
 hash of the edited matrices travels with them.
+
+An edit of weights (:mod:`chameleon_lib.editors`) is such an update already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.families import model_family
 from chameleon_lib.core.edit import Edit
+from chameleon_lib.editors import Change, WeightEdit
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 
@@ -66,7 +69,22 @@ def projection(backbone: HFBackbone, layer: int) -> Projection:
     name = entry.projection.format(i=layer)
     if entry.experts:
         return Projection(name, backbone.model.get_parameter(name).detach())
-    module = backbone.model.get_submodule(name)
+    return matrix_of(backbone, name)
+
+
+def matrix_of(backbone: HFBackbone, name: str) -> Projection:
+    """A linear module by its full name, with its weight as the model uses it.
+
+    Raises:
+        UserError: The model has none of that name.
+    """
+    try:
+        module = backbone.model.get_submodule(name)
+    except AttributeError as error:
+        raise UserError(
+            f"{backbone.name} has no module '{name}', which the edit changes; use the model that "
+            "it was made for."
+        ) from error
     transposed = isinstance(module, Conv1D)
     bias = getattr(module, "bias", None)
     if _is_plain(module):
@@ -110,7 +128,7 @@ class LowRank:
         name: Full name of the projection.
         a: ``(r, d_ff)``, or ``(E, r, d_ff)`` for E experts.
         b: ``(d, r)``; the same for all experts.
-        bias: ``(d,)``, or None if the projection has no bias.
+        bias: ``(d,)``, or None if the projection has none or keeps it.
         transposed: Whether the model stores the weight as ``(d_ff, d)``.
     """
 
@@ -137,8 +155,47 @@ class LowRank:
         return replace(self, a=a, b=nn.functional.pad(self.b, (0, more)))
 
 
-def compile_layers(edit: Edit, backbone: HFBackbone) -> Iterator[tuple[Projection, LowRank]]:
+@dataclass(frozen=True, eq=False)
+class _Whole(LowRank):
+    """An update that has no factors; ``b`` is the whole of it."""
+
+    @property
+    def delta(self) -> Tensor:
+        """What is added to the weight, ``(d, d_ff)``."""
+        return self.b
+
+
+def _update(change: Change, found: Projection) -> LowRank:
+    """A change of a weight as an update of its projection.
+
+    Raises:
+        UserError: The matrix of the model has another shape.
+    """
+    left, right = (
+        None if part is None else part.detach().cpu().double()
+        for part in (change.left, change.right)
+    )
+    assert left is not None
+    shape = (len(left), (left if right is None else right).shape[1])
+    if shape != tuple(found.weight.shape):
+        raise UserError(
+            f"The edit adds a matrix of {shape} to '{change.module}', which is "
+            f"{tuple(found.weight.shape)} here; use the model that it was made for."
+        )
+    if right is None:
+        return _Whole(change.module, left.new_zeros(0, shape[1]), left, None, found.transposed)
+    return LowRank(change.module, right, left, None, found.transposed)
+
+
+def compile_layers(
+    edit: Edit | WeightEdit, backbone: HFBackbone
+) -> Iterator[tuple[Projection, LowRank]]:
     """Each edited projection with its update, one layer at a time (a large W is held once)."""
+    if isinstance(edit, WeightEdit):
+        for change in edit.changes:
+            found = matrix_of(backbone, change.module)
+            yield found, _update(change, found)
+        return
     for row, layer in enumerate(edit.layers):
         found = projection(backbone, layer)
         u, z = (factor.detach().cpu() for factor in edit.factors(row))
@@ -155,8 +212,8 @@ class Compiled:
     weights: str
 
 
-def compile_edit(edit: Edit, backbone: HFBackbone) -> Compiled:
-    """The updates of all edited layers, in the order of ``edit.layers``."""
+def compile_edit(edit: Edit | WeightEdit, backbone: HFBackbone) -> Compiled:
+    """The updates of all edited layers, in the order of ``edit.layers`` or ``edit.changes``."""
     updates, hashes = [], {}
     for found, update in compile_layers(edit, backbone):
         updates.append(update)
@@ -164,7 +221,8 @@ def compile_edit(edit: Edit, backbone: HFBackbone) -> Compiled:
     return Compiled(tuple(updates), digest(hashes))
 
 
-def weights_hash(backbone: HFBackbone, layers: tuple[int, ...]) -> str:
-    """The hash ``compile_edit`` gives for these layers of this model."""
-    found = (projection(backbone, layer) for layer in layers)
+def weights_hash(backbone: HFBackbone, layers: Sequence[int], modules: Sequence[str] = ()) -> str:
+    """The hash ``compile_edit`` gives for these layers, or for these modules, of this model."""
+    found = [projection(backbone, layer) for layer in layers]
+    found += [matrix_of(backbone, name) for name in modules]
     return digest({item.name: item.hash() for item in found})

@@ -20,10 +20,12 @@ from chameleon_lib.core.backbone import same_weights
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import EditProfile
 from chameleon_lib.demo import checkpoint
+from chameleon_lib.editors import WeightEdit
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import replace_text
 from chameleon_lib.kit.progress import Progress, tell
 from chameleon_lib.serving.export import (
+    Source,
     edit_digest,
     edit_of,
     export_edit,
@@ -85,7 +87,7 @@ class Served:
     name: str
     model: str
     new: bool
-    edit: Edit
+    edit: Edit | WeightEdit
 
 
 class ServingFolder:
@@ -113,6 +115,7 @@ class ServingFolder:
     ) -> None:
         self.folder, self.backbone, self.form, self.rank = folder, backbone, form, rank
         self.base_model = base_model or served_name(backbone)
+        self._largest = rank  # of all adapters
         for name, number in current_versions(folder).items():
             try:
                 record = read_record(folder / f"{name}-v{number:04d}", whole=False)
@@ -124,7 +127,7 @@ class ServingFolder:
                     f"{form} of '{self.base_model}'; give another folder."
                 )
 
-    def add(self, name: str, source: EditProfile | Edit) -> Served:
+    def add(self, name: str, source: Source) -> Served:
         """Exports a profile as a new version, unless its current version is this very edit, whole.
 
         Args:
@@ -139,6 +142,7 @@ class ServingFolder:
                 f"'{name}' cannot be the name of a served model; use letters, digits, - and _."
             )
         edit = edit_of(source, self.backbone)
+        self._largest = max(self._largest, edit.rank if isinstance(edit, WeightEdit) else 0)
         number = current_versions(self.folder).get(name, 0)
         if number and self._is(f"{name}-v{number:04d}", edit):
             return Served(name, f"{name}-v{number:04d}", False, edit)
@@ -156,6 +160,7 @@ class ServingFolder:
 
     def measured(self, served: Served, base: Path) -> str:
         """What llama.cpp makes of a GGUF adapter on this file of the base, in a sentence."""
+        assert isinstance(served.edit, Edit)  # no other becomes a GGUF adapter
         path = self.folder / served.model / FILE
         return str(served_agreement(self.backbone, served.edit, path, base))
 
@@ -169,7 +174,7 @@ class ServingFolder:
             f"\n{_NOTES[self.form]}\n```sh\n{lines}\n```\n"
         )
 
-    def _is(self, model: str, edit: Edit) -> bool:
+    def _is(self, model: str, edit: Edit | WeightEdit) -> bool:
         """Whether a version is this edit, whole; a damaged one is told, and gets a successor."""
         try:
             record = read_record(self.folder / model)
@@ -179,7 +184,7 @@ class ServingFolder:
         return (
             record["directions"] == edit_digest(edit)
             and record["backbone"]["fingerprint"] == self.backbone.fingerprint
-            and record["rank"] in (0, self.rank)
+            and (isinstance(edit, WeightEdit) or record["rank"] in (0, self.rank))
         )
 
     def stale(self, names: Iterable[str]) -> list[Path]:
@@ -221,7 +226,7 @@ class ServingFolder:
         if reason is not None:
             return [*lines, f"# {reason}"]
         resolver = shlex.quote(str(self.folder.absolute()))
-        rank = 1 << max(3, (self.rank - 1).bit_length())  # the next power of two that it takes
+        rank = 1 << max(3, (self._largest - 1).bit_length())  # the next power of two that it takes
         return [
             *lines,
             "export VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 VLLM_PLUGINS=lora_filesystem_resolver",
@@ -268,7 +273,7 @@ def export_profiles(
             fitted again.
     """
     if key is not None:
-        store.load(key, serving.backbone)  # says what is wrong with it or the backbone
+        store.read(key, serving.backbone)  # says what is wrong with it or the backbone
         infos = [store.info(key)]
     else:
         infos = _of_backbone(store, serving.backbone)
@@ -286,7 +291,7 @@ def export_profiles(
             try:
                 # By its file: a store hides its keys, also from whoever exports all of it.
                 profile = from_stored(read_profile(info.path), info.path)
-                if every_token:
+                if every_token and isinstance(profile, EditProfile):
                     profile = replace(profile, edit=replace(profile.edit, positions="all"))
                 done.append(serving.add(name, profile))
             except FileNotFoundError:

@@ -40,6 +40,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.serving.files import AGAIN, ProfileFiles, Stored, read_content
 from chameleon_lib.serving.forget import Forgotten, forget
 from chameleon_lib.serving.pseudonyms import is_pseudonym
+from chameleon_lib.serving.weights import WEIGHTS, WeightProfile
 
 log = logging.getLogger(__name__)
 _MODEL_WIDE = ("mlp_out", "block_out")  # sites as wide as the model
@@ -124,12 +125,15 @@ class ProfileStore:
             raise UserError(f"There is no profile store {directory}; give the folder of one.")
         return cls(directory)
 
-    def save(self, key: str, profile: EditProfile, *, all_layers: bool = True) -> Path:
+    def save(
+        self, key: str, profile: EditProfile | WeightProfile, *, all_layers: bool = True
+    ) -> Path:
         """Store a profile; one of the same key is replaced.
 
         Args:
             key: Id of the user, or name of the group.
-            profile: With a shared edit. One without ``users`` counts as made from the user ``key``.
+            profile: With a shared edit, or of weights. One without ``users`` counts as made from
+                the user ``key``.
             all_layers: Keep the directions of unedited layers and the diagnostics. Without them a
                 profile is as small as its edit.
 
@@ -156,7 +160,10 @@ class ProfileStore:
                 "The key of a group is stored as it is, and this one is the id of a member; give "
                 "the group another name."
             )
-        stored = to_stored(profile, members, all_layers=all_layers)
+        if isinstance(profile, WeightProfile):
+            stored = profile.stored(members)
+        else:
+            stored = to_stored(profile, members, all_layers=all_layers)
         stored = replace(stored, content={**stored.content, "group": group, "forgotten": 0})
 
         def same_kind(before: dict[str, Any]) -> None:
@@ -176,8 +183,18 @@ class ProfileStore:
 
         Raises:
             UserError: There is none, its files are damaged, or they belong to another backbone,
-                other weights or another revision.
+                other weights or another revision; or it is one of weights.
         """
+        profile = self.read(key, backbone)
+        if isinstance(profile, WeightProfile):
+            raise UserError(
+                f"The profile of {key!r} is what {profile.edit.editor} wrote into weights; read it "
+                "with ProfileStore.read, or export it."
+            )
+        return profile
+
+    def read(self, key: str, backbone: Backbone) -> EditProfile | WeightProfile:
+        """As :meth:`load`, whether the profile is of activations or of weights."""
         path = self.files.path_of(key)
         stored = self.files.get(key)
         profile = from_stored(stored, path)
@@ -187,6 +204,8 @@ class ProfileStore:
                 "Group %r holds %d forgotten users; fit it again.",
                 stored.content["group"], stored.content["forgotten"],
             )  # fmt: skip
+        if isinstance(profile, WeightProfile):
+            return profile
         if profile.prompts and profile.prompts != prompts_digest(profile.task, profile.settings):
             log.warning(
                 "Profile %s was made with other prompts than this version writes; fit it again "
@@ -222,7 +241,7 @@ class ProfileStore:
         return forget(self.files, user, **where)
 
 
-def _check_backbone(profile: EditProfile, backbone: Backbone, path: Path) -> None:
+def _check_backbone(profile: EditProfile | WeightProfile, backbone: Backbone, path: Path) -> None:
     """Refuse a profile of another backbone, another revision, other weights or absent layers."""
     name, fingerprint = profile.backbone
     start = f"Profile {path} belongs to"
@@ -243,6 +262,8 @@ def _check_backbone(profile: EditProfile, backbone: Backbone, path: Path) -> Non
             f"{backbone.fingerprint[:12]}); load those, with the chat template of the "
             "fit, or fit the profile again."
         )
+    if isinstance(profile, WeightProfile):
+        return  # the very weights, so all of its modules are there
     d = profile.edit.d
     wide = profile.edit.site in _MODEL_WIDE and d != backbone.d
     if wide or max(profile.edit.layers) >= backbone.n_layers:
@@ -302,7 +323,7 @@ def _array(tensor: Tensor) -> np.ndarray:
     return np.asarray((value.float() if half else value).numpy())
 
 
-def from_stored(stored: Stored, path: Path) -> EditProfile:
+def from_stored(stored: Stored, path: Path) -> EditProfile | WeightProfile:
     """The profile that a file holds; its path is for messages.
 
     Raises:
@@ -315,6 +336,8 @@ def from_stored(stored: Stored, path: Path) -> EditProfile:
         for name, value in stored.tensors.items():
             part, _, own = name.partition("/")
             tensors[part][own] = _checked(name, value)
+        if content.get("kind") == WEIGHTS:
+            return WeightProfile.of_stored(content, tensors["edit"])
         edit = _edit(content["edit"], tensors["edit"])
         return EditProfile(
             task=content["task"],

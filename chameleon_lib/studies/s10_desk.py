@@ -1,21 +1,25 @@
 """Every row of the study of edited preferences: what is written or said, and what is answered.
 
-The editors run on one user at a time, each on the unedited model; rows that change the prompt, and
-the kit's two edits of activations, are asked the same. What was done is kept in the store, user by
-user, so a second call reads it.
+The editors write for one user at a time, each into the unedited model; what they added to its
+weights is then put to work for some users in one batch, every row under its own user's edit
+(:mod:`chameleon_lib.editors.changes`), which is the same mathematics. Rows that change the prompt,
+and the kit's two edits of activations, are asked the same. What was done is kept in the store, user
+by user, so a second call reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch.utils.flop_counter import FlopCounterMode
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.directions import find_directions
@@ -27,16 +31,19 @@ from chameleon_lib.data.preferences import (
     IMPLICIT,
     KINDS,
     Preference,
+    in_turns,
     invented_preferences,
+    read_preferences,
 )
 from chameleon_lib.editors import FTL, FTM, ROME, Editor, LoRA, Request, requests_of
+from chameleon_lib.editors.changes import Change, answer_rows
 from chameleon_lib.editors.measures import (
-    FILLER,
     GENERAL,
     agreement,
     answer_room,
     answer_talks,
     cut_to_gold,
+    dialogue_ids,
     perplexity,
     recall,
     talk,
@@ -69,7 +76,9 @@ CLAIMED = (ROME_1, ROME_3, FT_L, FT_M)  # edited rows that a claim of the paper 
 OTHERS = (ROME_9, LORA, FITTED, PAPER)
 CLUSTER = {ROME_1: 1, ROME_3: 3, ROME_9: 9}
 REMINDED = "reminder before the question"
-TALKS = (ZERO, PROMPT, REMINDED, ROME_1, FT_M)  # rows that are asked after other talk
+TOLD = (ZERO, PROMPT, REMINDED)  # rows of the unedited model that are asked after other talk
+TALKS = (*TOLD, ROME_1, FT_M)  # all that are
+_TOGETHER = 6  # users whose edits are at work in one batch
 MODULES = ("chameleon_lib.editors", "chameleon_lib.backbones", "chameleon_lib.core.edit")
 
 
@@ -108,25 +117,32 @@ class Sizes:
     others: tuple[str, ...] = OTHERS
 
 
-# A subset that two cores do in minutes, with fewer and larger steps, so that every editor gets to
-# its end (rates and layers were tried on seven of the users behind the eightieth, who are in no
-# subset of up to eighty); and the paper's own numbers on all invented users, those seven included.
+# A subset that two cores do in minutes, with fewer and larger steps than the paper's, so that every
+# editor gets to its end (rates and layers were tried on seven of the users behind the eightieth,
+# who are in no subset of up to eighty); all invented users, those seven included, for verdicts; and
+# the paper's own steps and prefixes, which take either of them many times as long.
 SUBSET = Sizes(
-    24, 6, (0, 2, 8), 1, ((5, 1),), 10, 12, 12,
+    16, 6, (0, 2, 8), 1, ((5, 1),), 10, 12, 12,
     rome_rate=1.0, tuned_rate=1e-3, others=(LORA, FITTED, PAPER),
 )  # fmt: skip
-FULL = Sizes(100, 100, (0, 2, 4, 6, 8, 10), 3, ((5, 10), (10, 10)), 24, 25, 70)
+FULL = replace(
+    SUBSET, users=100, few=50, turns=(0, 2, 4, 6, 8, 10), seeds=3, others=OTHERS
+)  # fmt: skip
+PAPERS: dict[str, Any] = {
+    "prefixes": ((5, 10), (10, 10)), "rome_steps": 24, "tuned_steps": 25, "lora_steps": 70,
+    "rome_rate": 0.5, "tuned_rate": 5e-4,
+}  # fmt: skip
 
 
-def chosen(users: int, full: bool) -> Sizes:
-    """The sizes of a notebook's parameters: the subset with so many users, or everything.
+def chosen(users: int, full: bool, *, as_paper: bool = False, there: int = 100) -> Sizes:
+    """The sizes of a notebook's parameters: the subset with so many users, or the full table.
 
-    More users than there are preferences are all of them.
+    More users than ``there`` are preferences are all of them.
     """
-    if full:
-        return FULL
-    users = min(users, FULL.users)
-    return replace(SUBSET, users=users, few=min(SUBSET.few, users))
+    sizes = FULL if full else replace(SUBSET, users=users)
+    sizes = replace(sizes, **PAPERS) if as_paper else sizes
+    users = min(sizes.users, there)
+    return replace(sizes, users=users, few=min(sizes.few, users))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +160,9 @@ class Editing:
             many of the former hold the user's target, and the ratio of perplexities of neutral
             text.
         talks: One row per arm, user and turns: ``substring``.
-        fits: One row per edited arm, seed and user: steps, losses, bytes; and seconds, which
-            differ from run to run and stand in no saved table.
+        fits: One row per edited arm, seed and user: steps, losses, bytes, numbers trained and, of
+            the first user, the arithmetic of an edit; and seconds, which differ from run to run and
+            stand in no saved table.
     """
 
     backbone: HFBackbone
@@ -157,9 +174,9 @@ class Editing:
     fits: pd.DataFrame
 
 
-def preferences_digest() -> str:
-    """SHA-256 of the invented preferences."""
-    return digest([[p.user, p.sentence, *p.questions, *p.targets] for p in invented_preferences()])
+def preferences_digest(preferences: Sequence[Preference]) -> str:
+    """SHA-256 of preferences."""
+    return digest([[p.user, p.sentence, *p.questions, *p.targets] for p in preferences])
 
 
 def run(
@@ -184,7 +201,7 @@ def run(
     Raises:
         UserError: A model without editors, or fewer preferences than users.
     """
-    given = list(preferences or invented_preferences())
+    given = in_turns(preferences or invented_preferences())
     if not 2 <= sizes.few <= sizes.users <= len(given):
         raise UserError(
             f"users is {sizes.users} and few {sizes.few}; there are {len(given)} preferences, and "
@@ -196,36 +213,39 @@ def run(
     edited = [
         (arm, seed)
         for arm in (*CLAIMED, *sizes.others)
+        if all(CLUSTER.get(arm, 1) <= len(p.questions) for p in given[: sizes.users])
         for seed in range(sizes.seeds if arm in _SEEDED else 1)
     ]
     units: list[tuple[Any, ...]] = [(asked, "", 0, 0), *((asked, arm, 0, 0) for arm in PROMPTED)]
-    units += [(asked, *arm, at) for arm in edited for at in desk.apart(arm[0])]
-    units += [(asked, arm, -1, at) for arm in TALKS for at in range(sizes.few)]
+    units += [(asked, arm, -1, 0) for arm in TOLD]
+    # The rows with the longest units come first, so that no process waits long for the other.
+    units += [(asked, *arm, at) for arm in reversed(edited) for at in desk.apart(arm[0])]
     phase = (f"{desk.backbone.name} edits", _fill, units)
     warm([phase], workers=profile.workers, threads=profile.threads)
     parts = [desk.prompted(arm) for arm in PROMPTED]
+    talks = [desk.talked(arm, desk.told(arm)) for arm in TOLD]
     looks = [desk.edited(*arm) for arm in edited]
-    recalls, effects, fits = (
+    frames = (
         pd.concat([*more, *part], ignore_index=True)
-        for more, part in zip((parts, [], []), zip(*looks, strict=True), strict=True)
+        for more, part in zip((parts, [], talks, []), zip(*looks, strict=True), strict=True)
     )
-    return Editing(desk.backbone, desk.preferences, sizes, recalls, effects, desk.talked(), fits)
+    return Editing(desk.backbone, desk.preferences, sizes, *frames)
 
 
 def _fill(asked: _Asked, arm: str, seed: int, at: int) -> None:
-    """Leaves in the store one user's edit and answers, or those of a row that edits nothing.
+    """Leaves in the store some users' edits and answers, or those of a row that edits nothing.
 
     Seed -1 is for the answers after other talk; no arm for what edits have no business with.
     """
     desk = _desk(*asked)
     if seed < 0:
-        desk.talk_records(arm, [at])
+        desk.told(arm)
     elif arm in PROMPTED:
         desk.prompted(arm)
     elif not arm:
         desk.unedited(desk.around())
     else:
-        desk.records(arm, seed, [at])
+        desk.records(arm, seed, range(at, min(at + _TOGETHER, desk.count(arm))))
 
 
 _SEEDED = (*CLUSTER, LORA, FITTED)
@@ -356,60 +376,129 @@ class Desk:
         """All questions that edits have no business with."""
         return [text for at in range(self.sizes.few) for text in self.strange(at)]
 
+    def stays(self, arm: str) -> bool:
+        """Whether a user's edit is still there for the next user, as released."""
+        return self.released.no_roll_back and CLUSTER.get(arm, 1) > 1
+
     def apart(self, arm: str) -> range:
-        """Users of an edited row that can be made apart from the others."""
-        stays = self.released.no_roll_back and CLUSTER.get(arm, 1) > 1
-        return range(0 if stays else self.count(arm))
+        """The first users of the batches of an edited row that can be made apart."""
+        return range(0, 0 if self.stays(arm) else self.count(arm), _TOGETHER)
 
     def requests(self, arm: str, preference: Preference) -> list[Request]:
         """What an editor is asked to write for one user."""
         return requests_of(preference, CLUSTER.get(arm, 1), same_target=self.sizes.same_target)
+
+    def texts(self, at: int) -> list[str]:
+        """What a user's edit is asked: all kinds of questions, and what is strange to it."""
+        own = [self.preferences[at].question(kind) for kind in self.kinds]
+        return [*own, *self.strange(at)]
+
+    def talks(self, arm: str, at: int, seed: int = 0) -> list[list[tuple[str, str]]]:
+        """The direct question of a user after every number of turns, where a row is asked that."""
+        if arm not in TALKS or seed or at >= self.sizes.few:
+            return []
+        user = self.preferences[at]
+        said = {PROMPT: {"before": user.sentence}, REMINDED: {"reminder": _reminder(user.sentence)}}
+        return [talk(user.questions[-1], n, **said.get(arm, {})) for n in self.sizes.turns]
 
     def records(self, arm: str, seed: int, rows: Sequence[int]) -> list[dict[str, Any]]:
         """What is kept of a row's users: answers, perplexity, and how the edit went.
 
         Where edits stay (``no_roll_back``), each user is asked with those of all before in place.
         """
-        users = self.preferences
-
-        def texts(at: int) -> list[str]:
-            return [*(users[at].question(kind) for kind in self.kinds), *self.strange(at)]
-
-        def one(at: int) -> dict[str, Any]:
-            asked = texts(at)
-            with self._made(arm, seed, users[at]) as (edit, fit):
-                answers = self.backbone.generate(
-                    asked, max_new_tokens=self.room, edit=edit, groups=[0] * len(asked)
-                )
-                with self.backbone.editing(edit):
-                    found = perplexity(self.backbone) if self.strange(at) else None
-            return {"answers": answers, "perplexity": found, **fit}
-
-        apart = bool(self.apart(arm))
+        make = self._steered if arm in (FITTED, PAPER) else self._written
 
         def some(batch: list[int]) -> list[dict[str, Any]]:
-            with ExitStack() as stay:
-                found = []
-                for at in batch:
-                    found.append(one(at))
-                    if not apart:
-                        editor = self.editor(arm, seed)
-                        stay.enter_context(editor.edit(*self.requests(arm, users[at])))
-                return found
+            made, answers = make(arm, seed, batch)
+            found, said = [], iter(answers)
+            for at, fit in zip(batch, made, strict=True):
+                answered = [next(said) for _ in self.texts(at)]
+                after = [next(said) for _ in self.talks(arm, at, seed)]
+                found.append({"answers": answered, "after talk": after, **fit})
+            return found
 
         return self.store.map(
             "editing_users",
             rows,
             some,
             inputs=self.inputs(arm=arm, seed=seed),
-            key_of=lambda at: [content(users[at]), texts(at)],
-            batch_size=1 if apart else len(rows),
+            key_of=lambda at: [
+                content(self.preferences[at]), self.texts(at), self.talks(arm, at, seed)
+            ],
+            batch_size=len(rows) if self.stays(arm) else _TOGETHER,
             label=f"{self.backbone.name} {arm}",
             modules=(*MODULES, "chameleon_lib.core.directions", "chameleon_lib.core.fitting"),
-        )
+        )  # fmt: skip
 
-    def edited(self, arm: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        """Recalls, effects and fits of a row, every user's edit on the unedited model."""
+    def _written(
+        self, arm: str, seed: int, batch: list[int]
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Users' edits of weights one by one, and the answers of all of them in one batch."""
+        backbone, made = self.backbone, list[dict[str, Any]]()
+        changes, standing = list[Sequence[Change]](), list[Change]()
+        with ExitStack() as stay:
+            for at in batch:
+                requests = self.requests(arm, self.preferences[at])
+                with _counter(at) as counter:
+                    undo = stay.enter_context(self.editor(arm, seed).edit(*requests))
+                last = undo.traces[-1]
+                made.append(
+                    {
+                        "steps": sum(trace.steps for trace in undo.traces),
+                        "first loss": last.loss[0],
+                        "last loss": last.loss[-1],
+                        "bytes": undo.nbytes,
+                        "trained": last.trained,
+                        "gflop": None if counter is None else counter.get_total_flops() / 1e9,
+                        "seconds": last.seconds if self.released.last_seconds else undo.seconds,
+                        "perplexity": perplexity(backbone) if self.strange(at) else None,
+                    }
+                )
+                changes.append([*standing, *undo.changes()])
+                if self.stays(arm):
+                    standing += undo.changes()
+                else:
+                    undo.restore()
+        prompts, owners = list[list[int]](), list[int]()
+        for owner, at in enumerate(batch):
+            own = backbone.codec.prompts(self.texts(at))
+            own += [dialogue_ids(backbone, turns) for turns in self.talks(arm, at, seed)]
+            prompts, owners = prompts + own, owners + [owner] * len(own)
+        return made, answer_rows(backbone, prompts, owners, changes, self.room)
+
+    def _steered(
+        self, arm: str, seed: int, batch: list[int]
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """The same of edits of activations."""
+        users = [self.preferences[at] for at in batch]
+        made, edits = list[dict[str, Any]](), list[Edit | None]()
+        for at, user, rows in zip(batch, users, self._heard(arm, users), strict=True):
+            started = perf_counter()
+            with _counter(at) as counter:
+                edit, steps = self._steer(arm, user, rows, seed)
+            seconds = perf_counter() - started
+            count = 0 if edit is None else 2 * edit.theta_p.numel()
+            with self.backbone.editing(edit):
+                after = perplexity(self.backbone) if self.strange(at) else None
+            made.append(
+                {
+                    "steps": steps, "seconds": seconds, "perplexity": after,
+                    "first loss": None, "last loss": None,  # another loss than NLL
+                    "bytes": 0 if edit is None else count * edit.theta_p.element_size(),
+                    "trained": count if arm == FITTED else 0,
+                    "gflop": None if counter is None else counter.get_total_flops() / 1e9,
+                }
+            )  # fmt: skip
+            edits += [edit] * len(self.texts(at))
+        asked = [text for at in batch for text in self.texts(at)]
+        edit = Edit.stack(edits, allow_missing=True) if any(edits) else None
+        answers = self.backbone.generate(
+            asked, max_new_tokens=self.room, edit=edit, groups=[0] * len(asked)
+        )
+        return made, answers
+
+    def edited(self, arm: str, seed: int) -> tuple[pd.DataFrame, ...]:
+        """Recalls, effects, talks and fits of a row, every user's edit on the unedited model."""
         users, base = self.preferences[: self.count(arm)], self._perplexity()
         records = self.records(arm, seed, range(len(users)))
         said = iter(self.unedited(self.around()))
@@ -433,13 +522,16 @@ class Desk:
             for preference, record, said in zip(users, records, before, strict=False)
             for pairs in [list(zip(said, record["answers"][len(self.kinds) :], strict=True))]
         ]  # fmt: skip
-        names = ("steps", "first loss", "last loss", "bytes", "seconds")
+        names = ("steps", "first loss", "last loss", "bytes", "trained", "gflop", "seconds")
         fits = [
             {"arm": arm, "seed": seed, "user": preference.user} | {n: record[n] for n in names}
             for preference, record in zip(users, records, strict=True)
         ]
         scored = self._scored(arm, seed, users, answers, texts)
-        return scored, pd.DataFrame(effects), pd.DataFrame(fits)
+        after = self.talked(
+            arm, [record["after talk"] for record in records if self.talks(arm, 0, seed)]
+        )
+        return scored, pd.DataFrame(effects), after, pd.DataFrame(fits)
 
     def _perplexity(self) -> float:
         found: list[float] = self.store.get_or_compute(
@@ -449,31 +541,6 @@ class Desk:
             modules=MODULES,
         )
         return found[0]
-
-    @contextmanager
-    def _made(
-        self, arm: str, seed: int, preference: Preference
-    ) -> Iterator[tuple[Edit | None, dict[str, Any]]]:
-        """One user's edit, in the model inside the block; one of activations is yielded."""
-        if arm in (FITTED, PAPER):
-            edit, steps = (self._fitted if arm == FITTED else self._found)(preference, seed)
-            size = 0 if edit is None else 2 * edit.theta_p.numel() * edit.theta_p.element_size()
-            told = dict.fromkeys(("first loss", "last loss", "seconds"))  # another loss than NLL
-            yield edit, {"steps": steps, "bytes": size, **told}
-            return
-        requests = self.requests(arm, preference)
-        with self.editor(arm, seed).edit(*requests) as undo:
-            last = undo.traces[-1]
-            yield (
-                None,
-                {
-                    "steps": sum(trace.steps for trace in undo.traces),
-                    "first loss": last.loss[0],
-                    "last loss": last.loss[-1],
-                    "bytes": undo.nbytes,
-                    "seconds": last.seconds if self.released.last_seconds else undo.seconds,
-                },
-            )
 
     def editor(self, arm: str, seed: int) -> Editor:
         """The editor of a row, made once: it holds the weight that it changes."""
@@ -504,68 +571,62 @@ class Desk:
 
     # --- edits of activations ---------------------------------------------------------------------
 
-    def _fitted(self, preference: Preference, seed: int) -> tuple[Edit | None, int]:
-        """Our rank-2 edit at all layers: the target's likelihood after three variants, no leash."""
-        requests = requests_of(preference, min(3, len(preference.questions)))
-        said = self.unedited([request.question for request in requests])
-        contrasts = [
-            Contrast(request.question, request.target, answer or "no", preference.user)
-            for request, answer in zip(requests, said, strict=True)
-        ]
-        layers = range(self.backbone.n_layers)
-        found = fit_by_preference(self.backbone, contrasts, layers, self.settings, seed=seed)
-        return found.edit, len(found.loss)
+    def _heard(self, arm: str, users: Sequence[Preference]) -> list[list[tuple[str, str, str]]]:
+        """Per user (question, wanted answer, other answer) that an edit of activations is made of.
 
-    def _found(self, preference: Preference, seed: int) -> tuple[Edit | None, int]:
-        """The paper's edit, from what the model says with and without the preference before it."""
-        questions = list(preference.questions)
-        plain = self.unedited(questions)
-        told = self.unedited([with_preference(preference.sentence, q) for q in questions])
-        rows = [row for row in zip(questions, told, plain, strict=True) if row[1] != row[2]]
-        rows = [row for row in rows if row[1] and row[2]]
+        The fitted edit's are three variants with the target and what the unedited model says; the
+        paper's are all variants with what it says with and without the preference before it.
+        """
+        own = [user.questions[-3:] if arm == FITTED else user.questions for user in users]
+        asked = [(user, q) for user, questions in zip(users, own, strict=True) for q in questions]
+        plain = iter(self.unedited([question for _, question in asked]))
+        if arm == FITTED:
+            return [[(q, user.target, next(plain) or "no") for q in questions]
+                    for user, questions in zip(users, own, strict=True)]  # fmt: skip
+        told = iter(self.unedited([with_preference(user.sentence, q) for user, q in asked]))
+        rows = [[(q, next(told), next(plain)) for q in questions] for questions in own]
+        return [[(q, p, n) for q, p, n in row if p != n and p and n] for row in rows]
+
+    def _steer(
+        self, arm: str, user: Preference, rows: Sequence[tuple[str, str, str]], seed: int
+    ) -> tuple[Edit | None, int]:
+        """An edit of activations and its steps.
+
+        Ours has rank 2 at all layers and raises the target's likelihood, with no leash.
+        """
+        if arm == FITTED:
+            contrasts = [Contrast(*row, user.user) for row in rows]
+            layers = range(self.backbone.n_layers)
+            fit = fit_by_preference(self.backbone, contrasts, layers, self.settings, seed=seed)
+            return fit.edit, len(fit.loss)
         if len(rows) < 3:  # too few pairs for a direction
             return None, 0
-        asked, p, n = (list(column) for column in zip(*rows, strict=True))
-        h_p, h_n = (self.backbone.activations(asked, said) for said in (p, n))
-        found = find_directions("paper", h_p, h_n, self.settings, seed)
-        return found.to_edit(self.settings), 0
+        questions, p, n = (list(column) for column in zip(*rows, strict=True))
+        h_p, h_n = (self.backbone.activations(questions, said) for said in (p, n))
+        return find_directions("paper", h_p, h_n, self.settings, seed).to_edit(self.settings), 0
 
     # --- after other talk -------------------------------------------------------------------------
 
-    def talk_records(self, arm: str, rows: Sequence[int]) -> list[list[str]]:
-        """Answers of some users to the direct question after every number of turns."""
-        users, turns = self.preferences, self.sizes.turns
-
-        def one(at: int) -> list[str]:
-            told = users[at].sentence
-            how = {PROMPT: {"before": told}, REMINDED: {"reminder": _reminder(told)}}.get(arm, {})
-            asked = [talk(users[at].questions[-1], n, **how) for n in turns]
-            if arm in (ZERO, PROMPT, REMINDED):
-                return answer_talks(self.backbone, asked, self.room)
-            with self._made(arm, 0, users[at]):
-                return answer_talks(self.backbone, asked, self.room)
-
-        return self.store.map(
+    def told(self, arm: str) -> list[list[str]]:
+        """Per user the unedited model's answers after every number of turns."""
+        asked = [self.talks(arm, at) for at in range(self.sizes.few)]
+        flat: list[str] = self.store.get_or_compute(
             "editing_talks",
-            rows,
-            lambda batch: [one(at) for at in batch],
-            inputs=self.inputs(arm=arm, turns=turns, filler=FILLER),
-            key_of=lambda at: content(users[at]),
-            batch_size=1,
-            label=f"{self.backbone.name} {arm}, other talk",
+            self.inputs(asked=asked),
+            lambda: answer_talks(self.backbone, [one for own in asked for one in own], self.room),
             modules=MODULES,
         )
+        said = iter(flat)
+        return [[next(said) for _ in own] for own in asked]
 
-    def talked(self) -> pd.DataFrame:
-        """The direct question after turns of other talk, unedited, told, reminded and edited."""
+    def talked(self, arm: str, answers: Sequence[Sequence[str]]) -> pd.DataFrame:
+        """The direct question after turns of other talk, of the users whose answers are given."""
         rows = []
-        for arm in TALKS:
-            answers = self.talk_records(arm, range(self.sizes.few))
-            for preference, said in zip(self.preferences, answers, strict=False):
-                for turns, text in zip(self.sizes.turns, said, strict=True):
-                    scored = recall(preference.target, text)[SUBSTRING]
-                    row = {"arm": arm, "user": preference.user, "turns": turns, "answer": text}
-                    rows.append({**row, SUBSTRING: scored})
+        for preference, said in zip(self.preferences, answers, strict=False):
+            for turns, text in zip(self.sizes.turns, said, strict=False):
+                scored = recall(preference.target, text)[SUBSTRING]
+                row = {"arm": arm, "user": preference.user, "turns": turns, "answer": text}
+                rows.append({**row, SUBSTRING: scored})
         return pd.DataFrame(rows)
 
     def _scored(
@@ -600,6 +661,11 @@ def _desk(*asked: Any) -> Desk:
     return Desk(*asked)
 
 
+def _counter(at: int) -> AbstractContextManager[FlopCounterMode | None]:
+    """Counts the arithmetic of the first user's edit; all others are timed undisturbed."""
+    return nullcontext() if at else FlopCounterMode(display=False)
+
+
 def content(preference: Preference) -> list[Any]:
     """What of a preference decides an edit."""
     return [preference.questions, preference.subjects, preference.targets, preference.sentence]
@@ -622,3 +688,8 @@ def _people(preferences: Sequence[Preference]) -> list[list[Preference]]:
             people.append([])
         people[-1].append(preference)
     return people
+
+
+def read_or_invented(file: str) -> list[Preference]:
+    """The preferences of a notebook's parameter: a local file's, or the kit's own if empty."""
+    return read_preferences(Path(file)) if file else list(invented_preferences())

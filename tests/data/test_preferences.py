@@ -13,6 +13,7 @@ import pytest
 from chameleon_lib.data.preferences import (
     KINDS,
     VARIANTS,
+    in_turns,
     invented_preferences,
     persons,
     read_preferences,
@@ -105,6 +106,15 @@ def test_what_cannot_be_read_is_told_with_file_and_row(
     with pytest.raises(UserError, match=told) as caught:
         read_preferences(written(tmp_path, rows))
     assert "rows.json" in str(caught.value)
+
+
+def test_types_take_turns_in_a_file_that_is_sorted_by_them() -> None:
+    own = list(invented_preferences())
+    assert in_turns(own) == own
+    by_type = sorted(own, key=lambda p: p.kind)
+    turned = in_turns(by_type)
+    assert len({p.kind for p in turned[:10]}) == 10 and set(turned) == set(own)
+    assert [p for p in turned if p.kind == "hobby"] == [p for p in own if p.kind == "hobby"]
 
 
 def test_a_missing_file_and_a_folder_of_many_are_told(tmp_path: Path) -> None:

@@ -250,7 +250,8 @@ def test_a_change_for_one_key_is_the_outer_product() -> None:
     generator = torch.Generator().manual_seed(0)
     keys, change = (torch.rand(3, 7, generator=generator), torch.rand(5, generator=generator))
     u = unit_key(keys)
-    found = rank_change(keys[:1], u[None], change[None])
+    left, right = rank_change(keys[:1], u[None], change[None])
+    found = left @ right
     assert torch.allclose(found, torch.outer(change.double() / (keys[0].double() @ u), u))
     with pytest.raises(UserError, match="little in common"):
         unit_key(torch.tensor([[1.0, 0.0], [0.0, 9.0], [-0.5, 9.0]]))

@@ -17,7 +17,7 @@ from chameleon_lib.data.preferences import IMPLICIT, KINDS, invented_preferences
 from chameleon_lib.editors.released import OURS, Released, as_released
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.notebooks import read_notebook
-from chameleon_lib.kit.paths import notebooks_dir
+from chameleon_lib.kit.paths import notebooks_dir, root
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies import s10_desk as desk_module
 from chameleon_lib.studies import s10_personalization_editing as study
@@ -132,12 +132,12 @@ def test_tables_have_a_row_each_with_users_and_seeds(small: Editing) -> None:
     assert set(study.effect_table(small)["n"]) == {2}
     assert len(study.talk_table(small)) == len(TALKS) * 2
     assert list(study.cost_table(small)["row"]) == [*CLAIMED, *TINY.others]
-    assert FITTED not in set(study.speed(small)["row"]) and ROME_1 in set(study.speed(small)["row"])
+    assert list(study.speed(small)["row"]) == [*CLAIMED, *TINY.others]
     shown = study.examples(small, small.preferences[0].user)
     assert list(shown["row"]) == study.arms_of(small)
     with pytest.raises(UserError, match="There is no user 'nobody'"):
         study.examples(small, "nobody")
-    assert len(study.claims(small)) == 5 == len(study.conclusions(small)) - 2
+    assert len(study.claims(small)) == 5 == len(study.conclusions(small)) - 3
 
 
 def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
@@ -147,7 +147,62 @@ def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
         ran(tmp_path, sizes=replace(TINY, few=9))
     assert desk_module.chosen(7, full=False) == replace(SUBSET, users=7, few=6)
     assert desk_module.chosen(500, full=False).users == 100
-    assert desk_module.chosen(7, full=True) is FULL
+    assert desk_module.chosen(500, full=False, there=40).users == 40
+    assert desk_module.chosen(7, full=True) == FULL and FULL.users == 100 and FULL.seeds == 3
+    small = desk_module.chosen(7, full=True, there=20)
+    assert (small.users, small.few) == (20, 20)
+    paper = desk_module.chosen(7, full=False, as_paper=True)
+    assert (paper.users, paper.rome_steps, paper.lora_steps) == (7, 24, 70)
+    assert sum(count for _, count in paper.prefixes) == 20
+
+
+def test_a_file_without_clusters_or_other_questions_has_the_rows_it_can_have(
+    tmp_path: Path,
+) -> None:
+    flat = [
+        replace(p, subjects=p.subjects[-1:], questions=p.questions[-1:], targets=p.targets[-1:],
+                paraphrased="", implicit="", recommendation="")
+        for p in invented_preferences()[:4]
+    ]  # fmt: skip
+    run = ran(tmp_path, preferences=flat)
+    assert study.arms_of(run) == [*PROMPTED, ROME_1, FT_L, FT_M, LORA, FITTED, PAPER]
+    assert set(run.recalls["kind"]) == {KINDS[0]}
+    assert len(study.claims(run)) == 3 and len(study.recall_table(run)) == 9
+
+
+LOCAL = root().parent / "shared" / "data" / "upqa"
+
+
+@pytest.mark.skipif(not LOCAL.is_dir(), reason="local evaluation data not present")
+@pytest.mark.parametrize(
+    "file",
+    ["UPQA/balanced_subset_cluster9.json", "UPQA/UPQA_1000.json",
+     "prefeval_pro/prefeval_pro_balanced.json"],
+)  # fmt: skip
+def test_local_files_go_through_the_study(file: str, tmp_path: Path) -> None:
+    told = desk_module.read_or_invented(str(LOCAL / file))
+    run = ran(tmp_path, preferences=told)
+    kinds = {p.kind for p in run.preferences}
+    assert len(run.preferences) == 4 == len(kinds)  # types take turns, whatever the file's order
+    assert (ROME_3 in study.arms_of(run)) == file.endswith("cluster9.json")
+    assert study.recall_table(run)["efficacy"].between(0, 1).all()
+
+
+def test_what_an_edit_takes_is_counted_and_seconds_are_kept_apart(
+    small: Editing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = study.cost_table(small).set_index("row")
+    assert costs["GFLOP"].gt(0).all() and costs.loc[ROME_3, "GFLOP"] > costs.loc[ROME_1, "GFLOP"]
+    trained = costs["numbers trained"]
+    assert trained[ROME_1] == small.backbone.d < trained[LORA] and trained[PAPER] == 0
+    assert trained[FT_M] == trained[FT_L] > trained[ROME_1] and trained[FITTED] > 0
+    assert not {"seconds", "per minute"} & set(costs.columns)
+    monkeypatch.setenv("CHAMELEON_OUTPUTS", str(tmp_path))
+    said = study.keep_speed(small, "demo")
+    kept = pd.read_csv(tmp_path / "demo" / "measured" / "10_speed.csv")
+    assert list(kept["row"]) == [*CLAIMED, *TINY.others] and kept["per minute"].gt(0).all()
+    assert said.endswith("measured/10_speed.csv")
+    assert "edits of ROME" in " ".join(study.conclusions(small))
 
 
 def test_as_released_the_edits_of_clusters_stay_for_the_next_user(tmp_path: Path) -> None:
@@ -209,7 +264,7 @@ def test_the_notebooks_cells_publish_their_tables_and_figures(
     book = read_notebook(notebooks_dir() / "10_personalization_editing.ipynb")
     names: dict[str, Any] = {}
     for cell in book.code():
-        exec(compile(cell.replace("users: int = 24", "users: int = 3"), "cell", "exec"), names)
+        exec(compile(cell.replace("users: int = 16", "users: int = 3"), "cell", "exec"), names)
     tables = {path.stem for path in (tmp_path / "outputs" / "demo" / "tables").glob("*.csv")}
     assert tables == {"10_recall", "10_locality", "10_turns", "10_cost", "10_claims"}
     figures = tmp_path / "outputs" / "demo" / "figures"
