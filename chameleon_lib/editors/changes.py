@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.backbones.batches import Prefix, plan_batches
+from chameleon_lib.backbones.batches import plan_batches
+from chameleon_lib.backbones.prefix import Prefix
 
 _FEWER = 0.75  # ended rows are left out once so few others remain: that copies keys and values
 
@@ -159,7 +160,9 @@ def answer_rows(
         backbone.check_length(len(ids), room, f"Prompt {at}")
     answers = [""] * len(prompts)
     with backbone.lock, _RowChanges(backbone.model, changes) as active:
-        for rows in plan_batches([len(ids) for ids in prompts], groups=owners):
+        for rows in plan_batches(
+            [len(ids) for ids in prompts], groups=owners, token_budget=backbone.token_budget
+        ):
             active.owners = own = [owners[row] for row in rows]
             prefix = backbone.prefill([prompts[row] for row in rows], own)
             said = backbone.codec.decode(_greedy(backbone, prefix, active, room))
