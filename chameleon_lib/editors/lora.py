@@ -106,9 +106,13 @@ class LoRA(Editor):
         from peft.tuners.lora import LoraLayer
 
         found = []
-        for name, module in self._tuned.base_model.model.named_modules():
-            if not isinstance(module, LoraLayer):
-                continue
+        tuned = {
+            name: module
+            for name, module in self._tuned.base_model.model.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+        module: Any
+        for name, module in tuned.items():
             (key,) = module.active_adapters
             if self.released.adalora:  # its factors are kept apart from their singular values
                 matrix = module.get_delta_weight(key).detach()

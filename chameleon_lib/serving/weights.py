@@ -53,7 +53,7 @@ class WeightProfile:
     def stored(self, users: Sequence[str]) -> Stored:
         """As its file holds it; the pseudonyms ``users`` take the place of its user ids."""
         name, fingerprint = self.backbone
-        modules, arrays = [], {}
+        modules, arrays = list[str](), dict[str, Tensor]()
         for at, change in enumerate(self.edit.changes):
             modules.append(change.module)
             parts = {"left": change.left, "right": change.right}
