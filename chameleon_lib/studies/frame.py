@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import union_categoricals
 
 from chameleon_lib.core.answers import FORM
 from chameleon_lib.core.task import get_task, registered
@@ -111,6 +112,15 @@ def long_frame(parts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             codes, levels = pd.factorize(column)
             columns[name] = pd.Categorical.from_codes(codes, list(levels))
     return pd.DataFrame(columns)
+
+
+def joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of several frames, whose users, queries or methods may be others."""
+    frame = pd.concat(parts, ignore_index=True)
+    for name in frame.columns:
+        if all(isinstance(part[name].dtype, pd.CategoricalDtype) for part in parts):
+            frame[name] = union_categoricals([part[name] for part in parts])
+    return frame
 
 
 def pick(frame: pd.DataFrame, **where: Any) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from chameleon_lib.studies.arms import (
     random_per_draw,
     score_cell,
 )
-from chameleon_lib.studies.frame import Arm, pick, summarise, titled
+from chameleon_lib.studies.frame import Arm, joined, pick, summarise, titled
 from chameleon_lib.studies.methods import FITTED, PAPER
 from chameleon_lib.studies.run import Answers, Cell, Desk, Plan, Run
 
@@ -61,7 +61,7 @@ def table(run: Run, plans: list[Plan], task: str) -> pd.DataFrame:
     written = written[written["backbone"].isin(names) & written["method"].isin(SCORED)]
     both = [part.assign(answers=way) for way, part in ((WRITTEN, written), (LIKELIEST, scored))]
     found = summarise(
-        pd.concat(both, ignore_index=True),
+        joined(both),
         [*get_task(task).metrics, "valid"],
         by=("model", "answers"),
     )

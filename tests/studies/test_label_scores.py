@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -80,7 +81,11 @@ def test_both_ways_stand_beside_each_other(
     monkeypatch.setattr(Plan, "open", lambda _plan, _name: desk)
     cell = replace(label_scores.likeliest(desk, (0,)), backbone="me/tiny")
     monkeypatch.setattr(label_scores, "likeliest", lambda *_: cell)
+    alone = label_scores.table(replace(run, profile=public, cells=cells), [plan], "LaMP_3")
+    # Beside a task of other users, whose names are among the categories of what was written.
+    cells += [replace(cell, task="LaMP_2", users=[f"x{at}" for at in cell.users]) for cell in cells]
     shown = label_scores.table(replace(run, profile=public, cells=cells), [plan], "LaMP_3")
+    pd.testing.assert_frame_equal(shown, alone)
     ways = shown.groupby("answers", sort=False)
     assert list(ways.groups) == [label_scores.WRITTEN, label_scores.LIKELIEST]
     assert set(shown.iloc[:, 0]) == {"tiny"}
