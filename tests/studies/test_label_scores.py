@@ -84,7 +84,11 @@ def test_both_ways_stand_beside_each_other(
     alone = label_scores.table(replace(run, profile=public, cells=cells), [plan], "LaMP_3")
     # Beside a task of other users, whose names are among the categories of what was written.
     cells += [replace(cell, task="LaMP_2", users=[f"x{at}" for at in cell.users]) for cell in cells]
-    shown = label_scores.table(replace(run, profile=public, cells=cells), [plan], "LaMP_3")
+    own = run.data["LaMP_3"]
+    others = tuple(replace(user, id=f"x{user.id}") for user in own.test)
+    data = {"LaMP_3": own, "LaMP_2": replace(own, test=others)}
+    two = replace(run, profile=public, cells=cells, data=data)
+    shown = label_scores.table(two, [plan], "LaMP_3")
     pd.testing.assert_frame_equal(shown, alone)
     ways = shown.groupby("answers", sort=False)
     assert list(ways.groups) == [label_scores.WRITTEN, label_scores.LIKELIEST]
