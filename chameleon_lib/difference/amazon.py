@@ -182,7 +182,7 @@ def _review(record: dict[str, Any], where: str) -> Review | None:
         raise UserError(
             f"{where} is no review: it needs user_id, text and parent_asin (or asin)."
         )
-    values = [record.get(name) for name in names]
+    values: list[Any] = [record.get(name) for name in names]
     if not item or any(value in (None, "") for value in values):
         return None
     user, text, rating, title, time = values
