@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,13 +118,42 @@ def summaries(
         summary_tokens: Tokens of a summary at most.
     """
     compared = [comparisons(sample, maker) for sample in samples]
-    asked = [wording.compare(c.own, c.peers, c.item) for own in compared for c in own]
-    said = iter(
-        backbone.generate(asked, max_new_tokens=difference_tokens) if asked else []
-    )
-    prompts = []
-    for sample, own in zip(samples, compared, strict=True):
-        past = retrieved(sample.review, sample.profile, maker.corpus)
-        items = [maker.corpus.items[review.item] for review in past]
-        prompts.append(wording.summarise([next(said) for _ in own], past, items))
+    asked = [
+        fitting(
+            backbone, lambda n, c=c: wording.compare(c.own, c.peers[:n], c.item), len(c.peers),
+            difference_tokens,
+        )
+        for own in compared
+        for c in own
+    ]  # fmt: skip
+    said = iter(backbone.generate(asked, max_new_tokens=difference_tokens) if asked else [])
+    prompts = [
+        summary_prompt(
+            backbone, wording, maker.corpus, [next(said) for _ in own],
+            retrieved(sample.review, sample.profile, maker.corpus), summary_tokens,
+        )
+        for sample, own in zip(samples, compared, strict=True)
+    ]  # fmt: skip
     return backbone.generate(prompts, max_new_tokens=summary_tokens)
+
+
+def summary_prompt(
+    backbone: Backbone,
+    wording: Wording,
+    corpus: Corpus,
+    told: Sequence[str],
+    past: Sequence[Review],
+    tokens: int,
+) -> str:
+    """Asks for a summary of differences and past reviews; the last of both go until it fits."""
+    items = [corpus.items[review.item] for review in past]
+    return fitting(
+        backbone, lambda n: wording.summarise(told[:n], past[:n], items[:n]),
+        max(len(told), len(past)), tokens,
+    )  # fmt: skip
+
+
+def fitting(backbone: Backbone, make: Callable[[int], str], most: int, tokens: int) -> str:
+    """The prompt of as many parts, up to ``most``, as the model's context has room for."""
+    fits = (make(n) for n in range(most, 0, -1) if backbone.fits(make(n), tokens))
+    return next(fits, make(0))

@@ -136,8 +136,9 @@ class SoftPrompted(nn.Module):
         drawn = torch.randn(
             2 * slots + MARKERS, table.shape[1], generator=torch.Generator().manual_seed(seed)
         )
-        # As the model's own rows were before training: of no meaning, and frozen.
-        rows = drawn.to(table.device) * table.float().std()
+        # As transformers makes rows of added tokens: the mean of all, hardly told apart. Frozen.
+        mean, spread = table.float().mean(dim=0), table.float().std(dim=0)
+        rows = mean + 3e-5 * spread * drawn.to(table.device)
         self.rows = nn.Parameter(rows.to(table.dtype), requires_grad=False)
         self.soft = soft.to(table.device)
 

@@ -48,7 +48,7 @@ from chameleon_lib.difference import (
     write_all,
 )
 from chameleon_lib.difference.distil import look
-from chameleon_lib.difference.dpl import summaries
+from chameleon_lib.difference.dpl import summaries, summary_prompt
 from chameleon_lib.difference.world import WorldSettings
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.pool import warm
@@ -74,7 +74,7 @@ PAST = 8  # past reviews that an edit is made from
 CHUNK = 30  # users of a unit of edits
 NATS = "nats per token"
 MODULES = ("chameleon_lib.difference", "chameleon_lib.backbones")
-# Short, for a model of half a million weights: the paper's rate would not move it.
+# Short, for a model of two hundred thousand weights: the paper's rate would not move it.
 WORLD_RECIPE = Recipe(epochs=3, batch=16, accumulate=1, lr=2e-3)
 
 
@@ -88,7 +88,7 @@ class Asked:
         world: Knobs of the world of shared items.
         folder: Of local files in the world's place; empty for the world.
         recipe: Of the training.
-        users: Cap on users of local files; 0 for all.
+        users: Cap on users of local files; 0 for the profile's numbers.
         seeds: Seeds of everything that is trained.
         released: Defects of the released code to repeat.
         root: Of the artifact store.
@@ -467,12 +467,15 @@ class Desk:
 
     def _insights(self, samples: Sequence[Sample]) -> list[str]:
         """What the model itself says of a user, from past reviews alone."""
-        items, say = self.material.corpus.items, self.material.wording
-        prompts = []
-        for sample in samples:
-            past = sample.profile[-PAST:]
-            prompts.append(say.summarise([], past, [items[review.item] for review in past]))
-        return self._answers(prompts)
+        return self._answers(
+            [
+                summary_prompt(
+                    self.backbone, self.material.wording, self.material.corpus, [],
+                    sample.profile[-PAST:], self.material.new_tokens,
+                )
+                for sample in samples
+            ]
+        )  # fmt: skip
 
     def _fit(self, pairs: Sequence[tuple[str, str, str]], user: str) -> Edit | None:
         """Ours: the likelihood of what the user wrote, against what the model writes."""

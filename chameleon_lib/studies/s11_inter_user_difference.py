@@ -196,6 +196,7 @@ def code_figure(run: Differences, publish: Publisher) -> FigureOutput:
         ),
         alt=f"Falling lines of the mean code over units; shares of dead units: {told}.",
         x="unit", xlabel="unit, by its mean code", ylabel="mean code", group="row",
+        better=None,
     )  # fmt: skip
 
 

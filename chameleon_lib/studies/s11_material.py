@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from chameleon_lib.core.backbone import Embedder
@@ -68,7 +69,7 @@ class Material:
     notes: tuple[str, ...] = ()
     world: World | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of items, reviews and tested samples."""
         items = [[i.id, i.title, i.description] for i in self.corpus.items.values()]
@@ -105,7 +106,7 @@ def of_folder(
         folder: The folder.
         profile: Opens the embedder.
         recipe: Of the training.
-        users: Cap on users who are trained on and tested; 0 for all.
+        users: Cap on users who are trained on and tested; 0 for the profile's numbers.
         keep: What is kept of Amazon's.
 
     Raises:
@@ -119,7 +120,7 @@ def of_folder(
         return Material(
             title=f"reviews of {folder.name}",
             corpus=corpus,
-            samples=_one_each(corpus.splits(keep.inputs), users),
+            samples=_one_each(corpus.splits(keep.inputs), profile, users),
             embedder=embedder,
             text_of=_text,
             wording=Wording(),
@@ -142,7 +143,7 @@ def of_folder(
     return Material(
         title="LaMP-2, movies that several people tagged",
         corpus=corpus,
-        samples=_one_each(_tagged(corpus, able), users),
+        samples=_one_each(_tagged(corpus, able), profile, users),
         embedder=embedder,
         text_of=lambda review: f"{corpus.items[review.item].description}: {review.text}",
         wording=TagWording(),
@@ -163,14 +164,14 @@ def _tag_scores(review: Review, said: str) -> dict[str, float]:
     return {"accuracy": float(found["accuracy"][0])}
 
 
-def _one_each(samples: Splits, users: int) -> Splits:
+def _one_each(samples: Splits, profile: RunProfile, users: int) -> Splits:
     """One sample per user to train on, the one with the longest profile, as the paper has it."""
     latest = {sample.owner: sample for sample in samples.train}
-    cap = users or None
     return Splits(
-        tuple(latest.values())[:cap], samples.valid[: min(VALID, users or VALID)],
-        samples.test[:cap],
-    )  # fmt: skip
+        tuple(latest.values())[: users or profile.n_train],
+        samples.valid[: min(VALID, users or profile.n_dev)],
+        samples.test[: users or profile.n_test],
+    )
 
 
 def _tagged(corpus: Corpus, users: list[str]) -> Splits:

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from chameleon_lib.difference import Wording
-from chameleon_lib.difference.dpl import bm25, chosen_peers, comparisons, retrieved, summaries
+from chameleon_lib.difference.dpl import (
+    bm25,
+    chosen_peers,
+    comparisons,
+    fitting,
+    retrieved,
+    summaries,
+)
 from chameleon_lib.difference.measures import bleu, meteor, scores
 from tests.difference.small import backbone, corpus, last_sample, maker
 
@@ -72,6 +79,7 @@ def test_differences_stand_in_the_prompt_of_the_summary(monkeypatch: pytest.Monk
         return [f"said {len(asked)} {at} {max_new_tokens}" for at, _ in enumerate(prompts)]
 
     monkeypatch.setattr(backbone(), "generate", generate)
+    monkeypatch.setattr(backbone(), "fits", lambda *_: True)
     told = summaries(
         backbone(), Wording(), [last_sample(found)], maker(found),
         difference_tokens=5, summary_tokens=7,
@@ -80,6 +88,13 @@ def test_differences_stand_in_the_prompt_of_the_summary(monkeypatch: pytest.Monk
     assert all(f"said 1 {at} 5" in asked[1][0] for at in range(8))
     own = last_sample(found).profile[0]
     assert any(own.text in prompt for prompt in asked[0]) and own.text in asked[1][0]
+
+
+def test_parts_go_until_a_prompt_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = backbone()
+    monkeypatch.setattr(one, "fits", lambda prompt, tokens: len(prompt) + tokens <= 10)
+    assert fitting(one, lambda n: "x" * 3 * n, 9, 1) == "x" * 9
+    assert fitting(one, lambda n: "x" * (20 + n), 4, 1) == "x" * 20  # the model itself will refuse
 
 
 def test_texts_are_scored_by_words_and_stems() -> None:

@@ -157,7 +157,7 @@ def test_a_folder_in_amazons_shape_runs_from_end_to_end(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_thousand_users_are_read_and_cut(tmp_path: Path) -> None:
     write(tmp_path, *long_rows(users=1000))
-    found = material.of_folder(tmp_path, small_profile(), QUICK)
+    found = material.of_folder(tmp_path, small_profile(), QUICK, users=1000)
     assert len(found.samples.test) == len(found.samples.train) == 1000
     assert len(found.samples.valid) == material.VALID
     assert {len(sample.profile) for sample in found.samples.train} == {17}
