@@ -45,10 +45,10 @@ class ReviewerSettings:
     """One training run."""
 
     seed: int = 0
-    steps: int = 2000
+    steps: int = 3000
     batch: int = 32
     lr: float = 4e-3
-    warmup: int = 100
+    warmup: int = 30
     hidden: int = 64
     layers: int = 3
 

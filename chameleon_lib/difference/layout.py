@@ -53,7 +53,8 @@ class Layout:
         kinds: Which soft prompts stand in a block.
         slots: Blocks at most.
         max_tokens: Tokens of a prompt at most; the oldest blocks are dropped until it fits.
-        bare: Blocks hold soft prompts and say nothing of a review, so that they know no user.
+        bare: There are always as many blocks as slots, which hold soft prompts and no review: they
+            know no user.
         chat: Whether the tokenizer's chat template is used.
         released: Defects of the released code to repeat.
     """
@@ -101,20 +102,21 @@ class Layout:
         Raises:
             UserError: Too long without any block.
         """
-        for n in range(min(len(blocks), self.slots), -1, -1):
-            ids = self._ids(self._text(corpus, review, blocks[:n], told))
+        places: Sequence[Review | None] = [None] * self.slots if self.bare else blocks[: self.slots]
+        for n in range(len(places), -1, -1):
+            ids = self._ids(self._text(corpus, review, places[:n], told))
             if len(ids) <= self.max_tokens:
                 rows = tuple(
                     KINDS.index(kind) * self.slots + at for kind in self.kinds for at in range(n)
                 )
-                return Prompt(ids, tuple(block.id for block in blocks[:n]), rows)
+                return Prompt(ids, tuple(block.id for block in places[:n] if block), rows)
         raise UserError(
             f"The prompt of review {review.id} has {len(ids)} tokens without any past review; "
             f"at most {self.max_tokens} are allowed."
         )
 
     def _text(
-        self, corpus: Corpus, review: Review, blocks: Sequence[Review], told: str
+        self, corpus: Corpus, review: Review, blocks: Sequence[Review | None], told: str
     ) -> str:
         say, items = self.wording, corpus.items
         parts = [_plain(say.item(items[review.item]))]
@@ -123,7 +125,7 @@ class Layout:
         if blocks:
             parts.append(say.header)
         for at, block in enumerate(blocks):
-            if not self.bare:
+            if block is not None:
                 parts.append(_plain(say.block(block, items[block.item])))
             parts += [self._slot(kind, at) for kind in self.kinds]
         return "".join([*parts, _plain(say.request(review))])

@@ -83,7 +83,7 @@ def test_rows_without_user_data_do_not_know_the_user(small: Differences, tmp_pat
     for row in (NONE, LEARNED):
         for own, other in zip(made.examples(row, test), made.examples(row, made.swapped),
                               strict=True):  # fmt: skip
-            assert own.ids == other.ids
+            assert own.ids == other.ids and bool(own.mask.all()) == (row == LEARNED)
     assert made.examples(DIFF, test)[0].ids != made.examples(DIFF, made.swapped)[0].ids
     swapped = made.swapped[0]
     assert swapped.owner == test[1].owner and swapped.review == test[0].review
