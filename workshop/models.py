@@ -9,6 +9,7 @@ which is what lets models of about a million weights learn the tasks on a CPU. T
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -93,6 +94,13 @@ def _words() -> list[str]:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer both embedded models share (``<pad>`` 0, ``</s>`` 1, ``<s>`` 2)."""
+    phrases = [tag for tag in lx.CUES if not re.fullmatch(r"\w+", tag)]
+    added = [*template_segments(), *phrases, *(f" {phrase}" for phrase in phrases)]
+    return word_tokenizer(_words(), added)
+
+
+def word_tokenizer(words: Sequence[str], added: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer with these words as pieces and these texts as added tokens."""
     vocab: list[tuple[str, float]] = [(PAD, 0.0), (EOS, 0.0), (BOS, 0.0)]
     vocab += [(sentinel, 0.0) for sentinel in SENTINELS]
     vocab += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
@@ -100,7 +108,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     characters = [chr(code) for code in range(33, 127)] + ["\n", _SPACE]
     scored = dict.fromkeys(characters, -12.0)
     scored |= dict.fromkeys(PAIRS, -11.0) | {_SPACE + pair: -11.0 for pair in PAIRS}
-    for word in _words():
+    for word in words:
         scored[word] = -4.0
         scored[_SPACE + word] = -4.0
     for digit in "12345":
@@ -116,8 +124,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     tokenizer.add_special_tokens([PAD, EOS, BOS, *SENTINELS])
-    phrases = [tag for tag in lx.CUES if not re.fullmatch(r"\w+", tag)]
-    added = [*template_segments(), *phrases, *(f" {phrase}" for phrase in phrases)]
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in added])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

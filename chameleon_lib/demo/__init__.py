@@ -1,4 +1,7 @@
-"""The embedded backbones: a synthetic LaMP world and two small models trained on it."""
+"""The embedded backbones: a synthetic LaMP world and two small models trained on it.
+
+A third, the ``reviewer``, was trained on the world of shared items (``chameleon_lib.difference``).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ def checkpoint(family: str, seed: int | str) -> Path:
     """Folder of an embedded model.
 
     Args:
-        family: One of :data:`FAMILIES`.
+        family: One of :data:`FAMILIES`, or ``reviewer``.
         seed: Training seed.
 
     Raises:
@@ -23,7 +26,7 @@ def checkpoint(family: str, seed: int | str) -> Path:
     folder = Path(__file__).parent / f"{family}-{seed}"
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"The embedded model {folder.name} is not here; train it with "
-            f"'python -m workshop.train --family {family} --seed {seed}'."
+            f"The embedded model {folder.name} is not here; train it with 'python -m workshop."
+            f"{f'train --family {family} --seed {seed}' if family in FAMILIES else family}'."
         )
     return folder

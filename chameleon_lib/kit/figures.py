@@ -297,6 +297,33 @@ def pca_scatter(
     return fig
 
 
+def groups_scatter(
+    df: pd.DataFrame, *, title: str, profile: str, xlabel: str, ylabel: str, group: str
+) -> Figure:
+    """Draw points in a plane, with a colour and a marker for each group.
+
+    Args:
+        df: one row per point: x, y and the group, groups in the order of the legend.
+        title: what is drawn; the profile is appended.
+        profile: run profile.
+        xlabel: what x is.
+        ylabel: what y is.
+        group: column of the groups.
+    """
+    _need(df, ["x", "y", group])
+    df = digits.rounded(df)
+    with _one_panel(title, profile, height=4.8) as (fig, ax):
+        ax.axhline(0, color=MUTED, lw=0.8)
+        ax.axvline(0, color=MUTED, lw=0.8)
+        for at, (name, rows) in enumerate(df.groupby(group, sort=False)):
+            ax.plot(rows["x"], rows["y"], ls="", marker=MARKERS[at], ms=6, mec=INK, mew=0.4,
+                    color=COLOURS[at - 1], label=f"{name} ({len(rows)})")  # fmt: skip
+        ax.margins(0.08)
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel)
+    return fig
+
+
 def _arrow(label: str, better: Better, *, vertical: bool) -> str:
     sign = {"higher": "↑" if vertical else "→", "lower": "↓" if vertical else "←"}[better]
     return f"{label}  ({sign} better)"

@@ -1,0 +1,208 @@
+"""Local files in the shape of Amazon Reviews'23, filtered as the paper filters them.
+
+A folder with one file of reviews (``user_id``, ``parent_asin`` or ``asin``, ``text``, ``rating``,
+``title``, ``timestamp``) and one of items whose name starts with ``meta`` (``parent_asin``,
+``title``, ``description``), both one JSON object per line, packed with gzip or not. The data are
+for research; none come with the kit.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chameleon_lib.difference.reviews import Corpus, Item, Review
+from chameleon_lib.errors import UserError
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What is kept; the defaults are the paper's.
+
+    Attributes:
+        text: Characters of a review at least.
+        description: Characters of an item's description, least and most.
+        item_users: Users of an item at least.
+        user_reviews: Reviews of a user, least and most.
+        inputs: Last reviews of a user that are to be written.
+        profile_users: Users of an item at least, counted in profiles alone.
+        profile_reviews: Reviews in a profile at least that are of such items.
+    """
+
+    text: int = 200
+    description: tuple[int, int] = (100, 2000)
+    item_users: int = 8
+    user_reviews: tuple[int, int] = (18, 500)
+    inputs: int = 10
+    profile_users: int = 5
+    profile_reviews: int = 8
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A corpus, and what was dropped on the way, in sentences."""
+
+    corpus: Corpus
+    notes: list[str]
+
+
+def is_amazon(folder: Path) -> bool:
+    """Whether a folder looks like one of Amazon's: a file of reviews and one of items."""
+    names = [path.name for path in _files(folder)]
+    meta = [name for name in names if name.startswith("meta")]
+    return bool(meta) and len(meta) < len(names)
+
+
+def read_amazon(folder: Path, keep: Filter | None = None) -> Loaded:
+    """Reads and filters a folder.
+
+    Args:
+        folder: With the two files.
+        keep: What is kept.
+
+    Raises:
+        UserError: No such files, a line that is no review or item, or nobody left.
+    """
+    keep = keep or Filter()
+    reviews, items = _pair(folder)
+    known: dict[str, Item] = {}
+    low, high = keep.description
+    for where, record in _lines(items):
+        item = _item(record, where)
+        if item is not None and low <= len(item.description) <= high:
+            known[item.id] = item
+    kept: dict[tuple[str, str], Review] = {}
+    texts: set[tuple[str, str]] = set()
+    dropped: Counter[str] = Counter()
+    for where, record in _lines(reviews):
+        review = _review(record, where)
+        if review is None:
+            dropped["without user, item, rating, title or time"] += 1
+        elif len(review.text) < keep.text:
+            dropped[f"shorter than {keep.text} characters"] += 1
+        elif review.item not in known:
+            dropped[f"of an item without a description of {low} to {high} characters"] += 1
+        elif (review.user, review.item) in kept or (review.user, review.text) in texts:
+            dropped["of an item or with a text that their user had before"] += 1
+        else:
+            kept[review.user, review.item] = review
+            texts.add((review.user, review.text))
+    left = _filtered(sorted(kept.values(), key=lambda r: (r.time, r.id)), keep)
+    dropped["of an item or user with too few reviews"] += len(kept) - len(left)
+    notes = [f"{count} reviews {why} are left out." for why, count in dropped.items() if count]
+    if not left:
+        raise UserError(
+            f"{folder} has no user with {keep.user_reviews[0]} reviews of items that "
+            f"{keep.item_users} people reviewed, and a profile of {keep.profile_reviews} such; "
+            f"{' '.join(notes)}"
+        )
+    used = {review.item for review in left}
+    return Loaded(Corpus([known[id_] for id_ in sorted(used)], left), notes)
+
+
+def _filtered(reviews: list[Review], keep: Filter) -> list[Review]:
+    """Both conditions of the paper, each repeated until nothing changes."""
+    low, high = keep.user_reviews
+    while True:
+        before = len(reviews)
+        by_item = Counter(review.item for review in reviews)
+        reviews = [r for r in reviews if by_item[r.item] >= keep.item_users]
+        by_user = Counter(review.user for review in reviews)
+        reviews = [r for r in reviews if low <= by_user[r.user] <= high]
+        profile = _profiles(reviews, keep.inputs)
+        of_item = Counter(review.item for review in profile)
+        shared = Counter(r.user for r in profile if of_item[r.item] >= keep.profile_users)
+        reviews = [r for r in reviews if shared[r.user] >= keep.profile_reviews]
+        if len(reviews) == before:
+            return reviews
+
+
+def _profiles(reviews: list[Review], inputs: int) -> list[Review]:
+    """All reviews but the last inputs of every user; given and returned by time."""
+    left, found = Counter(review.user for review in reviews), []
+    for review in reviews:
+        if left[review.user] > inputs:
+            found.append(review)
+        left[review.user] -= 1
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}; give one with reviews and their items.")
+    return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
+
+
+def _pair(folder: Path) -> tuple[Path, Path]:
+    files = _files(folder)
+    parts = [[p for p in files if p.name.startswith("meta") == meta] for meta in (False, True)]
+    if [len(part) for part in parts] != [1, 1]:
+        raise UserError(
+            f"{folder} has {len(parts[0])} files of reviews and {len(parts[1])} of items (named "
+            f"meta...); give one each, as {' or '.join(SUFFIXES)}."
+        )
+    return parts[0][0], parts[1][0]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every line's object with its place."""
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(
+            encoding="utf-8"
+        ) as lines:
+            for number, line in enumerate(lines, start=1):  # noqa: B007
+                if line.strip():
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise ValueError("no object")
+                    yield f"{path.name}, line {number}", record
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path.name} cannot be read at line {number or 1}; it must have one JSON object per "
+            "line."
+        ) from error
+
+
+def _review(record: dict[str, Any], where: str) -> Review | None:
+    """The review of a record; None if it lacks something that a review may lack."""
+    item = record.get("parent_asin") or record.get("asin")
+    names = ("user_id", "text", "rating", "title", "timestamp")
+    if not {"user_id", "text"} <= record.keys() or not ({"parent_asin", "asin"} & record.keys()):
+        raise UserError(
+            f"{where} is no review: it needs user_id, text and parent_asin (or asin)."
+        )
+    values: list[Any] = [record.get(name) for name in names]
+    if not item or any(value in (None, "") for value in values):
+        return None
+    user, text, rating, title, time = values
+    try:
+        return Review(
+            f"{user}/{item}", str(user), str(item), " ".join(str(text).split()), float(rating),
+            " ".join(str(title).split()), int(time),
+        )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{where} has the rating {rating!r} and the time {time!r}; both must be numbers."
+        ) from error
+
+
+def _item(record: dict[str, Any], where: str) -> Item | None:
+    """The item of a record; None without title or description."""
+    id_ = record.get("parent_asin") or record.get("asin")
+    if not id_:
+        raise UserError(f"{where} is no item: it needs parent_asin (or asin).")
+    told = record.get("description") or ""
+    text = " ".join(" ".join(told if isinstance(told, list) else [str(told)]).split())
+    title = " ".join(str(record.get("title") or "").split())
+    return Item(str(id_), title, text) if title and text else None
