@@ -160,15 +160,32 @@ def answer_rows(
         backbone.check_length(len(ids), room, f"Prompt {at}")
     answers = [""] * len(prompts)
     with backbone.lock, _RowChanges(backbone.model, changes) as active:
-        for rows in plan_batches(
-            [len(ids) for ids in prompts], groups=owners, token_budget=backbone.token_budget
-        ):
+        for rows in _batches([len(ids) for ids in prompts], owners, backbone.token_budget):
             active.owners = own = [owners[row] for row in rows]
             prefix = backbone.prefill([prompts[row] for row in rows], own)
             said = backbone.codec.decode(_greedy(backbone, prefix, active, room))
             for row, text in zip(rows, said, strict=True):
                 answers[row] = text
     return answers
+
+
+def _batches(lengths: Sequence[int], owners: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Batches of one owner's rows side by side; prompts below half the longest are apart.
+
+    A batch is as wide as its longest row, and every step looks at all of it: beside a talk of ten
+    turns, a question would be read at the talk's price.
+    """
+    short = [row for row, length in enumerate(lengths) if 2 * length < max(lengths)]
+    long = [row for row, length in enumerate(lengths) if 2 * length >= max(lengths)]
+    return [
+        [part[at] for at in batch]
+        for part in (short, long)
+        for batch in plan_batches(
+            [lengths[row] for row in part],
+            groups=[owners[row] for row in part],
+            token_budget=token_budget,
+        )
+    ]
 
 
 def _greedy(backbone: HFBackbone, prefix: Prefix, active: _RowChanges, room: int) -> Tensor:

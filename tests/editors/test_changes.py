@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chameleon_lib.editors import EDITORS, ROME, LoRA
-from chameleon_lib.editors.changes import Change, _RowChanges, answer_rows
+from chameleon_lib.editors.changes import Change, _batches, _RowChanges, answer_rows
 from chameleon_lib.editors.released import as_released
 from chameleon_lib.errors import UserError
 from tests.backbones.tiny import make_backbone
@@ -97,3 +97,14 @@ def test_changes_are_told_of_the_latest_edit_alone_and_no_prompt_is_cut() -> Non
         second.changes()
     with pytest.raises(UserError, match="reads at most"):
         answer_rows(backbone, [[5] * 10_000], [0], [()], ROOM)
+
+
+def test_questions_are_not_padded_to_the_length_of_talks() -> None:
+    lengths, owners = [9, 400, 12, 380, 8, 10, 390, 11], [0, 0, 0, 1, 1, 2, 2, 2]
+    batches = _batches(lengths, owners, 100_000)
+    assert sorted(row for batch in batches for row in batch) == list(range(8))
+    assert [{lengths[row] > 100 for row in batch} for batch in batches] == [{False}, {True}]
+    for batch in batches:  # what the hooks need: one owner's rows side by side
+        own = [owners[row] for row in batch]
+        assert own == sorted(own, key=own.index)
+    assert _batches([9, 12, 8], [0, 1, 1], 100_000) == [[0, 2, 1]]
