@@ -125,15 +125,20 @@ def arm_table(run: Personal) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def word_of(run: Personal, setting: Setting, min_users: int = MIN_USERS) -> str:
-    """Whether the own edits of a setting are personal, by nats."""
-    own = gains(run, setting, OWN)
-    return personal(
-        bootstrap_mean(own),
-        bootstrap_mean(own, gains(run, setting, COLLECTIVE)),
-        bootstrap_mean(own, gains(run, setting, OTHER)),
-        min_users,
+def word_of(
+    run: Personal, setting: Setting, min_users: int = MIN_USERS, *, by: str = "nats"
+) -> str:
+    """Whether the own edits of a setting are personal, by ``nats`` or by ``score``.
+
+    The two can differ: an edit that makes an overconfident model less sure gains nats for
+    everybody, whatever it answers.
+    """
+    of = gains if by == "nats" else arm_scores
+    none, collective, other = (
+        bootstrap_mean(of(run, setting, OWN), of(run, setting, arm))
+        for arm in (NONE, COLLECTIVE, OTHER)
     )
+    return personal(none, collective, other, min_users)
 
 
 _PAIRS = ((OWN, NONE), (OWN, COLLECTIVE), (OWN, OTHER), (SEQUENCE, COLLECTIVE), (SEQUENCE, OWN))
@@ -143,14 +148,17 @@ def claims(run: Personal) -> pd.DataFrame:
     """Arms against each other, paired over users, and the word that follows for each setting."""
     rows = []
     for setting in run.settings:
-        word = word_of(run, setting)
+        words = (
+            f"own edits are {word_of(run, setting)} by nats, "
+            f"{word_of(run, setting, by='score')} by {score_of(setting.task)}"
+        )
         for one, other in _PAIRS:
             nats = bootstrap_mean(gains(run, setting, one), gains(run, setting, other))
             score = bootstrap_mean(arm_scores(run, setting, one), arm_scores(run, setting, other))
             row: dict[str, Any] = {"users of": setting.title, "change": f"{one} minus {other}"}
             row |= estimate_columns(nats, GAIN) | estimate_columns(score, "score change")
             if one == OWN:
-                rows.append({**row, "reading": f"own edits are {word}"})
+                rows.append({**row, "reading": words})
                 continue
             held = own_claim(verdict(nats, [bootstrap_mean(gains(run, setting, one))]))
             rows.append({**row, "reading": f"both in one adapter are better: {held}"})
@@ -482,8 +490,9 @@ def conclusions(run: Personal) -> list[str]:
         share = float(gains(run, setting, COLLECTIVE).mean() / own.mean())
         said.append(
             f"{setting.title}, {own.shape[1]} users, {run.seeds} seeds: own edits are "
-            f"{word_of(run, setting)} ({' and '.join(parts)}); the collective edit alone has "
-            f"{share:.0%} of the own edit's gain."
+            f"{word_of(run, setting)} by nats ({' and '.join(parts)}) and "
+            f"{word_of(run, setting, by='score')} by {score_of(setting.task)}; the "
+            f"collective edit alone has {share:.0%} of the own edit's gain."
         )
     if run.newcomers:
         near = bootstrap_mean(_newcomer(run, NEAREST), _newcomer(run, COLLECTIVE))
