@@ -13,6 +13,7 @@ vectors, has the smallest distance 1 − ⟨v, c⟩ to the user's own (:func:`us
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,14 @@ from chameleon_lib.core.history import item_texts, spread_items
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import User
 from chameleon_lib.errors import UserError
-from chameleon_lib.serving.files import locked, model_name, remove_leftovers, remove_model, versions
+from chameleon_lib.serving.files import (
+    fit_lock,
+    locked,
+    model_name,
+    remove_leftovers,
+    remove_model,
+    versions,
+)
 from chameleon_lib.serving.forget import Forgotten, forget, spellings
 from chameleon_lib.serving.pseudonyms import KEY_FILE, Pseudonyms
 from chameleon_lib.serving.shards import (
@@ -302,7 +310,7 @@ class ShardedStore:
     def drop(self, user: str, serving: Sequence[Path], done: Forgotten) -> None:
         """Take a user's row, share of groups, exports and unfinished work away."""
         names = {self.key_of(one) for one in spellings(user)}
-        with locked(self._root):
+        with fit_lock(self._root), locked(self._root):
             for key in sorted(names):
                 done.exports += remove_model(model_name("", key.hex()), serving)
                 if self._drop_row(key):
@@ -315,16 +323,16 @@ class ShardedStore:
         """Rewrite the shard, and what a fit has not merged yet, without a user."""
         path = shard_path(self._root, self.manifest.shard_of(key))
         work = self._root / WORK
-        files = [path, *sorted((work / "rows").glob(f"{path.stem}-*.parquet"))]
+        files = [path, *sorted((work / "rows").glob(f"{path.stem}-*/*.parquet"))]
         found = [file for file in files if find_cells(file, key) is not None]
         for file in found:
             write_table(file, (without(table, {key}) for table in shard_tables(file)),
                         self.manifest)  # fmt: skip
-        for file in (work / "users", work / "trying"):  # texts of the fit, and who was tried
-            for left in file.glob("*"):
-                if key.hex().encode() in left.read_bytes():
-                    left.unlink()
-        for folder in (path.parent, work / "rows"):
+        shutil.rmtree(work / USERS, ignore_errors=True)  # texts; the next fit writes them again
+        for left in (work / "trying").glob(f"{path.stem}-*"):
+            if key.hex().encode() in left.read_bytes():
+                left.unlink()
+        for folder in (path.parent, *(work / "rows").glob(f"{path.stem}-*")):
             if folder.is_dir():
                 remove_leftovers(folder)
         return bool(found)
