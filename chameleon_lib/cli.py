@@ -214,6 +214,7 @@ def check_request(run: Run, numbers: Sequence[str]) -> None:
         UserError: A model that is here cannot be used, or the data folder holds no valid users.
     """
     from chameleon_lib.backbones.load import check_source
+    from chameleon_lib.difference.amazon import read_amazon
     from chameleon_lib.kit.board import say
     from chameleon_lib.studies.data import available_tasks, load_task_data
 
@@ -222,6 +223,10 @@ def check_request(run: Run, numbers: Sequence[str]) -> None:
     if run.profile.data == "demo":
         return
     folder = str(run.overrides.get("data_dir", ""))
+    if run.reviews is not None:
+        say(f"Checking {folder} for notebook {', '.join(numbers)}")
+        read_amazon(run.reviews)
+        return
     tasks, _ = available_tasks(run.profile, folder)
     if folder:
         say(f"Checking {folder} for notebooks {', '.join(numbers)}")

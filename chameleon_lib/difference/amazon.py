@@ -8,19 +8,14 @@ for research; none come with the kit.
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chameleon_lib.difference.reviews import Corpus, Item, Review
 from chameleon_lib.errors import UserError
-
-SUFFIXES = (".jsonl", ".jsonl.gz")
+from chameleon_lib.kit.shared_items import description_of, lines_of, pair_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +49,6 @@ class Loaded:
     notes: list[str]
 
 
-def is_amazon(folder: Path) -> bool:
-    """Whether a folder looks like one of Amazon's: a file of reviews and one of items."""
-    names = [path.name for path in _files(folder)]
-    meta = [name for name in names if name.startswith("meta")]
-    return bool(meta) and len(meta) < len(names)
-
-
 def read_amazon(folder: Path, keep: Filter | None = None) -> Loaded:
     """Reads and filters a folder.
 
@@ -72,17 +60,17 @@ def read_amazon(folder: Path, keep: Filter | None = None) -> Loaded:
         UserError: No such files, a line that is no review or item, or nobody left.
     """
     keep = keep or Filter()
-    reviews, items = _pair(folder)
+    reviews, items = pair_of(folder)
     known: dict[str, Item] = {}
     low, high = keep.description
-    for where, record in _lines(items):
+    for where, record in lines_of(items):
         item = _item(record, where)
         if item is not None and low <= len(item.description) <= high:
             known[item.id] = item
     kept: dict[tuple[str, str], Review] = {}
     texts: set[tuple[str, str]] = set()
     dropped: Counter[str] = Counter()
-    for where, record in _lines(reviews):
+    for where, record in lines_of(reviews):
         review = _review(record, where)
         if review is None:
             dropped["without user, item, rating, title or time"] += 1
@@ -135,45 +123,6 @@ def _profiles(reviews: list[Review], inputs: int) -> list[Review]:
     return found
 
 
-def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}; give one with reviews and their items.")
-    return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
-
-
-def _pair(folder: Path) -> tuple[Path, Path]:
-    files = _files(folder)
-    parts = [[p for p in files if p.name.startswith("meta") == meta] for meta in (False, True)]
-    if [len(part) for part in parts] != [1, 1]:
-        raise UserError(
-            f"{folder} has {len(parts[0])} files of reviews and {len(parts[1])} of items (named "
-            f"meta...); give one each, as {' or '.join(SUFFIXES)}."
-        )
-    return parts[0][0], parts[1][0]
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every line's object with its place."""
-    number = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(
-            encoding="utf-8"
-        ) as lines:
-            for number, line in enumerate(lines, start=1):  # noqa: B007
-                if line.strip():
-                    record = json.loads(line)
-                    if not isinstance(record, dict):
-                        raise ValueError("no object")
-                    yield f"{path.name}, line {number}", record
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{path.name} cannot be read at line {number or 1}; it must have one JSON object per "
-            "line."
-        ) from error
-
-
 def _review(record: dict[str, Any], where: str) -> Review | None:
     """The review of a record; None if it lacks something that a review may lack."""
     item = record.get("parent_asin") or record.get("asin")
@@ -202,7 +151,6 @@ def _item(record: dict[str, Any], where: str) -> Item | None:
     id_ = record.get("parent_asin") or record.get("asin")
     if not id_:
         raise UserError(f"{where} is no item: it needs parent_asin (or asin).")
-    told = record.get("description") or ""
-    text = " ".join(" ".join(told if isinstance(told, list) else [str(told)]).split())
+    text = description_of(record)
     title = " ".join(str(record.get("title") or "").split())
     return Item(str(id_), title, text) if title and text else None

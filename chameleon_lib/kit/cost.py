@@ -48,6 +48,7 @@ from chameleon_lib.kit.models import (
 )
 from chameleon_lib.kit.power import EFFECTS, told
 from chameleon_lib.kit.profiles import PROFILES, RunProfile
+from chameleon_lib.kit.shared_items import SEEDS, Reviews
 
 COUNTS = Path(__file__).with_name("counts.tsv")
 STAGES = {  # of the store → title
@@ -61,6 +62,11 @@ STAGES = {  # of the store → title
     "summaries": "LLM-REC",
     "aloe": "ALOE",
     "dpo": "DPO",
+}
+OF_REVIEWS = {  # the same of notebook 11
+    "difference_trained": "soft prompts",
+    "difference_told": "differences told",
+    "difference_edits": "edits",
 }
 _NO_DESIGN: Mapping[str, Any] = {}
 OTHER = "shown"  # what a notebook asks outside the store, and units of its own
@@ -122,6 +128,7 @@ class Scope:
         designs: Number of a notebook → the ``cost`` of its metadata.
         found: Task → train and test queries in the data folder, for the tasks that it holds; empty
             where that is not known, and users are then as many as the profile takes.
+        reviews: What the data folder holds where it has reviews of shared items, and no task.
     """
 
     profile: RunProfile
@@ -129,6 +136,7 @@ class Scope:
     draws: int = 0
     designs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     found: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    reviews: Reviews | None = None
 
     @property
     def embedded_world(self) -> bool:
@@ -183,6 +191,8 @@ class Scope:
         """Kind of work → bytes on the device; the largest of the profile's tasks."""
         lengths = [self.lengths(model, task) for task in self.tasks]
         longest = max(one.prompt + one.answer for one in lengths)
+        if self.reviews is not None:
+            longest = self.reviews.prompt + self.reviews.review
         return device_bytes(self.profile, model, longest, self.part(self.profile.group_size))
 
     def filed(self, model: Model) -> float:
@@ -299,6 +309,8 @@ def costs(
         notebooks: Numbers of those that will run.
         stored: Numbers of those that are up to date: what they share is in the store.
     """
+    if scope.reviews is not None:
+        return _of_reviews(scope, scope.reviews)
     found, tasks = [], ("", *scope.tasks)
     for row in counted():
         users = {*row["notebooks"].split(",")}
@@ -311,6 +323,22 @@ def costs(
         for model in _standing_for(row["backbone"], scope):
             found += [_scaled(row, task, design, scope, model) for task in (row["task"], *more)]
     return [cost for cost in found if cost.flops]
+
+
+def _of_reviews(scope: Scope, reviews: Reviews) -> list[Cost]:
+    """What notebook 11 asks of every model on a folder of reviews."""
+    profile, found = scope.profile, []
+    train, test = scope.part(profile.n_train), scope.part(profile.n_test)
+    for model in scope.models if profile.base else ():
+        for part in reviews.parts(train, test, scope.draws or SEEDS):
+            forward, back = part.work.forward, part.work.backward
+            scored = forward.written - part.written
+            flops = float(part.work.flops(model.weights))
+            found.append(
+                Cost(OF_REVIEWS[part.stage], model, part.units, forward.read, scored, part.written,
+                     back.total, flops, forward.read)
+            )  # fmt: skip
+    return found
 
 
 def _standing_for(counted_as: str, scope: Scope) -> list[Model]:
@@ -443,7 +471,8 @@ def missing_bytes(
 
 def data_bytes(scope: Scope) -> dict[str, float]:
     """Task → bytes of its LaMP files, train and dev, where a run reads them."""
-    tasks = () if scope.embedded_world or scope.profile.offline else scope.profile.tasks
+    own = scope.embedded_world or scope.profile.offline or scope.reviews
+    tasks = () if own else scope.profile.tasks
     return {task: DATA_BYTES[task] for task in tasks if task in DATA_BYTES}
 
 
@@ -494,17 +523,27 @@ def _work(
     scope: Scope, notebooks: Sequence[str], work: Sequence[Cost], speed: Speed
 ) -> list[str]:
     if not work:
+        if scope.reviews is not None and not scope.profile.base:
+            return ["Work: that of notebook 11's own small model (--backbone takes a real one)."]
         return _apart(notebooks) or ["Work: nothing that a backbone has to compute."]
     head = ("stage", "units", "tokens read", "scored", "written", "gradient", "PFLOP", "hours")
-    groups = {title: [c for c in work if c.stage == title] for title in (*STAGES.values(), OTHER)}
+    titles = (*STAGES.values(), *OF_REVIEWS.values(), OTHER)
+    groups = {title: [c for c in work if c.stage == title] for title in titles}
     groups |= {c.model.id: [d for d in work if d.model == c.model] for c in work}
     rows = [_row(name, some, speed) for name, some in {**groups, "all": work}.items() if some]
     alone = {n: costs(scope, [n]) for n in notebooks}
     guessed = [n for n in notebooks if not scope.embedded_world and _guessed(scope, n)]
-    left = [] if scope.profile.trains else ["ALOE and DPO are left out: they train weights."]
+    untrained = not scope.profile.trains and scope.reviews is None
+    left = ["ALOE and DPO are left out: they train weights."] if untrained else []
     unknown = [name for name in scope.profile.backbones if name not in MODELS]
+    reviews = scope.reviews
+    how = "scaled from a counted demo run" if reviews is None else (
+        f"from the recipe, {scope.part(scope.profile.n_train)} reviewers to train on and "
+        f"{scope.part(scope.profile.n_test)} to test at most, {reviews.prompt:.0f} tokens of a "
+        f"prompt and {reviews.review:.0f} of a review"
+    )  # fmt: skip
     return [
-        f"Work of {', '.join(notebooks)} with an empty store, scaled from a counted demo run:",
+        f"Work of {', '.join(notebooks)} with an empty store, {how}:",
         *_table([head, *rows]),
         f"Hours: {speed.device} at {speed.reading / 1e12:g} TFLOP/s, and "
         f"{speed.writing / 1e12:g} where token follows token (--tflops).",
@@ -560,7 +599,7 @@ def _apart(notebooks: Collection[str]) -> list[str]:
 
 def _size(scope: Scope) -> list[str]:
     """What the number of test users can tell, and what was cut for it."""
-    if scope.embedded_world:
+    if scope.embedded_world or scope.reviews:
         return []
     lines = [f"{told(task, scope.there(task)[1])}." for task in scope.tasks if task in EFFECTS]
     head = ["95 % intervals of a gain over Instruct (kit/power.py):"] if lines else []
@@ -623,7 +662,7 @@ def _memory(scope: Scope) -> list[str]:
     lines = [f"{where}, {kind}, at most:"]
     for model in scope.models:
         words = [f"{name} {size(n)}" for name, n in scope.memory(model).items()]
-        trained = scope.profile.trains and model.id in scope.profile.studied
+        trained = scope.profile.trains and model.id in scope.profile.studied and not scope.reviews
         shown = words if trained else words[:1]
         lines.append(f"  {model.id}: {', '.join(shown)}")
     return lines
@@ -641,7 +680,7 @@ def _disk(
     total = size(sum(parts.values()))
     lines = [f"Disk: {total} ({words})." if words else "Disk: nothing that is not there already."]
     filed = max((scope.filed(model) for model in scope.models), default=0.0)
-    if filed:
+    if filed and not scope.reviews:
         lines.append(
             f"While a fit runs, its prompts' states take up to {size(filed)} more on disk."
         )

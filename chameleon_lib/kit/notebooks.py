@@ -97,6 +97,7 @@ class Notebook:
         ``light``: it needs one core from its first cell on, so another may run beside it.
         ``models``: those of ``kit.wheels`` that it reads; where one was not fetched, a run leaves
         it out.
+        ``reviews``: it reads folders of reviews of shared items.
         ``figure``: id of the figure that leads on the page. ``cost``: how its work differs from
         the counted demo run (:mod:`kit.cost`).
         """

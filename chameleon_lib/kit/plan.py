@@ -20,6 +20,7 @@ from chameleon_lib.kit.cost import Scope, Speed, text
 from chameleon_lib.kit.ledger import Inputs, Ledger, notebook_inputs
 from chameleon_lib.kit.notebooks import Notebook, discover, select
 from chameleon_lib.kit.profiles import PUBLIC, QUANTIZE, RunProfile, for_data, get_profile
+from chameleon_lib.kit.shared_items import has_reviews, measure
 from chameleon_lib.kit.sources import SourceTree
 
 
@@ -70,6 +71,7 @@ class Run:
             self._take_models(bool(only))
         if not models:
             self._leave_out()
+        self.reviews = self._reviews_of_shared_items()
         self.library = library or SourceTree()
         self.ledger = Ledger(paths.cache_dir() / "ledger.json")
         self.values = {n.name: self._parameters(n) for n in self.selected}
@@ -77,6 +79,20 @@ class Run:
             if not any(name in values for values in self.values.values()):
                 numbers = ", ".join(notebook.number for notebook in self.selected)
                 raise UserError(f"Unknown parameter '{name}': no notebook among {numbers} has it.")
+
+    def _reviews_of_shared_items(self) -> Path | None:
+        """The data folder, if that is what it holds; few notebooks read such."""
+        folder = Path(str(self.overrides.get("data_dir") or ""))
+        if not self.overrides.get("data_dir") or not folder.is_dir() or not has_reviews(folder):
+            return None
+        able = [n.number for n in self.all if n.facts.get("reviews")]
+        others = [n.number for n in self.selected if n.number not in able and not n.summary]
+        if others:
+            raise UserError(
+                f"{folder} holds reviews of shared items, which notebook {', '.join(able)} reads, "
+                f"and not {', '.join(others)}: add --only {','.join(able)}."
+            )
+        return folder
 
     def _leave_out(self) -> None:
         """Leave out notebooks that read a model from a wheel which was not fetched."""
@@ -99,7 +115,8 @@ class Run:
         """The size of this run, as its notebooks will see it."""
         designs = {notebook.number: notebook.facts.get("cost", {}) for notebook in self.all}
         users, draws = (self.overrides.get(name, 0) for name in ("users", "seeds"))
-        return Scope(self.profile, users, draws, designs, self._found())
+        measured = None if self.reviews is None else measure(self.reviews)
+        return Scope(self.profile, users, draws, designs, self._found(), measured)
 
     def _found(self) -> dict[str, tuple[int, int]]:
         """Train and test queries of the tasks that the data folder has, as far as can be told.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.batches import Batch
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.core.task import ANSWER_CUE
 from chameleon_lib.editors import WeightEdit
 from chameleon_lib.errors import UserError
@@ -72,7 +72,7 @@ class Agreement:
 def view(
     backbone: HFBackbone,
     prompts: Sequence[Sequence[int]],
-    edit: Edit | WeightEdit | None,
+    edit: AnyEdit | WeightEdit | None,
     *,
     forced: Sequence[Sequence[int]] | None = None,
     new_tokens: int = NEW_TOKENS,
@@ -120,7 +120,7 @@ def distance(one: View, other: View) -> float:
 
 def compare(
     backbone: HFBackbone,
-    edit: Edit | WeightEdit,
+    edit: AnyEdit | WeightEdit,
     prompts: Sequence[str],
     form: Callable[[View], View],
     dtype: torch.dtype | None = None,

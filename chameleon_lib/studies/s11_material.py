@@ -16,7 +16,7 @@ from chameleon_lib.data.lamp import find_split
 from chameleon_lib.data.metrics import per_sample_scores
 from chameleon_lib.data.users import load_users
 from chameleon_lib.difference import Corpus, Recipe, Review, Sample, Splits, Wording
-from chameleon_lib.difference.amazon import Filter, is_amazon, read_amazon
+from chameleon_lib.difference.amazon import Filter, read_amazon
 from chameleon_lib.difference.lamp2 import TASK, TagWording, corpus_of
 from chameleon_lib.difference.measures import scores
 from chameleon_lib.difference.world import (
@@ -30,6 +30,7 @@ from chameleon_lib.difference.world import (
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.profiles import RunProfile
+from chameleon_lib.kit.shared_items import has_reviews
 from chameleon_lib.studies.study import open_embedder
 
 VALID = 512  # samples that select, at most
@@ -113,7 +114,7 @@ def of_folder(
         UserError: Neither of the two, or nobody left.
     """
     embedder = open_embedder("all-MiniLM-L6-v2", profile.offline)
-    if is_amazon(folder):
+    if has_reviews(folder):
         keep = keep or Filter()
         loaded = read_amazon(folder, keep)
         corpus = loaded.corpus

@@ -11,10 +11,11 @@ import pytest
 
 from chameleon_lib.core.task import HistoryItem, Query, User, official_input
 from chameleon_lib.difference import Corpus, Sample, VectorMaker
-from chameleon_lib.difference.amazon import Filter, is_amazon, read_amazon
+from chameleon_lib.difference.amazon import Filter, read_amazon
 from chameleon_lib.difference.lamp2 import TagWording, corpus_of
 from chameleon_lib.difference.world import BagEmbedder
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.shared_items import has_reviews
 
 KEEP = Filter(
     text=10, description=(5, 60), item_users=3, user_reviews=(6, 20), inputs=3, profile_users=2,
@@ -50,7 +51,7 @@ def write(folder: Path, reviews: list[Any], meta: list[Any], packed: bool = Fals
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_folder_is_read(tmp_path: Path, packed: bool) -> None:
     write(tmp_path, *rows(), packed)
-    assert is_amazon(tmp_path)
+    assert has_reviews(tmp_path)
     found = read_amazon(tmp_path, KEEP)
     assert found.notes == [] and len(found.corpus.reviews) == 48
     assert found.corpus.items["B1"].description == "a thing of 1"
@@ -108,7 +109,7 @@ def test_bad_files_are_one_sentence(tmp_path: Path, change: Any, words: str) -> 
 
 
 def test_a_folder_needs_one_file_of_each(tmp_path: Path) -> None:
-    assert not is_amazon(tmp_path)
+    assert not has_reviews(tmp_path)
     with pytest.raises(UserError, match="0 files of reviews and 0 of items"):
         read_amazon(tmp_path)
     with pytest.raises(UserError, match="There is no folder"):

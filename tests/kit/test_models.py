@@ -40,6 +40,10 @@ def built(name: str) -> object:
             return AutoModelForCausalLM.from_config(Qwen2Config(
                 vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
                 num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True))
+        if name == "Qwen/Qwen2.5-7B-Instruct":
+            return AutoModelForCausalLM.from_config(Qwen2Config(
+                vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
+                num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=False))
         large = name == "google/flan-t5-xxl"
         sizes = (4096, 10240, 24, 64) if large else (768, 2048, 12, 12)
         names = ("d_model", "d_ff", "num_layers", "num_heads")
