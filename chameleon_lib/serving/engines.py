@@ -139,9 +139,9 @@ class LocalEngine:
                     yield unit
         finally:
             for pool in pools.values():
-                for process in list((pool._processes or {}).values()):
+                for process in list((pool._processes or {}).values()) if at_work else ():
                     process.terminate()  # an error or Ctrl-C: what they finished is in files
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)
             if before is None:
                 del os.environ["OMP_NUM_THREADS"]
             else:

@@ -128,7 +128,7 @@ class Population:
         work, (shard, _, first, last) = self.root / WORK, unit
         index = np.load(work / USERS / f"{shard:05d}.npy", mmap_mode="r")[first:last]
         rows, trying = work / "rows" / self.name(unit), work / "trying" / self.name(unit)
-        done, begun = _written(rows), Counter(_unended(trying))
+        done, begun = _written(rows), Counter(unended(trying))
         rows.mkdir(parents=True, exist_ok=True)
         trying.parent.mkdir(parents=True, exist_ok=True)
         made: list[tuple[int, Row]] = []
@@ -188,7 +188,7 @@ def _written(folder: Path) -> set[int]:
     return found
 
 
-def _unended(path: Path) -> Iterator[str]:
+def unended(path: Path) -> Iterator[str]:
     """Hashes that were begun and not ended, once for every time."""
     open_ones: list[str] = []
     try:
@@ -374,7 +374,7 @@ def _deaths(folder: Path) -> Counter[str]:
     """Deaths of workers in earlier sessions, by hash: the last one of each may be the driver's."""
     found: Counter[str] = Counter()
     for path in folder.glob("*"):
-        for user, count in Counter(_unended(path)).items():
+        for user, count in Counter(unended(path)).items():
             found[user] += count - 1
     return found
 
