@@ -499,15 +499,20 @@ app.add_typer(stored, name="profiles", help="List, show and forget stored edit p
 
 
 @stored.command("list")
-def list_profiles(store: Path = STORE) -> None:
-    """All profiles."""
-    from chameleon_lib.serving.store import ProfileStore
+def list_profiles(
+    store: Path = STORE, limit: int = Opt(1000, min=0, metavar="N", help="profiles to print")
+) -> None:
+    """All profiles; of a store of many users the first ones, and how many there are."""
+    from chameleon_lib.serving.sharded import open_store
 
-    found = ProfileStore.at(store).list()
-    for info in found:
-        print(info)
-    count = f"{len(found)} profile{'' if len(found) == 1 else 's'}"
-    print(f"{count}, {sum(info.bytes for info in found):,} bytes")
+    count = size = 0
+    for info in open_store(store).infos():
+        if count < limit:
+            print(info)
+        count, size = count + 1, size + info.bytes
+    if count > limit:
+        print(f"... and {count - limit:,} more (--limit)")
+    print(f"{count:,} profile{'' if count == 1 else 's'}, {size:,} bytes")
 
 
 @stored.command("show")
@@ -515,13 +520,22 @@ def show_profile(
     key: str = typer.Argument(..., metavar="KEY", help="user or group"), store: Path = STORE
 ) -> None:
     """One profile: where it came from and what it edits."""
-    from chameleon_lib.serving.store import ProfileStore
+    from chameleon_lib.serving.sharded import open_store
 
-    profiles = ProfileStore.at(store)
+    profiles = open_store(store)
     print(profiles.info(key))
-    content = profiles.files.get(key).content
-    names = ("edit", "backbone", "pairs", "prompts", "settings")
-    print(json.dumps({name: content[name] for name in names}, indent=1, sort_keys=True))
+    print(json.dumps(profiles.content(key), indent=1, sort_keys=True))
+
+
+@stored.command("explain")
+def explain(
+    user: str = typer.Argument(..., metavar="USER", help="id of the user, as it was fitted"),
+    store: Path = STORE,
+) -> None:
+    """Which edit answers a user, and why; a user whom no fit saw is asked with answer --store."""
+    from chameleon_lib.serving.sharded import open_store
+
+    print(open_store(store).answering(user).why)
 
 
 @stored.command("forget")
@@ -541,9 +555,9 @@ def forget_user(
     ),  # fmt: skip
 ) -> int:
     """Remove a user's profiles and their exports, and empty what runs can fill again."""
-    from chameleon_lib.serving.store import ProfileStore
+    from chameleon_lib.serving.sharded import open_store
 
-    profiles = ProfileStore.at(store)
+    profiles = open_store(store)
     # The committed demo holds invented users alone: what a reader gives gets into other folders.
     demo = paths.outputs_dir("demo")
     runs = sorted(run for run in demo.parent.glob("*") if run != demo and run.is_dir())
@@ -613,9 +627,9 @@ def export(
         raise UserError("Give either --all or --profile-key KEY.")
     if prune and not every:
         raise UserError("--prune needs --all: one profile does not tell which others are wanted.")
-    from chameleon_lib.serving.store import ProfileStore
+    from chameleon_lib.serving.sharded import open_store
 
-    profiles = ProfileStore.at(store)
+    profiles = open_store(store)
     from chameleon_lib.serving.folder import ServingFolder, export_profiles, open_base
 
     model = open_base(backbone, dtype)

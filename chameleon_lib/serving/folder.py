@@ -37,12 +37,11 @@ from chameleon_lib.serving.files import (
     VERSION,
     current_versions,
     model_name,
-    read_profile,
     remember_folder,
 )
 from chameleon_lib.serving.gguf_adapter import FILE
 from chameleon_lib.serving.gguf_base import served_agreement
-from chameleon_lib.serving.store import ProfileInfo, ProfileStore, from_stored
+from chameleon_lib.serving.store import EditStore, ProfileInfo
 
 README = "README.md"
 _NOTES = {
@@ -258,7 +257,7 @@ def open_base(backbone_id: str, dtype: str) -> HFBackbone:
 
 
 def export_profiles(
-    store: ProfileStore, serving: ServingFolder, key: str | None, *, every_token: bool = False
+    store: EditStore, serving: ServingFolder, key: str | None, *, every_token: bool = False
 ) -> list[Served]:
     """Exports the profile of a key, or all profiles of the folder's base.
 
@@ -278,7 +277,7 @@ def export_profiles(
     else:
         infos = _of_backbone(store, serving.backbone)
     # Noted first: a run that is killed half-way has written there, too.
-    remember_folder(store.files.root, serving.folder)
+    remember_folder(store.root, serving.folder)
     done = []
     with Progress("exports", len(infos)) as progress:
         for info in infos:
@@ -289,8 +288,8 @@ def export_profiles(
                     "again before it is exported."
                 )
             try:
-                # By its file: a store hides its keys, also from whoever exports all of it.
-                profile = from_stored(read_profile(info.path), info.path)
+                # Not by its key, which a store hides also from whoever exports all of it.
+                profile = store.profile(info)
                 if every_token and isinstance(profile, EditProfile):
                     profile = replace(profile, edit=replace(profile.edit, positions="all"))
                 done.append(serving.add(name, profile))
@@ -304,7 +303,7 @@ def export_profiles(
     return done
 
 
-def _of_backbone(store: ProfileStore, base: HFBackbone) -> list[ProfileInfo]:
+def _of_backbone(store: EditStore, base: HFBackbone) -> list[ProfileInfo]:
     """The profiles that were made on these weights; tells of those of others by the same name."""
     infos = store.list()
     named = [info for info in infos if info.backbone == base.name]
@@ -321,6 +320,6 @@ def _of_backbone(store: ProfileStore, base: HFBackbone) -> list[ProfileInfo]:
     if named:
         found = f"{len(named)} profiles of other weights by that name"
     raise UserError(
-        f"The store {store.files.root} holds {found}, none of {base.name}; name another backbone, "
+        f"The store {store.root} holds {found}, none of {base.name}; name another backbone, "
         "or fit and save a profile first."
     )

@@ -22,6 +22,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.serving.files import (
@@ -121,8 +122,18 @@ class Forgotten:
         return "\n".join(said)
 
 
+class Keeps(Protocol):
+    """A store that a user can be taken out of."""
+
+    @property
+    def root(self) -> Path: ...  # the folder
+
+    def drop(self, user: str, serving: Sequence[Path], done: Forgotten) -> None:
+        """Take away what is kept under the user's id, and its exports; note it in ``done``."""
+
+
 def forget(
-    profiles: ProfileFiles,
+    profiles: Keeps,
     user: str,
     *,
     cache: str | Path | None = None,
@@ -171,7 +182,7 @@ def forget(
         at: what for at, what in (beside or {}).items() if at.is_dir() and any(at.iterdir())
     }
     servers = sorted({*known, *(folder.absolute() for _, folder in named)})
-    _forget_profiles(profiles, user, servers, done)
+    profiles.drop(user, servers, done)
     return done
 
 
@@ -188,9 +199,10 @@ def _empty(folder: Path, marks: Sequence[str]) -> bool:
     return bool(inside)
 
 
-def _forget_profiles(
+def drop_profiles(
     profiles: ProfileFiles, user: str, serving: Sequence[Path], done: Forgotten
 ) -> None:
+    """Take a user out of a folder of profiles."""
     if not profiles.folders():
         return
     spelt = spellings(user)
