@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chameleon_lib.backbones.filed import FiledPrefix
 from chameleon_lib.backbones.prefix import Prefix
-from chameleon_lib.core.edit import Edit, EditHook
+from chameleon_lib.core.edit import AnyEdit, EditHook
 from chameleon_lib.errors import UserError
 
 MAX_ROWS = 128
@@ -154,11 +154,11 @@ class PreparedBatches:
                 chosen.append(batch.take([at for at, _ in pairs], [new for _, new in pairs]))
         return PreparedBatches(chosen)
 
-    def check_edit(self, edit: Edit | None) -> None:
+    def check_edit(self, edit: AnyEdit | None) -> None:
         """Refuses a per-row edit made for another number of prompts."""
-        if edit is not None and edit.per_row and edit.theta_p.shape[1] != len(self):
+        if edit is not None and edit.per_row and edit.n_rows != len(self):
             raise UserError(
-                f"{len(self)} prompts but an edit of {edit.theta_p.shape[1]} rows; "
+                f"{len(self)} prompts but an edit of {edit.n_rows} rows; "
                 "give one edit row per prompt."
             )
 
@@ -186,7 +186,7 @@ class EditUsage:
             self.tokens[layer] = self.tokens.get(layer, 0) + hook.tokens[layer]
         for row in hook.ratios() if hook.diagnostics else []:
             sums = self.ratios.setdefault(int(row["layer"]), {})
-            for name in ("edit", "boost", "removal"):
+            for name in row.keys() - {"layer", "calls", "tokens"}:
                 sums[name] = sums.get(name, 0.0) + row[name] * row["tokens"]
 
     def mean_ratios(self) -> dict[int, dict[str, float]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from chameleon_lib.core.backbone import Backbone
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 
 
 class CountingBackbone:
@@ -32,7 +32,7 @@ class CountingBackbone:
         return getattr(self._backbone, name)
 
     def score(
-        self, prepared: Any, answers: Sequence[str], *, edit: Edit | None = None, **rest: Any
+        self, prepared: Any, answers: Sequence[str], *, edit: AnyEdit | None = None, **rest: Any
     ) -> Tensor:
         """The backbone's own, counted."""
         tokens = sum(len(ids) + 1 for ids in self._backbone.codec.answers(answers))

@@ -19,7 +19,7 @@ from chameleon_lib.backbones.filed import free_memory
 from chameleon_lib.backbones.prefix import Prefix
 from chameleon_lib.backbones.text import TextCodec
 from chameleon_lib.core.backbone import Family
-from chameleon_lib.core.edit import Edit, EditHook
+from chameleon_lib.core.edit import AnyEdit, EditHook
 from chameleon_lib.errors import UserError
 
 _FEW_TOKENS = 4096
@@ -122,7 +122,7 @@ class FrozenModel(ABC):
     def beam_inputs(self, prefix: Prefix, num_beams: int) -> dict[str, Any]:
         """Arguments of the library's ``generate`` that start from the prefix."""
 
-    def prefix_of(self, batch: Batch, edit: Edit | None) -> Prefix:
+    def prefix_of(self, batch: Batch, edit: AnyEdit | None) -> Prefix:
         """The prefix of a batch: stored, computed unedited, or (``all``) computed edited.
 
         ``edit`` is already cut to the rows of the batch.
@@ -194,7 +194,7 @@ class FrozenModel(ABC):
             )
 
     @contextmanager
-    def editing(self, edit: Edit | None) -> Iterator[None]:
+    def editing(self, edit: AnyEdit | None) -> Iterator[None]:
         """The edit is active inside the block; ``None`` leaves the model as it is."""
         if edit is None:
             yield

@@ -18,7 +18,7 @@ from chameleon_lib.backbones.batches import EditUsage, PreparedBatches, own_batc
 from chameleon_lib.backbones.frozen import FrozenModel, alone
 from chameleon_lib.backbones.prefix import Prefix
 from chameleon_lib.core.backbone import DecodeSettings, Prepared
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.errors import UserError
 
 _SMALL = 4  # rows below which dropping finished ones costs more than it saves
@@ -49,7 +49,7 @@ class _Loop:
         self.out = torch.full((n, max_new_tokens), backbone.codec.eos_id, device=device)
         self.t = 0
 
-    def run(self, edit: Edit | None) -> Tensor:
+    def run(self, edit: AnyEdit | None) -> Tensor:
         """Generated ids ``(B, max_new_tokens)``, filled with EOS after the end of a row."""
         if edit is not None and edit.positions == "generated":
             self._advance(1)  # the last prompt token, too, stays unedited
@@ -147,7 +147,7 @@ def _beams(
     backbone: FrozenModel,
     prefix: Prefix,
     max_new_tokens: int,
-    edit: Edit | None,
+    edit: AnyEdit | None,
     decode: DecodeSettings,
 ) -> Tensor:
     """Beam search of the library, started from the prefix; ids ``(B, <= max_new_tokens)``."""
@@ -177,7 +177,7 @@ class GeneratingModel(FrozenModel):
         prepared: Prepared,
         *,
         max_new_tokens: int,
-        edit: Edit | None = None,
+        edit: AnyEdit | None = None,
         decode: DecodeSettings | None = None,
     ) -> list[str]:
         """Answers in the order of the prompts, stripped; greedy if ``decode`` is None.

@@ -42,7 +42,7 @@ from chameleon_lib.backbones.prefix import (
 )
 from chameleon_lib.backbones.reading import ReadingModel
 from chameleon_lib.core.backbone import DecodeSettings, Family, Prepared
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.errors import UserError
 
 
@@ -133,7 +133,7 @@ class HFBackbone(ReadingModel, GeneratingModel):
         prompts: Sequence[str],
         *,
         max_new_tokens: int,
-        edit: Edit | None = None,
+        edit: AnyEdit | None = None,
         groups: Sequence[int] | None = None,
         decode: DecodeSettings | None = None,
     ) -> list[str]:

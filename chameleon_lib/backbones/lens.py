@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from chameleon_lib.backbones.batches import common_prefix
 from chameleon_lib.backbones.hf import HFBackbone
 from chameleon_lib.backbones.prefix import Prefix
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.errors import UserError
 
 
@@ -42,7 +42,7 @@ def first_difference(backbone: HFBackbone, first: str, second: str) -> tuple[lis
 
 @torch.no_grad()
 def logit_lens(
-    backbone: HFBackbone, prompt: str, edit: Edit | None = None, start: Sequence[int] = ()
+    backbone: HFBackbone, prompt: str, edit: AnyEdit | None = None, start: Sequence[int] = ()
 ) -> Tensor:
     """Log-probabilities of the next token, read after every decoder layer.
 
@@ -78,7 +78,7 @@ def _next(
     backbone: HFBackbone,
     prefix: Prefix,
     start: Sequence[int],
-    edit: Edit | None,
+    edit: AnyEdit | None,
     hooked: Callable[[], AbstractContextManager[None]],
 ) -> Tensor:
     """Logits ``(V,)`` after prompt and start, with hooks that run after those of the edit."""

@@ -26,12 +26,12 @@ from chameleon_lib.backbones.batches import (
 from chameleon_lib.backbones.frozen import FrozenModel, alone
 from chameleon_lib.backbones.prefix import Prefix
 from chameleon_lib.core.backbone import Pooling, Prepared, Reduce
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.errors import UserError
 
 
 def _score_batch(
-    backbone: FrozenModel, prefix: Prefix, answers: list[list[int]], edit: Edit | None
+    backbone: FrozenModel, prefix: Prefix, answers: list[list[int]], edit: AnyEdit | None
 ) -> Tensor:
     """Summed log-probabilities ``(B,)`` of one batch."""
     logp, targets, real = _log_probs(backbone, prefix, answers, edit)
@@ -40,7 +40,7 @@ def _score_batch(
 
 
 def _log_probs(
-    backbone: FrozenModel, prefix: Prefix, answers: list[list[int]], edit: Edit | None
+    backbone: FrozenModel, prefix: Prefix, answers: list[list[int]], edit: AnyEdit | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Next-token log-probabilities ``(B, q, V)`` along answers and EOS, targets, and their mask."""
     codec, device = backbone.codec, backbone.device
@@ -133,7 +133,7 @@ class ReadingModel(FrozenModel):
         prepared: Prepared,
         answers: Sequence[str],
         *,
-        edit: Edit | None = None,
+        edit: AnyEdit | None = None,
         reduce: Reduce = "sum",
     ) -> Tensor:
         """Teacher-forced ``log p(answer + EOS | prompt)`` in nats, ``(B,)`` float32.
@@ -148,7 +148,7 @@ class ReadingModel(FrozenModel):
         self,
         prepared: PreparedBatches,
         answers: Sequence[str],
-        edit: Edit | None,
+        edit: AnyEdit | None,
         reduce: Reduce,
     ) -> Tensor:
         if reduce not in ("sum", "mean"):
@@ -182,7 +182,7 @@ class ReadingModel(FrozenModel):
         prepared: Prepared,
         answers: Sequence[Sequence[str]],
         *,
-        edit: Edit | None = None,
+        edit: AnyEdit | None = None,
         reduce: Reduce = "sum",
     ) -> list[Tensor]:
         """``score`` of several answers per prompt: one tensor ``(n_answers,)`` per prompt.
@@ -205,7 +205,7 @@ class ReadingModel(FrozenModel):
 
     @alone
     def divergence(
-        self, prepared: Prepared, answers: Sequence[str], *, edit: Edit, tokens: int
+        self, prepared: Prepared, answers: Sequence[str], *, edit: AnyEdit, tokens: int
     ) -> Tensor:
         """What an edit does to the next token at the first ``tokens`` of each answer and its EOS.
 

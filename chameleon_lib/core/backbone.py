@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.errors import UserError
 
 Family = Literal["decoder", "encoder-decoder"]
@@ -103,7 +103,7 @@ class Backbone(Protocol):
         prompts: Sequence[str],
         *,
         max_new_tokens: int,
-        edit: Edit | None = None,
+        edit: AnyEdit | None = None,
         groups: Sequence[int] | None = None,
         decode: DecodeSettings | None = None,
     ) -> list[str]:
@@ -132,7 +132,7 @@ class Backbone(Protocol):
         prepared: Prepared,
         *,
         max_new_tokens: int,
-        edit: Edit | None = None,
+        edit: AnyEdit | None = None,
         decode: DecodeSettings | None = None,
     ) -> list[str]:
         """``generate`` from a prefix that is already there."""
@@ -142,13 +142,13 @@ class Backbone(Protocol):
         prepared: Prepared,
         answers: Sequence[str],
         *,
-        edit: Edit | None = None,
+        edit: AnyEdit | None = None,
         reduce: Reduce = "sum",
     ) -> Tensor:
         """``log p(answer + EOS | prompt)`` in nats, ``(B,)``; carries gradients to the edit."""
 
     def divergence(
-        self, prepared: Prepared, answers: Sequence[str], *, edit: Edit, tokens: int
+        self, prepared: Prepared, answers: Sequence[str], *, edit: AnyEdit, tokens: int
     ) -> Tensor:
         """What an edit does to the next token at the first ``tokens`` of each answer, ``(B, 2)``.
 
@@ -161,7 +161,7 @@ class Backbone(Protocol):
         prepared: Prepared,
         answers: Sequence[Sequence[str]],
         *,
-        edit: Edit | None = None,
+        edit: AnyEdit | None = None,
         reduce: Reduce = "sum",
     ) -> list[Tensor]:
         """``score`` of several answers per prompt."""

@@ -32,6 +32,9 @@ from chameleon_lib.core.fitting import (
     contrasts_from_pairs,
     fit_by_preference,
     gold_contrasts,
+    influences,
+    leashed,
+    sample_outputs,
 )
 from chameleon_lib.core.pairs import (
     EMPTY_INSIGHT,
@@ -46,6 +49,7 @@ from chameleon_lib.core.pairs import (
     prompt_texts,
     prompts_digest,
 )
+from chameleon_lib.core.robust import capped, far_users, outliers
 from chameleon_lib.core.sources import held_out_users
 from chameleon_lib.core.stages import Stages, library_modules, one_task
 from chameleon_lib.core.task import User
@@ -160,11 +164,12 @@ class Chameleon(Stages):
                 "contrasts": list(contrasts),
                 "layers": list(layers),
                 "seed": seed,
-                "settings": settings.starting("fit_", "edit_"),
+                "settings": settings.starting("fit_", "edit_", "guard_"),
             },
             compute,
             modules=library_modules(
-                "chameleon_lib.core.fitting", self.code[0], type(self.scorer).__module__
+                "chameleon_lib.core.fitting", "chameleon_lib.core.robust", self.code[0],
+                type(self.scorer).__module__,
             ),
         )
         tensors = {name: torch.as_tensor(value) for name, value in record["tensors"].items()}
@@ -275,7 +280,7 @@ class Chameleon(Stages):
                 and the profile's ``check`` is None. Of users who have pairs, only texts that the
                 fit did not see are taken.
         """
-        pool, settings = pooled(pairs, self.settings), self.settings
+        pool, settings = pooled(self.screened(pairs), self.settings), self.settings
         case = self.case([*pool.different, *pool.identical], checks=True)
         fitted = None
         if settings.theta_method == "fitted":
@@ -283,7 +288,7 @@ class Chameleon(Stages):
             fitted = self.preference_fit(case.contrasts, layers=layers)
         found = None if fitted is not None and settings.fit_layers == "all" else case.main
         task, edit = pairs[0].task, case.edit("paper") if fitted is None else fitted.edit
-        check = None
+        edit, check = self.leashed(edit, pool.different), None
         if settings.check_edit != "off" and held_out:
             edit, check = self._guarded(edit, held_out, pool.users)
         return EditProfile(
@@ -300,6 +305,63 @@ class Chameleon(Stages):
             revision=self.backbone.revision,
             prompts=prompts_digest(task, settings),
         )
+
+    def screened(self, pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+        """The pairs that the guards let into a fit, in their order; all where no guard is set.
+
+        First those that are no outliers by their influence (``guard_items``), among all pairs given
+        that have two different outputs; then of every user as many as ``guard_cap`` allows; and for
+        directions of activations none of the ``guard_trim`` of users who lie farthest out (a
+        preference fit trims in every step instead).
+        """
+        s, stays = self.settings, list(pairs)
+        if s.guard_items is not None:
+            kept, _ = keep_different(stays, s)
+            contrasts = contrasts_from_pairs(pairs[0].task, kept, [], s) if kept else []
+            named = [pair for pair in kept if pair.answer_p.strip() and pair.answer_n.strip()]
+            out = outliers(self.influences(contrasts), s.guard_items).tolist()
+            gone = {id(pair) for pair, left in zip(named, out, strict=True) if left}
+            stays = [pair for pair in stays if id(pair) not in gone]
+        if s.guard_cap is not None:
+            inside = capped([pair.user_id for pair in stays], s.guard_cap)
+            stays = [pair for pair, stay in zip(stays, inside, strict=True) if stay]
+        if s.guard_trim > 0 and s.theta_method == "paper":
+            kept, _ = keep_different(stays, s)
+            if kept:
+                h_p, h_n = self.activations(kept)
+                offsets = (h_p - h_n).transpose(0, 1).flatten(1)  # (K, L d)
+                far = far_users(offsets, [pair.user_id for pair in kept], s.guard_trim)
+                stays = [pair for pair in stays if pair.user_id not in far]
+        if len(stays) < len(pairs):
+            users = len({p.user_id for p in pairs} - {p.user_id for p in stays})
+            log.info(
+                "guards leave out %d of %d pairs, all those of %d users",
+                len(pairs) - len(stays), len(pairs), users,
+            )  # fmt: skip
+        return stays
+
+    def influences(self, contrasts: Sequence[Contrast]) -> Tensor:
+        """:func:`fitting.influences`, kept; ``(K, L d)``."""
+        s = self.settings
+        found = self.keep.get_or_compute(
+            "influences",
+            {
+                "backbone": self.fingerprint,
+                "contrasts": list(contrasts),
+                "settings": s.starting("fit_loss", "edit_site"),
+            },
+            lambda: {"gradient": influences(self.backbone, contrasts, s)},
+            modules=library_modules("chameleon_lib.core.fitting", self.code[0]),
+        )
+        return torch.as_tensor(found["gradient"])
+
+    def leashed(self, edit: Edit, pairs: Sequence[PreferencePair]) -> Edit:
+        """The edit, no stronger than ``guard_change`` allows on answers of the pairs."""
+        s = self.settings
+        if s.guard_change is None:
+            return edit
+        contrasts = contrasts_from_pairs(pairs[0].task, pairs, [], s)
+        return leashed(edit, sample_outputs(self.backbone, contrasts, edit, s), s.guard_change)
 
     def _guarded(
         self, edit: Edit, held_out: Sequence[User], seen: Collection[str]

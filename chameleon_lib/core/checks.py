@@ -55,6 +55,8 @@ class FitCheck:
     # What became of the edit: "kept", "warned", or "zero" where its strength was set to 0; the
     # numbers are those of the edit as it was fitted
     action: str = "kept"
+    # Share of the held-out users (of a single user, of the texts) whose texts get less likely
+    harmed: float = 0.0
 
     @property
     def better(self) -> bool:
@@ -66,6 +68,11 @@ class FitCheck:
         valid = self.rates["valid"] >= self.plain["valid"] / 2
         refusal = self.rates["refusal"] <= max(2 * self.plain["refusal"], 0.1)
         return self.gain > 0 and valid and refusal
+
+    def passes(self, settings: EditSettings) -> bool:
+        """Whether ``check_edit`` lets the edit through: it is better, and harms few enough."""
+        most = settings.guard_harmed
+        return self.better and (most is None or self.harmed <= most)
 
     @property
     def warning(self) -> str:
@@ -169,6 +176,7 @@ def check_fit(
         kl=float(divergence[0]),
         moved=float(divergence[1]),
         edit_ratio=float(np.mean([ratio["edit"] for ratio in ratios.values()])),
+        harmed=float((units < 0).double().mean()),
     )
 
 
@@ -178,13 +186,25 @@ def guarded(edit: Edit, check: FitCheck, settings: EditSettings) -> tuple[Edit, 
     An edit whose interval holds 0 passes with a warning: held-out users are few.
 
     Raises:
-        UserError: The edit is not better than none and ``check_edit`` is "refuse".
+        UserError: The edit is not better than none, or harms more of the held-out users than
+            ``guard_harmed`` allows, and ``check_edit`` is "refuse".
     """
-    if check.better:
+    if check.passes(settings):
         if check.warning:
             log.warning("The edit is kept, though %s.", check.warning)
         return edit, check
+    if check.better:
+        log.warning(
+            "The edit makes texts of %.0f %% of the held-out users less likely; guard_harmed "
+            "allows %.0f %%.", 100 * check.harmed, 100 * (settings.guard_harmed or 0),
+        )  # fmt: skip
     if settings.check_edit == "refuse":
+        if check.better:
+            raise UserError(
+                f"The edit makes texts of {check.harmed:.0%} of the held-out users less likely and "
+                f"guard_harmed allows {settings.guard_harmed:.0%}; look for poisoned histories, or "
+                "set check_edit to 'zero' or 'warn'."
+            )
         raise UserError(
             f"The edit is {check.warning}; use more users, another pairs_source or theta_method "
             "fitted, or set check_edit to 'zero' or 'warn'."

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,55 @@ def check_option(field: str, value: str) -> None:
         raise UserError(f"{field} is {value!r}; choose one of {', '.join(options)}.")
 
 
+class AnyEdit(Protocol):
+    """What :class:`EditHook` runs: one map ``x + U (Z x) + v`` per layer.
+
+    :class:`Edit` is the paper's; ``core.affine.AffineEdit`` is any other, such as two in sequence.
+    """
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...  # edited decoder layers, unique
+
+    @property
+    def positions(self) -> str: ...  # ``last`` | ``all`` | ``generated``
+
+    @property
+    def site(self) -> str: ...  # which module output is edited (A1)
+
+    @property
+    def compute_dtype(self) -> str: ...  # arithmetic of the hook (A22)
+
+    @property
+    def d(self) -> int: ...  # width of the edited output
+
+    @property
+    def n_rows(self) -> int: ...  # batch rows with an edit each; 0 for one that all rows share
+
+    @property
+    def per_row(self) -> bool: ...  # whether every batch row has its own edit
+
+    @property
+    def parts(self) -> tuple[str, ...]: ...  # names of the columns of U that ratios are told of
+
+    @property
+    def idle(self) -> bool: ...  # whether outputs may be left as they are, bit for bit
+
+    @property
+    def changes_anything(self) -> bool: ...  # whether any layer and row is changed
+
+    def factors(self, row: int) -> tuple[Tensor, Tensor]:
+        """``U ([B,] d, r)`` and ``Z ([B,] r, d)`` of layer ``layers[row]``, float64."""
+
+    def shift(self, row: int) -> Tensor | None:
+        """``v ([B,] d)`` of layer ``layers[row]``, float64; None where nothing is added."""
+
+    def rows(self, index: Sequence[int] | Tensor) -> Self:
+        """The edit of the batch made of these rows; a shared edit is returned unchanged."""
+
+    def repeat_rows(self, n: int) -> Self:
+        """Every row n times in a row, as beam search repeats the batch."""
+
+
 @dataclass(frozen=True, eq=False)
 class Edit:
     """One checked edit (R1, R4)."""
@@ -209,9 +258,24 @@ class Edit:
         return self.theta_p.dim() == 3
 
     @property
+    def n_rows(self) -> int:
+        """Batch rows with directions of their own; 0 for a shared edit."""
+        return int(self.theta_p.shape[1]) if self.per_row else 0
+
+    @property
     def d(self) -> int:
         """Width of the edited output."""
         return int(self.theta_p.shape[-1])
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What each column of U is: the part applied first, then the other."""
+        return _PARTS[self.order]
+
+    @property
+    def idle(self) -> bool:
+        """Whether both strengths are 0, so that outputs are left as they are."""
+        return self.alpha_p == 0 and self.alpha_n == 0
 
     @property
     def changes_anything(self) -> bool:
@@ -244,6 +308,10 @@ class Edit:
         return edit_factors(
             self.theta_p[row], self.theta_n[row], strength_p, strength_n, order=self.order
         )
+
+    def shift(self, row: int) -> Tensor | None:  # noqa: ARG002  (see AnyEdit)
+        """None: the paper's edit adds no vector."""
+        return None
 
     def rows(self, index: Sequence[int] | Tensor) -> Edit:
         """The per-row edit of the batch made of these rows; a shared edit is returned unchanged."""
@@ -322,8 +390,9 @@ class _Plan:
     tokens: int  # edited positions per call
     casts: bool  # the arithmetic runs in another type
     lone: bool  # every row is one vector with factors of its own
-    z: Tensor  # Z transposed, (d, 2) or (B, d, 2)
-    u: Tensor  # U transposed, (2, d) or (B, 2, d)
+    z: Tensor  # Z transposed, (d, r) or (B, d, r); r is 2 for the paper's edit
+    u: Tensor  # U transposed, (r, d) or (B, r, d)
+    v: Tensor | None  # what is added, (d,) or (B, d)
 
 
 class EditHook:
@@ -332,8 +401,8 @@ class EditHook:
     Args:
         modules: The sites of *all* decoder layers, in layer order. A site returns ``(B, T, d)`` or
             ``(B, d)``, or a tuple starting with it.
-        edit: Shared or per-row edit. Per-row edits need as many rows as the batch; with beams pass
-            ``edit.repeat_rows(num_beams)``.
+        edit: Shared or per-row edit of any kind. Per-row edits need as many rows as the batch; with
+            beams pass ``edit.repeat_rows(num_beams)``.
         flat: If True, an output ``(B * T, d)`` holds the T positions of row 0, then those of row 1
             and so on (OPT), so per-row edits can be told apart.
         strict: If True, leaving the block without one call at every edited layer raises (R3).
@@ -350,7 +419,7 @@ class EditHook:
     def __init__(
         self,
         modules: Sequence[nn.Module],
-        edit: Edit,
+        edit: AnyEdit,
         *,
         flat: bool = False,
         strict: bool = True,
@@ -364,11 +433,11 @@ class EditHook:
             )
         self.modules, self.edit = tuple(modules), edit
         self.flat, self.strict, self.diagnostics = flat, strict, diagnostics
-        self._d, self._rows = edit.d, edit.theta_p.shape[1] if edit.per_row else 0
-        self._unchanged = edit.alpha_p == 0 and edit.alpha_n == 0
+        self._d, self._rows = edit.d, edit.n_rows
+        self._unchanged = edit.idle
         self.calls = dict.fromkeys(edit.layers, 0)
         self.tokens = dict.fromkeys(edit.layers, 0)
-        names = ("edit", "boost", "removal")
+        names = ("edit", *sorted(edit.parts))
         self._sums = {layer: dict.fromkeys(names, 0.0) for layer in edit.layers}
         self._handles: list[RemovableHandle] = []
         self._active = False
@@ -414,7 +483,7 @@ class EditHook:
     def ratios(self) -> list[dict[str, float]]:
         """Per layer: calls, tokens, and the mean over edited tokens of ``||change|| / ||x||``.
 
-        ``edit`` is the whole change, ``boost`` and ``removal`` its parts.
+        ``edit`` is the whole change, ``boost`` and ``removal`` its parts where the edit has them.
         """
         if not self.diagnostics:
             raise UserError("Edit ratios are collected with EditHook(..., diagnostics=True) only.")
@@ -459,11 +528,14 @@ class EditHook:
     def _changed(self, x: Tensor, plan: _Plan, layer: int) -> Tensor:
         wide = x.to(plan.z.dtype) if plan.casts else x
         if plan.lone:  # (B, d) with per-row factors
-            parts = (wide.unsqueeze(1) @ plan.z).squeeze(1)  # (B, 2)
+            parts = (wide.unsqueeze(1) @ plan.z).squeeze(1)  # (B, r)
             change = (parts.unsqueeze(1) @ plan.u).squeeze(1)
         else:
-            parts = wide @ plan.z  # (B, T, 2)
+            parts = wide @ plan.z  # (B, T, r)
             change = parts @ plan.u  # (B, T, d)
+        if plan.v is not None:
+            per_position = plan.v.dim() == 2 and x.dim() == 3  # a vector per row, many positions
+            change = change + (plan.v[:, None] if per_position else plan.v)
         if self.diagnostics:
             self._measure(wide, change, parts, plan.u, layer)
         return (wide + change).to(x.dtype) if plan.casts else wide + change
@@ -473,9 +545,11 @@ class EditHook:
         dtype = torch.promote_types(COMPUTE_DTYPES[self.edit.compute_dtype], x.dtype)
         last = self._plans.get(row)
         if last is not None and last.dtype == x.dtype and last.device == x.device:
-            u, z = last.u, last.z
+            u, z, v = last.u, last.z, last.v
         else:
             u, z = (f.to(device=x.device, dtype=dtype).mT for f in self.edit.factors(row))
+            added = self.edit.shift(row)
+            v = None if added is None else added.to(device=x.device, dtype=dtype)
         plan = _Plan(
             x.shape,
             x.dtype,
@@ -485,9 +559,10 @@ class EditHook:
             lone=u.dim() == 3 and x.dim() == 2,
             z=z,
             u=u,
+            v=v,
         )
         # Kept factors would tie two backward passes to one graph: keep those of frozen edits only.
-        if not u.requires_grad and not z.requires_grad:
+        if not any(part is not None and part.requires_grad for part in (u, z, v)):
             self._plans[row] = plan
         return plan
 
@@ -510,9 +585,11 @@ class EditHook:
         length = x.norm(dim=-1).clamp_min(torch.finfo(x.dtype).tiny)  # (B, T)
         sums = self._sums[layer]
         sums["edit"] += float((change.norm(dim=-1) / length).double().sum())
+        if not self.edit.parts:
+            return
         sizes = u.norm(dim=-1)  # (2,) or (B, 2): directions are unit, so these are the strengths
         if u.dim() == 3 and parts.dim() == 3:
             sizes = sizes[:, None, :]
         both = (parts.abs() * sizes / length[..., None]).double().flatten(0, -2).sum(0)
-        for name, value in zip(_PARTS[self.edit.order], both, strict=True):
+        for name, value in zip(self.edit.parts, both, strict=True):
             sums[name] += float(value)

@@ -28,6 +28,7 @@ from chameleon_lib.core.checks import FitCheck
 from chameleon_lib.core.directions import Directions
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.pairs import PreferencePair, PreparedUser, keep_different
+from chameleon_lib.core.robust import by_owner, pooled_gradient
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.sources import with_golds
 from chameleon_lib.core.task import answer_prompt
@@ -36,6 +37,7 @@ from chameleon_lib.errors import UserError
 CHECK_EVERY = 5  # steps between looks at the held-out users
 SAMPLE = 64  # edited positions per layer that the size of a step is measured at, at most
 _READ = 16  # answers they are read from, at most
+_TOGETHER = 128  # contrasts of many users' own fits that are read at once
 # What a user's edit has no business with; the leash of a guarded fit holds the model's own answers.
 UNRELATED = (
     "What is the capital of Australia?",
@@ -202,6 +204,7 @@ class _Chunk:
     rejected: list[str] | None
     base: Tensor  # of the chosen answers, (B,): sums, or means per token
     reduce: Reduce = "sum"
+    owners: tuple[str, ...] = ()  # user per row
 
     def loss(self, backbone: Backbone, edit: Edit | None, leash: float) -> Tensor:
         """Mean loss of the contrasts, or mean leash penalty for agreed queries. Scalar, nats."""
@@ -216,6 +219,35 @@ class _Chunk:
         rejected = backbone.score(self.prepared, self.rejected, edit=edit)  # (B,)
         return strain - logsigmoid(chosen - rejected).mean()
 
+    def row_losses(self, backbone: Backbone, edit: Edit | None, leash: float) -> Tensor:
+        """:meth:`loss` of every row by itself, (B,)."""
+        chosen = backbone.score(self.prepared, self.chosen, edit=edit, reduce=self.reduce)
+        strain = leash * (self.base - chosen).clamp_min(0)
+        if self.rejected is None:
+            return strain
+        if self.reduce == "mean":
+            return strain - (chosen - self.base)
+        return strain - logsigmoid(
+            chosen - backbone.score(self.prepared, self.rejected, edit=edit)
+        )
+
+    def pooled(
+        self, backbone: Backbone, steps: _Steps, settings: EditSettings
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gradient with no user's influence unbounded (``guard_cap``, ``guard_trim``).
+
+        The rows have directions of their own, so one pass gives the gradient of each; a user's is
+        the mean of its rows.
+        """
+        thetas = steps.thetas.detach()  # (2, L, d)
+        rows = thetas[:, :, None].repeat(1, 1, len(self.chosen), 1).requires_grad_()
+        losses = self.row_losses(backbone, steps.edit(rows), settings.fit_leash)
+        (gradient,) = torch.autograd.grad(losses.sum(), [rows])  # (2, L, B, d)
+        flat = gradient.permute(2, 0, 1, 3).flatten(1)  # (B, 2 L d)
+        users = by_owner(flat, self.owners)
+        whole = pooled_gradient(users, settings.guard_cap, settings.guard_trim)
+        return losses.detach().mean(), whole.view_as(thetas)
+
 
 def _chunks(
     prompts: PlainPrompts, contrasts: Sequence[Contrast], settings: EditSettings
@@ -229,7 +261,8 @@ def _chunks(
         with torch.no_grad():
             base = prompts.backbone.score(prepared, chosen, reduce=reduce).detach()
         rejected = [c.rejected for c in part if c.rejected is not None] or None
-        chunks.append(_Chunk(prepared, chosen, rejected, base, reduce))
+        owners = tuple(contrast.user_id for contrast in part)
+        chunks.append(_Chunk(prepared, chosen, rejected, base, reduce, owners))
     return chunks
 
 
@@ -322,7 +355,13 @@ class _Steps:
         self, thetas: Tensor, layers: Sequence[int], settings: EditSettings, x: Tensor | None
     ) -> None:
         self.thetas, self.layers, self.settings, self.x = thetas, layers, settings, x
-        self.optimizer = torch.optim.Adam([thetas], lr=1.0 if x is not None else settings.fit_lr)
+        self.optimizer: torch.optim.Optimizer
+        if settings.guard_cap is not None or settings.guard_trim > 0:
+            # Adam divides by a gradient's own size, so that a bound on it would bound no step.
+            self.optimizer = torch.optim.SGD([thetas], lr=1.0, momentum=0.9)
+        else:
+            rate = 1.0 if x is not None else settings.fit_lr
+            self.optimizer = torch.optim.Adam([thetas], lr=rate)
         self.size = thetas.shape[-1] ** -0.5  # of the latest step
 
     def edit(self, values: Tensor) -> Edit:
@@ -330,14 +369,20 @@ class _Steps:
 
     def take(self, loss: Tensor, step: int) -> None:
         """One step; the first is number 1."""
-        before = self.thetas.detach().clone()
         self.optimizer.zero_grad()
         loss.backward()
+        self.moved(step)
+
+    def moved(self, step: int) -> None:
+        """:meth:`take` with the gradient that stands at the directions."""
+        before = self.thetas.detach().clone()
         self.optimizer.step()
         if self.x is None:
             return
         with torch.no_grad():
             change, old = self.thetas - before, self.edit(before)
+            if not change.any():  # a bounded gradient may be 0; no size would make a step of it
+                return
             wanted = self.settings.fit_ratio * (1 - (step - 1) / self.settings.fit_steps)
             # The change of the edit is nearly in proportion to a small step: a few trials do.
             for _ in range(4):
@@ -367,6 +412,10 @@ def fit_by_preference(
     the edit changes, so that no rate depends on the model's width or scale. The model's own answers
     to :data:`UNRELATED` prompts are on the leash. And the unedited model is a candidate of early
     stopping: where no look is better, the returned edit has strength 0.
+
+    ``guard_cap`` and ``guard_trim`` bound what one user can do to a step: every user's gradient in
+    it is clipped and the users' are pooled (``core.robust``), and the steps go along their running
+    sum (momentum), whose direction a bounded gradient moves only so far.
 
     With fewer than 1 / share users nobody is held out, nor where those drawn are all who have a
     preference. Then, and where those held out have none, all ``fit_steps`` are run and the last
@@ -417,14 +466,23 @@ def fit_by_preference(
         best_loss = _held_out(backbone, None, held_chunks, leash)
         curve.append((0, best_loss))
     order: list[int] = []
+    bounded = settings.guard_cap is not None or settings.guard_trim > 0
     for step in range(1, settings.fit_steps + 1):
         if not order:
             order = torch.randperm(len(pair_chunks), generator=generator).tolist()
-        loss = pair_chunks[order.pop()].loss(backbone, steps.edit(thetas), leash)
+        chunks = [pair_chunks[order.pop()]]
         if leash_chunks:
-            chunk = leash_chunks[step % len(leash_chunks)]
-            loss = loss + chunk.loss(backbone, steps.edit(thetas), leash)
-        steps.take(loss, step)
+            chunks.append(leash_chunks[step % len(leash_chunks)])
+        if bounded:
+            parts = [chunk.pooled(backbone, steps, settings) for chunk in chunks]
+            loss = torch.stack([part for part, _ in parts]).sum()
+            thetas.grad = torch.stack([gradient for _, gradient in parts]).sum(0)
+            steps.moved(step)
+        else:
+            loss = chunks[0].loss(backbone, steps.edit(thetas), leash)
+            for chunk in chunks[1:]:
+                loss = loss + chunk.loss(backbone, steps.edit(thetas), leash)
+            steps.take(loss, step)
         losses.append(float(loss.detach()))
         if not held_chunks[0]:
             best, best_step = thetas.detach().clone(), step
@@ -445,3 +503,141 @@ def fit_by_preference(
         n_agreed=sum(contrast.rejected is None for contrast in train) if use_leash else 0,
         n_held_out=len(held),
     )
+
+
+def influences(
+    backbone: Backbone, contrasts: Sequence[Contrast], settings: EditSettings
+) -> Tensor:
+    """What every contrast would do to a fit: the gradient of its loss at no edit, ``(K, L d)``.
+
+    Of an offset added to the outputs at the sites of all layers, the same at all positions of the
+    answer: the first step of any edit there, whatever its form. Contrasts without a rejected answer
+    pull nowhere at no edit and get zeros. Float32 on the CPU.
+    """
+    modules, d = backbone.sites(settings.edit_site), backbone.d
+    if settings.edit_site == "gate_proj":
+        raise UserError("Influences are measured at mlp_out or block_out; change edit_site.")
+    found = torch.zeros(len(contrasts), len(modules) * d)
+    asked = [at for at, contrast in enumerate(contrasts) if contrast.rejected is not None]
+    prepared = backbone.prepare([contrasts[at].prompt for at in asked]) if asked else None
+    mean = settings.fit_loss == "likelihood"
+    for rows, read in backbone.in_turn(prepared) if prepared is not None else ():
+        here = [contrasts[asked[row]] for row in rows]
+        offset = torch.zeros(len(modules), len(here), 1, d, requires_grad=True)
+        with torch.enable_grad(), _Offsets(modules, offset):
+            chosen = [contrast.chosen for contrast in here]
+            score = backbone.score(read, chosen, reduce="mean" if mean else "sum")
+            loss = -score
+            if not mean:
+                rejected = [contrast.rejected or "" for contrast in here]
+                loss = -logsigmoid(score - backbone.score(read, rejected))
+            (gradient,) = torch.autograd.grad(loss.sum(), [offset])  # (L, B, 1, d)
+        found[[asked[row] for row in rows]] = gradient[:, :, 0].transpose(0, 1).flatten(1).cpu()
+    return found
+
+
+class _Offsets:
+    """Adds an offset ``(L, B, 1, d)`` to what the modules put out, while the block is open."""
+
+    def __init__(self, modules: Sequence[torch.nn.Module], offset: Tensor) -> None:
+        self.modules, self.offset = modules, offset
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for layer, module in enumerate(self.modules):
+            self.handles.append(module.register_forward_hook(self._hook(layer)))
+
+    def __exit__(self, *_: object) -> None:
+        while self.handles:
+            self.handles.pop().remove()
+
+    def _hook(self, layer: int) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+            x = output[0] if isinstance(output, tuple) else output
+            own = self.offset[layer].to(x)  # (B, 1, d)
+            wide = x.reshape(len(own), -1, x.shape[-1]) + own  # OPT joins rows and tokens
+            moved = wide.reshape(x.shape)
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        return hook
+
+
+def leashed(edit: Edit, x: Tensor, limit: float) -> Edit:
+    """The edit, or a weaker one that changes outputs by at most ``limit`` (``guard_change``).
+
+    Both strengths are multiplied by one factor, found by halving.
+
+    Args:
+        edit: Shared by all rows.
+        x: Outputs of the unedited model at the layers of the edit, ``(L, N, d)``.
+        limit: Of :func:`change_ratio`.
+    """
+
+    def scaled(factor: float) -> Edit:
+        return replace(edit, alpha_p=factor * edit.alpha_p, alpha_n=factor * edit.alpha_n)
+
+    if not edit.changes_anything or change_ratio(x, edit) <= limit:
+        return edit
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if change_ratio(x, scaled(middle)) <= limit else (low, middle)
+    return scaled(low)
+
+
+def sample_outputs(
+    backbone: Backbone, contrasts: Sequence[Contrast], edit: Edit, settings: EditSettings
+) -> Tensor:
+    """Outputs of the unedited model where an edit will be, ``(L, N, d)``, for :func:`leashed`."""
+    some = list(contrasts[:_READ])
+    prompts = PlainPrompts(backbone, [contrast.prompt for contrast in some])
+    [chunk] = _chunks(prompts, some, settings.with_(fit_batch=_READ))
+    return _sample_outputs(backbone, chunk, edit.site)[list(edit.layers)]
+
+
+def fit_each(
+    backbone: Backbone,
+    own: Sequence[Sequence[Contrast]],
+    layers: Sequence[int],
+    settings: EditSettings,
+    *,
+    seed: int = 0,
+) -> list[Edit]:
+    """An edit of one's own for each of many users, all fitted in the same batches.
+
+    Every user's directions learn from that user's contrasts alone, in ``fit_steps`` steps of Adam's
+    own size (``fit_lr``) on all of them; nobody is held out. The sum of the users' losses has no
+    term that two of them share, and Adam works number by number: what one user sends moves no
+    other's edit, beyond the last digits that the width of a padded batch decides, and not by a bit
+    where that stays. All users start at the same directions.
+
+    Args:
+        own: Contrasts per user; agreed queries are left out. A user without any other gets an edit
+            of strength 0.
+    """
+    groups = [[c for c in contrasts if c.rejected is not None] for contrasts in own]
+    flat = [contrast for group in groups for contrast in group]
+    owner = torch.tensor([at for at, group in enumerate(groups) for _ in group])
+    share = torch.tensor([1 / len(group) for group in groups for _ in group])
+    generator = torch.Generator().manual_seed(seed)
+    start = _unit_rows(torch.randn(2, len(layers), 1, backbone.d, generator=generator))
+    thetas = start.repeat(1, 1, len(groups), 1).requires_grad_()  # (2, L, U, d)
+    optimizer = torch.optim.Adam([thetas], lr=settings.fit_lr)
+    if flat:
+        prompts = PlainPrompts(backbone, [contrast.prompt for contrast in flat])
+        chunks = _chunks(prompts, flat, settings.with_(fit_batch=_TOGETHER))
+        for _ in range(settings.fit_steps):
+            optimizer.zero_grad()
+            for at, chunk in enumerate(chunks):
+                some = slice(at * _TOGETHER, at * _TOGETHER + len(chunk.chosen))
+                rows = thetas[:, :, owner[some]]
+                edit = Edit.of(settings, layers, rows[0], rows[1])
+                losses = chunk.row_losses(backbone, edit, settings.fit_leash)
+                (losses * share[some].to(losses)).sum().backward()
+            optimizer.step()
+    found = _unit_rows(thetas.detach())
+    edits = [Edit.of(settings, layers, *found[:, :, at]) for at in range(len(groups))]
+    return [
+        edit if group else edit.without_strength()
+        for edit, group in zip(edits, groups, strict=True)
+    ]

@@ -218,6 +218,22 @@ class EditSettings(CheckedSettings):
     fit_layers: Literal["all", "chosen"] = _open(
         "all", "", "Layers that are fitted: all, or those of layers_rule.")
     fit_patience: int = _open(3, "", "Checks without gain before stopping.", at_least=1)
+    guard_items: float | None = _open(
+        None, "", "Robust z-score beyond which a pair is left out of a fit: its gradient is so "
+        "much longer than the others', or agrees so much less with them. None keeps all.", above=0)
+    guard_cap: float | None = _open(
+        None, "", "Most influence of a user on a pooled fit, in multiples of the median user's: "
+        "number of pairs, and length of the gradient in every step. None bounds neither.", above=0)
+    guard_trim: float = _open(
+        0.0, "", "Share of the users, rounded down, that pooling leaves out: at both ends of every "
+        "coordinate of a step's gradient; for directions of activations, those whose offsets lie "
+        "farthest from the median one.", at_least=0)
+    guard_harmed: float | None = _open(
+        None, "", "Most share of the held-out users whose own texts an edit may make less likely, "
+        "or it is not better than none (check_edit). None asks for the mean alone.", at_least=0)
+    guard_change: float | None = _open(
+        None, "", "Most that an edit may change outputs, ||Δx|| / ||x||, mean over tokens and "
+        "layers; a stronger one is made weaker. None leaves the strength as it is.", above=0)
 
     def _check_combinations(self) -> None:
         rules = (
@@ -285,6 +301,23 @@ class EditSettings(CheckedSettings):
             (
                 self.fit_holdout >= 1,
                 "fit_holdout is a share of the users; give a number below 1.",
+            ),
+            (
+                self.guard_trim >= 0.5,
+                f"guard_trim is {self.guard_trim}, and nobody would be left; give a share below "
+                "0.5.",
+            ),
+            (
+                self.theta_method == "fitted"
+                and self.fit_rule == "plain"
+                and (self.guard_cap is not None or self.guard_trim > 0),
+                "guard_cap and guard_trim bound the steps of fit_rule guarded; Adam's own have no "
+                "bound, so set fit_rule to guarded.",
+            ),
+            (
+                self.guard_harmed is not None and self.check_edit == "off",
+                "guard_harmed belongs to the check of an edit; set check_edit to zero, refuse or "
+                "warn, or guard_harmed to None.",
             ),
             (
                 self.eval_user_mode == "unseen"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.batches import Batch
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.core.task import ANSWER_CUE
 from chameleon_lib.editors import WeightEdit
 from chameleon_lib.errors import UserError
@@ -96,7 +96,7 @@ Rows = Callable[[list[str], list[int]], Tensor]
 def view(
     backbone: HFBackbone,
     prompts: Sequence[Sequence[int]],
-    edit: Edit | WeightEdit | None,
+    edit: AnyEdit | WeightEdit | None,
     *,
     forced: Sequence[Sequence[int]] | None = None,
     new_tokens: int = NEW_TOKENS,
@@ -144,7 +144,7 @@ def distance(one: View, other: View) -> float:
 
 def compare(
     backbone: HFBackbone,
-    edit: Edit | WeightEdit,
+    edit: AnyEdit | WeightEdit,
     prompts: Sequence[str],
     form: Callable[[View], View],
     dtype: torch.dtype | None = None,

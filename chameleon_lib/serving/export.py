@@ -27,8 +27,9 @@ from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.families import model_family
+from chameleon_lib.core.affine import AffineEdit
 from chameleon_lib.core.backbone import same_weights
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit, Edit
 from chameleon_lib.core.fitting import EditProfile
 from chameleon_lib.editors import WeightEdit
 from chameleon_lib.errors import UserError
@@ -55,7 +56,7 @@ from chameleon_lib.serving.gguf_adapter import FILE, gguf_active, write_gguf
 from chameleon_lib.serving.merged import load_merged, merged_dtype, served_name, write_merged
 from chameleon_lib.serving.weights import WeightProfile
 
-Source = EditProfile | Edit | WeightProfile | WeightEdit
+Source = EditProfile | Edit | AffineEdit | WeightProfile | WeightEdit
 FORMS = ("peft", "merged", "gguf")
 RECORD = "chameleon.json"
 
@@ -99,7 +100,8 @@ def export_edit(
         folder: New folder of the export; servers cache by path, so an update gets a new one.
         form: ``peft``, ``merged`` or ``gguf``.
         rank: 2, or more to pad the factors with zeros for a server that insists on a rank; an edit
-            of weights keeps its own where that is larger, or where none was asked for.
+            of a larger rank (two in sequence: 4) keeps its own, and so does one of weights where
+            none was asked for.
         base_model: What the server calls the base (default: where the base was loaded from).
         prompts: Prompts of the comparison.
 
@@ -116,6 +118,8 @@ def export_edit(
         raise UserError(f"The rank is {rank}; the edit needs {RANK} or more.")
     elif isinstance(edit, WeightEdit):
         rank = max(edit.rank, rank if rank > RANK else 0)
+    else:
+        rank = max(rank_of(edit), rank)
     if not prompts:
         raise UserError("An export needs at least one prompt to be compared with the hook.")
 
@@ -190,13 +194,13 @@ def _reloaded(form: str, folder: Path, backbone: HFBackbone) -> Iterator[HFBackb
             yield backbone
 
 
-def edit_of(source: Source, backbone: HFBackbone) -> Edit | WeightEdit:
+def edit_of(source: Source, backbone: HFBackbone) -> AnyEdit | WeightEdit:
     """The edit of a profile that was made on this very model.
 
     Raises:
         UserError: The profile belongs to another model.
     """
-    if isinstance(source, Edit | WeightEdit):
+    if isinstance(source, Edit | AffineEdit | WeightEdit):
         return source
     name, fingerprint = source.backbone
     if not same_weights(fingerprint, backbone.fingerprint):
@@ -207,7 +211,12 @@ def edit_of(source: Source, backbone: HFBackbone) -> Edit | WeightEdit:
     return source.edit
 
 
-def check_form(edit: Edit | WeightEdit, backbone: HFBackbone, form: str) -> None:
+def rank_of(edit: AnyEdit | WeightEdit) -> int:
+    """The rank that an adapter of this edit has at least."""
+    return edit.rank if isinstance(edit, AffineEdit | WeightEdit) else RANK
+
+
+def check_form(edit: AnyEdit | WeightEdit, backbone: HFBackbone, form: str) -> None:
     """Refuses an edit that the form cannot carry.
 
     Raises:
@@ -233,7 +242,7 @@ def _weights_refusal(edit: WeightEdit, form: str) -> str | None:
     return None
 
 
-def _edit_refusal(edit: Edit, backbone: HFBackbone, form: str) -> str | None:
+def _edit_refusal(edit: AnyEdit, backbone: HFBackbone, form: str) -> str | None:
     if edit.per_row:
         return "This edit has one edit per batch row; export the users one by one."
     if edit.site != "mlp_out":
@@ -257,9 +266,18 @@ def _edit_refusal(edit: Edit, backbone: HFBackbone, form: str) -> str | None:
     return None
 
 
-def _model_refusal(edit: Edit, backbone: HFBackbone, form: str) -> str | None:
+def _model_refusal(edit: AnyEdit, backbone: HFBackbone, form: str) -> str | None:
     family = backbone.model.config.model_type
     entry = model_family(family)
+    if edit.shift(0) is not None:
+        whole = projection(backbone, edit.layers[0])
+        # PEFT alone has a bias of its own; elsewhere a vector needs one of the projection's.
+        if entry.experts or form == "gguf" or (form == "merged" and whole.bias is None):
+            return (
+                f"This edit adds a vector, and {whole.name} has no bias that the form {form} could "
+                "carry it in; run it with the hook"
+                + ("." if entry.experts else ", or export it as peft.")
+            )
     if entry.experts and form == "gguf":
         return (
             f"{backbone.name} keeps its experts in one stacked parameter, which an adapter in "
@@ -283,7 +301,7 @@ def _model_refusal(edit: Edit, backbone: HFBackbone, form: str) -> str | None:
 
 
 def _record(
-    edit: Edit | WeightEdit,
+    edit: AnyEdit | WeightEdit,
     backbone: HFBackbone,
     form: str,
     rank: int,
@@ -295,12 +313,9 @@ def _record(
         modules = [change.module for change in edit.changes]
         what: dict[str, Any] = {"layers": [], "modules": modules, "editor": edit.editor}
     else:
-        what = {
-            "layers": list(edit.layers),
-            "positions": edit.positions,
-            "order": edit.order,
-            "strengths": [edit.alpha_p, edit.alpha_n],
-        }
+        what = {"layers": list(edit.layers), "positions": edit.positions}
+        if isinstance(edit, Edit):
+            what |= {"order": edit.order, "strengths": [edit.alpha_p, edit.alpha_n]}
     return what | {
         "format": 2,
         "form": form,
@@ -312,12 +327,15 @@ def _record(
     }
 
 
-def edit_digest(edit: Edit | WeightEdit) -> str:
+def edit_digest(edit: AnyEdit | WeightEdit) -> str:
     """SHA-256 of all that decides what a shared edit does."""
     if isinstance(edit, WeightEdit):
         return digest([[change.module, change.left, change.right] for change in edit.changes])
     factors = [edit.factors(row) for row in range(len(edit.layers))]
-    return digest([list(edit.layers), edit.positions, edit.site, factors])
+    shifts = [edit.shift(row) for row in range(len(edit.layers))]
+    added = [shift for shift in shifts if shift is not None]
+    whole = [list(edit.layers), edit.positions, edit.site, factors]
+    return digest([*whole, added] if added else whole)
 
 
 def read_record(folder: Path, *, whole: bool = True) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """An edit compiled against one set of weights: the update ``B A`` of each edited projection.
 
 The projection is the matrix that makes the MLP output. With ``x = W h + b`` the edit ``x + U Z x``
-adds ``U (Z W) h + U (Z b)``: ``A = Z W``, ``B = U``, and a bias where the projection has one. W is
+adds ``U (Z W) h + U (Z b)``: ``A = Z W``, ``B = U``, and a bias where the projection has one, or
+where the edit adds a vector. W is
 taken as it is really used: transposed where a family stores it so (GPT-2), dequantised where the
 base is quantised, one per expert in a mixture. The factors belong to this W and to no other, so a
 hash of the edited matrices travels with them.
@@ -21,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.families import model_family
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.editors import Change, WeightEdit
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
@@ -128,7 +129,7 @@ class LowRank:
         name: Full name of the projection.
         a: ``(r, d_ff)``, or ``(E, r, d_ff)`` for E experts.
         b: ``(d, r)``; the same for all experts.
-        bias: ``(d,)``, or None if the projection has none or keeps it.
+        bias: ``(d,)``, or None if the projection has none or keeps it, and no vector is added.
         transposed: Whether the model stores the weight as ``(d_ff, d)``.
     """
 
@@ -188,7 +189,7 @@ def _update(change: Change, found: Projection) -> LowRank:
 
 
 def compile_layers(
-    edit: Edit | WeightEdit, backbone: HFBackbone
+    edit: AnyEdit | WeightEdit, backbone: HFBackbone
 ) -> Iterator[tuple[Projection, LowRank]]:
     """Each edited projection with its update, one layer at a time (a large W is held once)."""
     if isinstance(edit, WeightEdit):
@@ -201,6 +202,10 @@ def compile_layers(
         u, z = (factor.detach().cpu() for factor in edit.factors(row))
         w = found.weight.cpu().double()
         bias = None if found.bias is None else u @ (z @ found.bias.cpu().double())
+        added = edit.shift(row)
+        if added is not None:
+            added = added.detach().cpu()
+            bias = added if bias is None else bias + added
         yield found, LowRank(found.name, z @ w, u, bias, found.transposed)
 
 
@@ -212,7 +217,7 @@ class Compiled:
     weights: str
 
 
-def compile_edit(edit: Edit | WeightEdit, backbone: HFBackbone) -> Compiled:
+def compile_edit(edit: AnyEdit | WeightEdit, backbone: HFBackbone) -> Compiled:
     """The updates of all edited layers, in the order of ``edit.layers`` or ``edit.changes``."""
     updates, hashes = [], {}
     for found, update in compile_layers(edit, backbone):

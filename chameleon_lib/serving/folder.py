@@ -17,7 +17,7 @@ from pathlib import Path
 from chameleon_lib.backbones import HFBackbone, load_backbone
 from chameleon_lib.backbones.families import model_family
 from chameleon_lib.core.backbone import same_weights
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.core.fitting import EditProfile
 from chameleon_lib.demo import checkpoint
 from chameleon_lib.editors import WeightEdit
@@ -29,6 +29,7 @@ from chameleon_lib.serving.export import (
     edit_digest,
     edit_of,
     export_edit,
+    rank_of,
     read_record,
     served_name,
 )
@@ -86,7 +87,7 @@ class Served:
     name: str
     model: str
     new: bool
-    edit: Edit | WeightEdit
+    edit: AnyEdit | WeightEdit
 
 
 class ServingFolder:
@@ -141,7 +142,7 @@ class ServingFolder:
                 f"'{name}' cannot be the name of a served model; use letters, digits, - and _."
             )
         edit = edit_of(source, self.backbone)
-        self._largest = max(self._largest, edit.rank if isinstance(edit, WeightEdit) else 0)
+        self._largest = max(self._largest, rank_of(edit))
         number = current_versions(self.folder).get(name, 0)
         if number and self._is(f"{name}-v{number:04d}", edit):
             return Served(name, f"{name}-v{number:04d}", False, edit)
@@ -159,7 +160,7 @@ class ServingFolder:
 
     def measured(self, served: Served, base: Path) -> str:
         """What llama.cpp makes of a GGUF adapter on this file of the base, in a sentence."""
-        assert isinstance(served.edit, Edit)  # no other becomes a GGUF adapter
+        assert not isinstance(served.edit, WeightEdit)  # no other becomes a GGUF adapter
         path = self.folder / served.model / FILE
         return str(served_agreement(self.backbone, served.edit, path, base))
 
@@ -173,17 +174,18 @@ class ServingFolder:
             f"\n{_NOTES[self.form]}\n```sh\n{lines}\n```\n"
         )
 
-    def _is(self, model: str, edit: Edit | WeightEdit) -> bool:
+    def _is(self, model: str, edit: AnyEdit | WeightEdit) -> bool:
         """Whether a version is this edit, whole; a damaged one is told, and gets a successor."""
         try:
             record = read_record(self.folder / model)
         except UserError as error:
             tell(f"{model} is damaged and gets a new version: {error}")
             return False
+        ranks = (0, max(self.rank, rank_of(edit)))
         return (
             record["directions"] == edit_digest(edit)
             and record["backbone"]["fingerprint"] == self.backbone.fingerprint
-            and (isinstance(edit, WeightEdit) or record["rank"] in (0, self.rank))
+            and (isinstance(edit, WeightEdit) or record["rank"] in ranks)
         )
 
     def stale(self, names: Iterable[str]) -> list[Path]:

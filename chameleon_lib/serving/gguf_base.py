@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.errors import UserError
 from chameleon_lib.serving.agreement import NEW_TOKENS, PROBES, View, distance, view
 from chameleon_lib.serving.gguf_adapter import (
@@ -165,7 +165,7 @@ class Served:
 
 def served_agreement(
     backbone: HFBackbone,
-    edit: Edit,
+    edit: AnyEdit,
     adapter: Path,
     base: Path,
     *,

@@ -19,14 +19,14 @@ from transformers.utils.hub import cached_file
 
 from chameleon_lib.backbones import HFBackbone, backbone_from
 from chameleon_lib.backbones.older_versions import tell_older_versions
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.editors import WeightEdit
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.serving.factors import compile_layers
 
 
 @contextmanager
-def merged_weights(edit: Edit | WeightEdit, backbone: HFBackbone) -> Iterator[str]:
+def merged_weights(edit: AnyEdit | WeightEdit, backbone: HFBackbone) -> Iterator[str]:
     """``W + U (Z W)`` and ``b + U (Z b)`` inside the block; bit for bit the old weights after.
 
     Yields:
@@ -62,7 +62,7 @@ def merged_dtype(backbone: HFBackbone) -> torch.dtype:
     return stored if stored.itemsize < loaded.itemsize else loaded
 
 
-def write_merged(folder: Path, edit: Edit | WeightEdit, backbone: HFBackbone) -> str:
+def write_merged(folder: Path, edit: AnyEdit | WeightEdit, backbone: HFBackbone) -> str:
     """Writes the checkpoint in the base's own precision, the tokenizer and the licence.
 
     Returns:
