@@ -16,6 +16,7 @@ from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.batches import Batch
+from chameleon_lib.core.affine import AffineEdit
 from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.core.task import ANSWER_CUE
 from chameleon_lib.editors import WeightEdit
@@ -302,13 +303,13 @@ def _failing(backbone: HFBackbone) -> Iterator[list[bool]]:
         handle.remove()
 
 
-def hook_rows(backbone: HFBackbone, edits: Sequence[Edit]) -> Rows:
+def hook_rows(backbone: HFBackbone, edits: Sequence[AnyEdit]) -> Rows:
     """The per-row edit as :func:`isolation` asks it; user 0 is the bare base."""
 
     @torch.no_grad()
     def rows(prompts: list[str], users: list[int]) -> Tensor:
         own = [None if user == 0 else edits[user - 1] for user in users]
-        edit = Edit.stack(own, allow_missing=True) if any(users) else None
+        edit = AffineEdit.stack(own) if any(users) else None
         ids = backbone.codec.prompts(prompts)
         prefix = backbone.prefix_of(Batch(list(range(len(ids))), ids, None), edit)
         mask = torch.cat([prefix.mask, torch.ones_like(prefix.last)], dim=1)

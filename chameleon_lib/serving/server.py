@@ -21,7 +21,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -37,7 +37,7 @@ from starlette.requests import ClientDisconnect
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.backbone import same_weights
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.errors import UserError
 from chameleon_lib.serving.agreement import Isolation
 from chameleon_lib.serving.forget import spellings
@@ -273,7 +273,7 @@ class Service:
             )
         return cls(backbone, store, limits or Limits(), edits)
 
-    def checked_edits(self) -> list[Edit]:
+    def checked_edits(self) -> Sequence[AnyEdit]:
         """The edits of the first two users who have their own, or else of groups."""
         cells = islice(self.store.rows(("user", "alpha_p")), _LOOKED_AT)
         keys = (row["user"] for row in cells if row["alpha_p"] is not None)

@@ -32,7 +32,7 @@ from torch import Tensor
 from chameleon_lib.core.backbone import Backbone, same_weights
 from chameleon_lib.core.checks import FitCheck
 from chameleon_lib.core.directions import Directions
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit, Edit
 from chameleon_lib.core.fitting import EditProfile, FittedDirections
 from chameleon_lib.core.pairs import prompts_digest
 from chameleon_lib.core.settings import EditSettings
@@ -125,7 +125,7 @@ class Answering:
 
     user: str
     source: Literal["own", "group", "none"]
-    edit: Edit | None
+    edit: AnyEdit | None
     group: str
     distance: float
     why: str

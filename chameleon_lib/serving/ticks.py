@@ -18,12 +18,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from chameleon_lib.backbones import HFBackbone
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.affine import AffineEdit
+from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.errors import UserError
 from chameleon_lib.serving.agreement import Isolation, hook_rows, isolation
 from chameleon_lib.serving.sharded import ShardedStore
@@ -86,7 +87,7 @@ class Ask:
 
     prompt: str
     new_tokens: int
-    edit: Edit | None
+    edit: AnyEdit | None
     reply: asyncio.Future[Reply] = field(init=False)
 
 
@@ -116,6 +117,8 @@ class Edits:
         """The edit that answers a user, by the hash of the user's id."""
         mark = self._mark(user)  # before the row: a row that is replaced meanwhile is read again
         found = self.store.answering(self.store.name_of(user))
+        if found.edit is not None:  # multiplied out once, as every batch needs it
+            found = replace(found, edit=AffineEdit.of(found.edit))
         with self._lock:
             self._kept[user] = mark, found
             while len(self._kept) > self._most:
@@ -263,7 +266,7 @@ class Ticks:
     def _texts(self, asks: Sequence[Ask]) -> Sequence[str | Exception]:
         """The answers of one call of the model; if it fails, of a call per request."""
         edits = [ask.edit for ask in asks]
-        edit = Edit.stack(edits, allow_missing=True) if any(e is not None for e in edits) else None
+        edit = AffineEdit.stack(edits) if any(one is not None for one in edits) else None
         self.batches += 1
         try:
             found = self.backbone.generate(
@@ -280,11 +283,11 @@ class Ticks:
         return found
 
 
-def _kind(edit: Edit | None) -> tuple[Any, ...]:
+def _kind(edit: AnyEdit | None) -> tuple[Any, ...]:
     """What the edits of one batch must have in common; nothing for the base."""
     if edit is None:
         return ()
-    return (edit.positions, edit.site, edit.order, edit.compute_dtype, edit.alpha_p, edit.alpha_n)
+    return edit.positions, edit.site, edit.compute_dtype, edit.d
 
 
 def _joined(calls: dict[tuple[Any, ...], list[int]]) -> list[list[int]]:
@@ -300,7 +303,7 @@ def _joined(calls: dict[tuple[Any, ...], list[int]]) -> list[list[int]]:
 
 
 async def check_isolation(
-    ticks: Ticks, edits: Sequence[Edit], prompts: Sequence[str] = _PROBES
+    ticks: Ticks, edits: Sequence[AnyEdit], prompts: Sequence[str] = _PROBES
 ) -> Isolation | None:
     """Two users and the base, interleaved, in sequence and after an abort, equal each alone.
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -281,14 +282,15 @@ def test_a_request_that_ends_its_batch_fails_alone() -> None:
 
 
 def test_answers_of_several_lengths_and_kinds_of_edits_are_calls_of_one_tick() -> None:
-    weak = Edit.from_record(*an_edit(2).record())
-    object.__setattr__(weak, "alpha_p", 0.5)
-    asks = [Ask(PROMPT, N, an_edit(1)), Ask(PROMPT, 3, an_edit(1)), Ask(PROMPT, N, weak),
-            Ask(PROMPT, N, None)]  # fmt: skip
+    own, weak = an_edit(1), replace(an_edit(2), alpha_p=0.5)
+    elsewhere = replace(own, positions="last" if own.positions == "all" else "all")
+    asks = [Ask(PROMPT, N, own), Ask(PROMPT, 3, own), Ask(PROMPT, N, weak),
+            Ask(PROMPT, N, elsewhere), Ask(PROMPT, N, None)]  # fmt: skip
     calls, (_, *found) = asyncio.run(_held(asks, LIMITS))
-    assert sorted(map(len, calls[1:])) == [1, 1, 2]
-    short = backbone().generate([PROMPT], max_new_tokens=3, edit=an_edit(1))[0]
-    assert _texts(found) == [alone(an_edit(1)), short, alone(weak), alone(None)]
+    assert sorted(map(len, calls[1:])) == [1, 1, 3]
+    short = backbone().generate([PROMPT], max_new_tokens=3, edit=own)[0]
+    expected = [alone(own), short, alone(weak), alone(elsewhere), alone(None)]
+    assert _texts(found) == expected
 
 
 def test_a_full_queue_refuses_and_the_others_are_answered() -> None:
