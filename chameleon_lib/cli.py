@@ -671,6 +671,19 @@ def token(
     print(tokens.make(user))
 
 
+@stored.command("served")
+def served_name(
+    user: str = typer.Argument(..., metavar="USER", help="id of the user, as it was fitted"),
+    store: Path = STORE,
+    positions: Literal["as_fitted", "all"] = Opt("as_fitted", help="as CHAMELEON_POSITIONS says"),
+) -> None:
+    """What a gateway asks vLLM for on behalf of a user (serving/vllm_resolver.py says who may)."""
+    from chameleon_lib.serving.vllm_resolver import AdapterFolder
+
+    name = AdapterFolder(store, Path(), every_token=positions == "all").name_of(user)
+    print("the base model itself" if name is None else name)
+
+
 @app.command()
 def serve(
     store: Path = STORE,
