@@ -181,9 +181,9 @@ def compare(
             "too little to tell a right export from a wrong one; give prompts it acts on."
         )
     found = form(hook)
-    if distance(base, view(backbone, ids, None, forced=hook.tokens)) > 0:
+    if not distance(base, view(backbone, ids, None, forced=hook.tokens)) <= bound:
         raise UserError(
-            f"The base answers otherwise after the export was loaded beside it, so the export was "
+            "The base answers otherwise after the export was loaded beside it, so the export was "
             f"deleted; please report this with {backbone.name} and the versions of its libraries."
         )
     error = distance(hook, found)

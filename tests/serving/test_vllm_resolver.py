@@ -68,7 +68,7 @@ class LoRARequest:
         assert self.lora_int_id >= 1 and self.lora_path
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     """vLLM as far as a resolver sees it."""
     modules = {name: ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.resolver",
@@ -119,7 +119,7 @@ class Front:
 
 
 @pytest.fixture
-def served(tmp_path: Path, registry: Registry) -> Iterator[AdapterFolder]:
+def served(tmp_path: Path) -> Iterator[AdapterFolder]:
     filled(tmp_path / "store", users=40)
     found = AdapterFolder(tmp_path / "store", tmp_path / "adapters", every_token=True, prove=False)
     yield found
@@ -172,7 +172,7 @@ def test_no_clients_text_becomes_a_path(served: AdapterFolder, tmp_path: Path) -
 
 
 def test_a_new_fit_has_a_new_name_and_the_old_one_is_served_no_more(
-    served: AdapterFolder, tmp_path: Path
+    served: AdapterFolder,
 ) -> None:
     front, old = Front(resolver(served)), served.name_of("user0")
     assert old is not None and front.ask(old)
@@ -267,7 +267,7 @@ def test_the_first_request_proves_the_form_and_lets_the_other_weights_go(tmp_pat
 
 
 def test_an_edit_that_no_adapter_carries_is_told(
-    tmp_path: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     filled(tmp_path / "store", users=5)
     found = AdapterFolder(tmp_path / "store", tmp_path / "adapters", prove=False)
