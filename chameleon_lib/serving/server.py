@@ -170,7 +170,7 @@ def parsed(body: bytes, kind: type[R]) -> R:
         raise ValueError(f"{text} is no number of JSON")
 
     try:
-        entry = json.loads(body, parse_constant=no_number)
+        entry = json.loads(body.decode(), parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise Refused(400, f"The body is no JSON: {reason[:100]}.") from None
@@ -454,7 +454,7 @@ def serve(
     """
     found = asyncio.run(_checked(service))
     if found is None:
-        yield "The store holds no edit: the base answers everybody."
+        yield "The base answers everybody: there is no edit, or none is used."
     else:
         yield (
             f"Users are kept apart: {found.rows} rows in batches, in sequence and after an abort "

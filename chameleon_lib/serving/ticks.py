@@ -22,6 +22,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.affine import AffineEdit
 from chameleon_lib.core.edit import AnyEdit
@@ -266,7 +268,7 @@ class Ticks:
     def _texts(self, asks: Sequence[Ask]) -> Sequence[str | Exception]:
         """The answers of one call of the model; if it fails, of a call per request."""
         edits = [ask.edit for ask in asks]
-        edit = AffineEdit.stack(edits) if any(one is not None for one in edits) else None
+        edit = _stacked(edits) if any(one is not None for one in edits) else None
         self.batches += 1
         try:
             found = self.backbone.generate(
@@ -281,6 +283,21 @@ class Ticks:
             return [self._texts([ask])[0] for ask in asks]
         self.answered += len(asks)
         return found
+
+
+def _stacked(edits: Sequence[AnyEdit | None]) -> AffineEdit:
+    """``AffineEdit.stack``, in a tenth of its time where all edits have the same shape."""
+    given = [edit for edit in edits if isinstance(edit, AffineEdit)]
+    alike = {(edit.layers, edit.u.shape, edit.u.dtype, edit.v is None) for edit in given}
+    if len(alike) != 1 or len(given) < sum(edit is not None for edit in edits) or given[0].per_row:
+        return AffineEdit.stack(edits)
+    like = given[0]
+    if like.v is not None:
+        return AffineEdit.stack(edits)
+    nothing = replace(like, u=torch.zeros_like(like.u), z=torch.zeros_like(like.z))
+    rows = [edit if isinstance(edit, AffineEdit) else nothing for edit in edits]
+    u, z = (torch.stack([getattr(row, name) for row in rows], dim=1) for name in ("u", "z"))
+    return replace(like, u=u, z=z)
 
 
 def _kind(edit: AnyEdit | None) -> tuple[Any, ...]:
