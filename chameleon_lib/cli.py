@@ -28,6 +28,7 @@ from chameleon_lib.kit.command_line import notebook_numbers, overrides
 from chameleon_lib.kit.profiles import for_data
 
 if TYPE_CHECKING:
+    from chameleon_lib.core.task import User
     from chameleon_lib.kit.plan import Run
 
 R = TypeVar("R")
@@ -449,23 +450,87 @@ def answer(
         "", metavar="MODEL",
         help="hub id, folder, .gguf file or smollm2; default: the profile's first",
     ),  # fmt: skip
+    store: Path | None = Opt(
+        None, metavar="DIR", help="answer with this store's edit of the user, and fit nothing"
+    ),
     options: Any = None,
 ) -> None:
     """Answer a query of one of your own users, without and with the edit.
 
-    The edit is fitted on a group of the other users of the table; no held-out label of theirs
-    is read.
+    The edit is that of --store, or is fitted on a group of the other users of the table; no
+    held-out label of theirs is read.
     """
-    if (data is None) == (csv is None):
-        raise UserError("Give either --data DIR or --csv FILE.")
     if query and not query.strip():
         raise UserError("--query holds blanks alone; give the text that is asked.")
-    from chameleon_lib.studies.own_users import answer_lines, load_own, table_users
+    found, name, text = _users_of(csv, data, task, options), for_data(profile, True), query.split()
+    if store is not None:
+        from chameleon_lib.studies.population import stored_answer_lines
 
-    found = table_users(csv, task, options) if csv else load_own(data or Path(), task)
-    name = for_data(profile, True)
-    for line in answer_lines(name, found, user, " ".join(query.split()), backbone):
+        lines = stored_answer_lines(name, found, user, " ".join(text), store, backbone)
+    else:
+        from chameleon_lib.studies.own_users import answer_lines
+
+        lines = answer_lines(name, found, user, " ".join(text), backbone)
+    for line in lines:
         print(line, flush=True)  # between two lines minutes may pass
+
+
+def _users_of(csv: Path | None, data: Path | None, task: str, options: Any) -> list[User]:
+    """The users of a table or of a folder of files."""
+    if (data is None) == (csv is None):
+        raise UserError("Give either --data DIR or --csv FILE.")
+    from chameleon_lib.studies.own_users import load_own, table_users
+
+    return table_users(csv, task, options) if csv else load_own(data or Path(), task)
+
+
+@app.command()
+@_of_a_table("_column")
+def fit(
+    task: str = TASK,
+    store: Path = Opt(..., metavar="DIR", help="receives the edits; one that is there goes on"),
+    data: Path | None = Opt(None, metavar="DIR", help="folder that 'data import' wrote"),
+    csv: Path | None = Opt(None, metavar="FILE", help="or the table itself, of any shape"),
+    backbone: str = Opt(
+        "", metavar="MODEL",
+        help="hub id, folder, .gguf file or smollm2; default: the profile's first",
+    ),  # fmt: skip
+    edits: Literal["group", "own", "collective-own"] = Opt(
+        "own",
+        help="group: one edit for users near each other; own: also one of every user's own pairs; "
+        "collective-own: the group's and then the own one",
+    ),
+    groups: int | None = Opt(
+        None, min=0, metavar="N", help="groups; default: one for every 100 users, at most 32"
+    ),
+    profile: Profile = PROFILE,
+    engine: Literal["local", "ray"] = Opt("local", help="processes here, or Ray Data"),
+    workers: int = Opt(1, min=1, metavar="N", help="processes"),
+    address: str | None = Opt(None, metavar="HOST", help="of a Ray cluster that sees --store"),
+    precision: Literal["bfloat16", "float32"] = Opt("bfloat16", help="of the stored directions"),
+    settings: list[str] = Opt(
+        [], "--set", metavar="NAME=VALUE", help="any other setting of the fits; repeatable"
+    ),
+    report: Path | None = Opt(
+        None, metavar="FILE", help="receives a line per user, with the users' ids"
+    ),
+    options: Any = None,
+) -> None:
+    """Fit the edits of a table of users into a store; a killed run goes on where it stopped.
+
+    Users who are there with the same history are not fitted again; new and changed ones are.
+    """
+    from chameleon_lib.serving.engines import get_engine
+    from chameleon_lib.studies.population import fit_lines
+
+    found, name = _users_of(csv, data, task, options), for_data(profile, True)
+    chosen = get_engine(engine, workers, 1, address)
+    lines = fit_lines(
+        name, found, store, chosen, backbone=backbone, edits=edits, groups=groups,
+        precision=precision, changes=settings, report=report,
+    )  # fmt: skip
+    for line in lines:
+        print(line, flush=True)
 
 
 @app.command()

@@ -7,6 +7,7 @@ reviewed the same item, with weights from how far their mean review is from the 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -122,21 +123,19 @@ class VectorMaker:
     def peers(self, review: Review, sample: Sample) -> list[Review]:
         """Reviews of the same item by others that may be known when the sample is written."""
         item = self._peers_of.get(review.item, review.item)
-        return [
-            other
-            for other in self.corpus.by_item.get(item, ())
-            if other.user != review.user and self._is_known(other, sample)
-        ]
+        known = self._known(self.corpus.by_item.get(item, []), sample)
+        return [other for other in known if other.user != review.user]
 
     def mean(self, user: str, sample: Sample) -> Floats:
         """Mean embedding of what is known of a user when the sample is written, ``(d,)``."""
-        known = [own for own in self.corpus.by_user[user] if self._is_known(own, sample)]
+        known = self._known(self.corpus.by_user[user], sample)
         key = (user, len(known))  # they are the first of the user's
         if key not in self._means:
             self._means[key] = self.embedded(known).mean(axis=0)
         return self._means[key]
 
-    def _is_known(self, review: Review, sample: Sample) -> bool:
+    def _known(self, reviews: list[Review], sample: Sample) -> list[Review]:
+        """Of reviews, oldest first, those that may be known when the sample is written."""
         if self.released.later_reviews:
-            return review in self.corpus.by_user[review.user][:-3]
-        return review.time < sample.review.time
+            return [one for one in reviews if one in self.corpus.by_user[one.user][:-3]]
+        return reviews[: bisect_left(reviews, sample.review.time, key=lambda one: one.time)]

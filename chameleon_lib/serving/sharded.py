@@ -13,20 +13,30 @@ vectors, has the smallest distance 1 − ⟨v, c⟩ to the user's own (:func:`us
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from chameleon_lib.core.affine import AffineEdit
 from chameleon_lib.core.backbone import Backbone, Embedder
+from chameleon_lib.core.edit import AnyEdit, Edit
 from chameleon_lib.core.fitting import EditProfile
 from chameleon_lib.core.history import item_texts, spread_items
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import User
 from chameleon_lib.errors import UserError
-from chameleon_lib.serving.files import locked, model_name, remove_leftovers, remove_model, versions
+from chameleon_lib.serving.files import (
+    fit_lock,
+    locked,
+    model_name,
+    remove_leftovers,
+    remove_model,
+    versions,
+)
 from chameleon_lib.serving.forget import Forgotten, forget, spellings
 from chameleon_lib.serving.pseudonyms import KEY_FILE, Pseudonyms
 from chameleon_lib.serving.shards import (
@@ -180,8 +190,14 @@ class ShardedStore:
         row, key = self.row(user), self.key_of(user)
         name = self.name_of(key)
         if row is not None and row.edit is not None:
-            why = f"the user's own edit of {row.n_pairs} pairs"
-            return Answering(name, "own", row.edit, "", float("nan"), f"{why} answers.")
+            group = self.group(row.group)
+            after = "" if group is None or group.edit is None else f", after that of {group.name}"
+            why = f"The user's own edit of {row.n_pairs} pairs"
+            if self.manifest.edits != "collective-own" or not after:
+                return Answering(name, "own", row.edit, "", float("nan"), f"{why} answers.")
+            assert group is not None
+            return Answering(name, "own", self._joined(row), group.name, row.distance,
+                             f"{why} answers{after}, at distance {row.distance:.3f}.")  # fmt: skip
         number, distance = (-1, float("nan")) if row is None else (row.group, row.distance)
         reason = "The store holds nothing of this user" if row is None else row.note.rstrip(".")
         reason = reason or "The job fitted no own edits"
@@ -194,7 +210,7 @@ class ShardedStore:
                              "answers.")  # fmt: skip
         near = f"{group.name}, the nearest, lies at distance {distance:.3f}"
         if group.edit is None:
-            why = f"{reason}; {near}, and its edit was refused: the base answers."
+            why = f"{reason}; {near}, and has no edit that is better than none: the base answers."
             return Answering(name, "none", None, group.name, distance, why)
         return Answering(name, "group", group.edit, group.name, distance,
                          f"{reason}; {near}: its edit answers.")  # fmt: skip
@@ -241,12 +257,27 @@ class ShardedStore:
         """Where a profile came from, JSON types."""
         profile, m = self._profile(key), self.manifest
         return {
-            "edit": profile.edit.record()[0],
+            "edit": self._edit_content(profile.edit),
             "backbone": {"name": m.backbone, "fingerprint": m.fingerprint, "revision": m.revision},
             "pairs": {"different": profile.n_pairs, "identical": profile.n_identical},
             "prompts": m.prompts,
             "settings": m.settings,
         }
+
+    @staticmethod
+    def _edit_content(edit: AnyEdit) -> dict[str, Any]:
+        if isinstance(edit, Edit):
+            return edit.record()[0]
+        named = {name: getattr(edit, name) for name in ("positions", "site", "compute_dtype")}
+        return {"layers": list(edit.layers), "rank": edit.factors(0)[0].shape[-1], **named}
+
+    def _joined(self, row: Row) -> AnyEdit:
+        """The own edit of a row, after its group's where the job is collective, then own."""
+        assert row.edit is not None
+        group = self.group(row.group)
+        if self.manifest.edits != "collective-own" or group is None or group.edit is None:
+            return row.edit
+        return AffineEdit.sequence(group.edit, row.edit)
 
     def _row_with_edit(self, key: str) -> Row:
         row = self.row(key)
@@ -263,11 +294,13 @@ class ShardedStore:
         group = self.group(int(match[1])) if match else None
         if group is None:
             row = self._row_with_edit(key)
-            assert row.edit is not None
             users: tuple[bytes, ...] = (row.user,)
-            edit, pairs, same, check = row.edit, row.n_pairs, row.n_identical, row.check
+            # Whatever its rank, a hook or an export takes it.
+            edit = cast(Edit, self._joined(row))
+            pairs, same, check = row.n_pairs, row.n_identical, row.check
         elif group.edit is None:
-            raise UserError(f"The edit of {key} was refused: {group.check and group.check.warning}")
+            why = "too few pairs" if group.check is None else group.check.warning
+            raise UserError(f"{key} has no edit: {why}; its users are answered by the base.")
         else:
             users, edit = group.members, group.edit
             pairs, same, check = group.n_pairs, 0, group.check
@@ -302,7 +335,7 @@ class ShardedStore:
     def drop(self, user: str, serving: Sequence[Path], done: Forgotten) -> None:
         """Take a user's row, share of groups, exports and unfinished work away."""
         names = {self.key_of(one) for one in spellings(user)}
-        with locked(self._root):
+        with fit_lock(self._root), locked(self._root):
             for key in sorted(names):
                 done.exports += remove_model(model_name("", key.hex()), serving)
                 if self._drop_row(key):
@@ -315,16 +348,17 @@ class ShardedStore:
         """Rewrite the shard, and what a fit has not merged yet, without a user."""
         path = shard_path(self._root, self.manifest.shard_of(key))
         work = self._root / WORK
-        files = [path, *sorted((work / "rows").glob(f"{path.stem}-*.parquet"))]
+        files = [path, *sorted((work / "rows").glob(f"{path.stem}-*/*.parquet"))]
         found = [file for file in files if find_cells(file, key) is not None]
         for file in found:
             write_table(file, (without(table, {key}) for table in shard_tables(file)),
                         self.manifest)  # fmt: skip
-        for file in (work / "users", work / "trying"):  # texts of the fit, and who was tried
-            for left in file.glob("*"):
-                if key.hex().encode() in left.read_bytes():
-                    left.unlink()
-        for folder in (path.parent, work / "rows"):
+        for texts in (USERS, "groups"):  # the next fit writes them again
+            shutil.rmtree(work / texts, ignore_errors=True)
+        for left in (work / "trying").glob(f"{path.stem}-*"):
+            if key.hex().encode() in left.read_bytes():
+                left.unlink()
+        for folder in (path.parent, *(work / "rows").glob(f"{path.stem}-*")):
             if folder.is_dir():
                 remove_leftovers(folder)
         return bool(found)

@@ -324,7 +324,7 @@ class ProfileStore:
                 f"The profile of {user!r} is what {profile.edit.editor} wrote into weights, which "
                 "answers from an export alone; export it."
             )
-        why = f"the user's own edit of {profile.n_pairs} pairs answers."
+        why = f"The user's own edit of {profile.n_pairs} pairs answers."
         return Answering(name, "own", profile.edit, "", nowhere, why)
 
     def drop(self, user: str, serving: Sequence[Path], done: Forgotten) -> None:

@@ -19,7 +19,7 @@ import torch
 from chameleon_lib import demo
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.load import load_backbone
-from chameleon_lib.core.backbone import Backbone
+from chameleon_lib.core.backbone import Backbone, Embedder
 from chameleon_lib.core.directions import find_directions
 from chameleon_lib.core.edit import Edit
 from chameleon_lib.core.fitting import Contrast, fit_by_preference
@@ -72,6 +72,7 @@ TRAINED: dict[str, tuple[str, ...]] = {
 EDITED = (PAPER, FITTED)
 PAST = 8  # past reviews that an edit is made from
 CHUNK = 30  # users of a unit of edits
+EMBEDDED = 256  # texts of a unit of embeddings
 NATS = "nats per token"
 MODULES = ("chameleon_lib.difference", "chameleon_lib.backbones")
 # For a model of two hundred thousand weights, which the paper's rate would not move; chosen on the
@@ -104,6 +105,29 @@ class Asked:
     seeds: int
     released: Released
     root: Path
+
+
+@dataclass(frozen=True)
+class KeptEmbedder:
+    """An embedder whose embeddings of the same texts are made once for all processes and runs."""
+
+    embedder: Embedder
+    store: ArtifactStore
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit-length embeddings, as the embedder gives them."""
+        name = getattr(self.embedder, "name", type(self.embedder).__name__)
+        found = self.store.map(
+            "difference_embeddings",
+            [list(texts[at : at + EMBEDDED]) for at in range(0, len(texts), EMBEDDED)],
+            lambda parts: [{"embeddings": self.embedder.encode(part)} for part in parts],
+            inputs={"embedder": name, "d": len(self.embedder.encode(["a"])[0])},
+            key_of=lambda part: part,
+            batch_size=1,
+            label=f"embeddings, {EMBEDDED} texts at a time,",
+            modules=("chameleon_lib.backbones.embedder", "chameleon_lib.difference.world"),
+        )
+        return np.concatenate([part["embeddings"] for part in found])
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +181,7 @@ def run(
         root,
     )  # fmt: skip
     desk = _desk(asked)
+    desk.embed()
     plain = [row for row in (NONE, DPL, ORACLE) if row != ORACLE or desk.material.told]
     chunks = range(0, len(desk.test), CHUNK)
     units: list[tuple[Any, ...]] = [
@@ -229,6 +254,7 @@ class Desk:
             self.material = of_folder(Path(asked.folder), profile, asked.recipe, asked.users)
         else:
             self.material = of_world(asked.world, asked.recipe)
+        self.embedder = KeptEmbedder(self.material.embedder, self.store)
         self.test = self.material.samples.test
         self._vectors: dict[tuple[str, str, str], Vectors] = {}
 
@@ -249,6 +275,10 @@ class Desk:
 
     # --- vectors --------------------------------------------------------------------------------
 
+    def embed(self) -> None:
+        """Embeds all reviews, before workers ask for them."""
+        _ = self._makers
+
     @cached_property
     def _makers(self) -> dict[bool, VectorMaker]:
         """Makers of vectors: with an item's own peers, and with those of another item."""
@@ -257,7 +287,7 @@ class Desk:
         turned = dict(zip(items, items[1:] + items[:1], strict=True))  # as many peers, nearly
         return {
             other: VectorMaker(
-                material.corpus, material.embedder, peers_of=turned if other else None,
+                material.corpus, self.embedder, peers_of=turned if other else None,
                 text_of=material.text_of, released=self.asked.released,
             )
             for other in (False, True)
