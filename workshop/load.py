@@ -397,7 +397,8 @@ def killed(
     return {"cut off while asking": cut, **after}
 
 
-def _crowd(store: ShardedStore, users: int, prompts: Sequence[str]) -> Crowd:
+def crowd_of(store: ShardedStore, users: int, prompts: Sequence[str]) -> Crowd:
+    """The users of a stand-in store, with a new token each."""
     tokens = Tokens(store.root)
     made = [tokens.make(f"user{at}") for at in range(users)]
     return Crowd(made, store.manifest.backbone, prompts)
@@ -419,7 +420,7 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="chameleon-load-") as folder:
         scratch = Path(folder)
         store = stand_in_store(scratch / "store", backbone, asked.users, STRONG)
-        crowd = _crowd(store, asked.users, prompts)
+        crowd = crowd_of(store, asked.users, prompts)
         kept: dict[tuple[int, str], str] = {}
 
         def alone(user: int, number: int) -> str:
@@ -445,7 +446,7 @@ def main(argv: Sequence[str]) -> int:
         found["kill -9"] = killed(crowd, store.root, model, scratch, alone)
         if asked.rounds:
             weak = stand_in_store(scratch / "weak", backbone, asked.users, WEAK)
-            mild = _crowd(weak, asked.users, prompts)
+            mild = crowd_of(weak, asked.users, prompts)
             with (
                 running(weak.root, model, scratch) as edited,
                 running(weak.root, model, scratch, "--no-edits") as plain,
