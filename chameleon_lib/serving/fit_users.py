@@ -165,7 +165,11 @@ class UserFits:
             return replace(row, state=REFUSED, note=note, check=check), group
         if check is not None and s.check_edit in ("zero", "refuse") and not check.passes(s):
             check = replace(check, action="zero")
-            return replace(row, state=REFUSED, note=check.sentence(), check=check), group
+            note = (
+                f"The own edit is not better than none on {check.texts} texts of the history: "
+                f"{check.gain:+.3f} nats per token [{check.low:+.3f}, {check.high:+.3f}]."
+            )
+            return replace(row, state=REFUSED, note=note, check=check), group
         return replace(row, state=FITTED, edit=own, check=check), both
 
     @torch.no_grad()

@@ -24,21 +24,16 @@ from chameleon_lib.serving.population import (
     user_of_line,
 )
 from chameleon_lib.serving.sharded import ShardedStore
-from chameleon_lib.serving.shards import ASIDE, FAILED, FITTED, WORK, Manifest
-from tests.serving.standin import StandIn, edit_of, users
-from tests.serving.test_sharded import holding, manifest, same
-
-
-def about(**changes: Any) -> Manifest:
-    """A store of narrow rows."""
-    return manifest(d=16, slots=2, **changes)
+from chameleon_lib.serving.shards import ASIDE, FAILED, FITTED, WORK, stored_edit
+from tests.serving.test_sharded import holding, same
+from workshop.standin import StandIn, edit_of, manifest, users
 
 
 def fit(
     root: Path, some: list[User], *, workers: int = 2, flush: float = 0.0, **stand_in: Any
 ) -> tuple[Fitted, ShardedStore]:
     with fit_lock(root / "store"):
-        store = open_for_fit(root / "store", about(), len(some))
+        store = open_for_fit(root / "store", manifest(), len(some))
         work = StandIn(store.manifest, root / "fits", **stand_in)
         engine = LocalEngine(workers, preload=("torch",))
         return fit_population(store, work, some, engine, flush=flush), store
@@ -70,7 +65,8 @@ def test_everybody_is_fitted_once_and_a_second_run_fits_nobody(tmp_path: Path) -
     assert set(fitted_ids(tmp_path).values()) == {1}
     row = store.row("user7")
     assert row is not None and row.edit is not None
-    assert same(row.edit, edit_of(store.key_of("user7"), store.manifest))
+    wanted = edit_of(store.key_of("user7"), store.manifest)
+    assert same(row.edit, stored_edit(wanted, "bfloat16"))
     assert not (tmp_path / "store" / WORK).exists()
     again, _ = fit(tmp_path, some)
     assert (again.before, again.now) == (120, 0) and set(fitted_ids(tmp_path).values()) == {1}
@@ -184,6 +180,6 @@ def test_two_users_of_one_id_and_foreign_folders_are_refused(tmp_path: Path) -> 
     foreign.mkdir()
     (foreign / "notes.txt").touch()
     with pytest.raises(UserError, match=r"'notes.txt', which is no store of fits"):
-        open_for_fit(foreign, about(), 3)
+        open_for_fit(foreign, manifest(), 3)
     with pytest.raises(UserError, match="--address names a Ray cluster"):
         get_engine("local", 1, 1, "ray://x")

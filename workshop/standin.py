@@ -1,4 +1,4 @@
-"""A fit that takes no time, for tests of who is fitted, when and how often."""
+"""A fit that takes no model: who is fitted, when, how often and by whom can be counted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.core.task import HistoryItem, Query, User
 from chameleon_lib.serving.population import FitOne
-from chameleon_lib.serving.shards import FITTED, Manifest, Row
+from chameleon_lib.serving.shards import FITTED, Manifest, Precision, Row
 
 
 def users(count: int, start: int = 0) -> Iterator[User]:
@@ -22,6 +23,12 @@ def users(count: int, start: int = 0) -> Iterator[User]:
     for at in range(start, start + count):
         item = HistoryItem("0", f"text of {at}", "comedy")
         yield User(f"user{at}", "LaMP_2", (item,), (Query("q", "?", "?", None),))
+
+
+def manifest(d: int = 16, slots: int = 2, dtype: Precision = "bfloat16") -> Manifest:
+    """A store of rows of this size, of no model."""
+    settings = EditSettings(theta_method="fitted", edit_positions="all").canonical()
+    return Manifest("LaMP_2", "own", "stand-in", "0" * 64, "", d, slots, dtype, settings, "", 1)
 
 
 def edit_of(key: bytes, manifest: Manifest) -> Edit:
@@ -37,7 +44,7 @@ class StandIn:
 
     Attributes:
         manifest: Of the store.
-        fits: Every finished fit is a line: the user's id and the process.
+        fits: Every finished fit is a line: the user's id, the process and the time.
         seconds: A fit takes, waiting.
         spin: A fit takes, computing.
         poison: Ids whose fit ends the process.
@@ -70,7 +77,7 @@ class StandIn:
             end = time.process_time() + self.spin
             while time.process_time() < end:
                 pass
-            log.write(f"{user.id} {os.getpid()}\n".encode())
+            log.write(f"{user.id} {os.getpid()} {time.time():.4f}\n".encode())
             return Row(key, data, FITTED, edit=edit_of(key, self.manifest), n_pairs=3, gain=0.5)
 
         return fit
