@@ -729,10 +729,12 @@ def token(
     from chameleon_lib.serving.sharded import open_store
     from chameleon_lib.serving.tokens import Tokens
 
-    tokens = Tokens(open_store(store).root)
+    found = open_store(store)
+    tokens = Tokens(found.root)
     if revoke:
         print(f"{tokens.revoke(user)} tokens are invalid now.")
         return
+    print(found.answering(user).why, file=sys.stderr)
     print(tokens.make(user))
 
 

@@ -35,6 +35,7 @@ from chameleon_lib.serving.store import Answering
 
 log = logging.getLogger(__name__)
 
+_KEPT = 1 << 28  # bytes of edits that are kept beside the store
 _PROBES = (
     "Which tag does this movie relate to? description: a bomb saves a riddle",
     "What is the score of the following review on a scale of 1 to 5? review: it broke at once",
@@ -98,11 +99,12 @@ class Edits:
 
     Args:
         store: The store; other processes may write it meanwhile.
-        most: Users that are kept.
     """
 
-    def __init__(self, store: ShardedStore, most: int = 4096) -> None:
-        self.store, self._most = store, most
+    def __init__(self, store: ShardedStore) -> None:
+        self.store = store
+        about = store.manifest
+        self._most = max(64, min(4096, _KEPT // (32 * about.slots * about.d)))  # U and Z, float64
         self._kept: OrderedDict[bytes, tuple[Any, Answering]] = OrderedDict()
         self._lock = threading.Lock()
 
