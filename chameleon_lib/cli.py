@@ -28,6 +28,7 @@ from chameleon_lib.kit.command_line import notebook_numbers, overrides
 from chameleon_lib.kit.profiles import for_data
 
 if TYPE_CHECKING:
+    from chameleon_lib.core.task import User
     from chameleon_lib.kit.plan import Run
 
 R = TypeVar("R")
@@ -449,23 +450,87 @@ def answer(
         "", metavar="MODEL",
         help="hub id, folder, .gguf file or smollm2; default: the profile's first",
     ),  # fmt: skip
+    store: Path | None = Opt(
+        None, metavar="DIR", help="answer with this store's edit of the user, and fit nothing"
+    ),
     options: Any = None,
 ) -> None:
     """Answer a query of one of your own users, without and with the edit.
 
-    The edit is fitted on a group of the other users of the table; no held-out label of theirs
-    is read.
+    The edit is that of --store, or is fitted on a group of the other users of the table; no
+    held-out label of theirs is read.
     """
-    if (data is None) == (csv is None):
-        raise UserError("Give either --data DIR or --csv FILE.")
     if query and not query.strip():
         raise UserError("--query holds blanks alone; give the text that is asked.")
-    from chameleon_lib.studies.own_users import answer_lines, load_own, table_users
+    found, name, text = _users_of(csv, data, task, options), for_data(profile, True), query.split()
+    if store is not None:
+        from chameleon_lib.studies.population import stored_answer_lines
 
-    found = table_users(csv, task, options) if csv else load_own(data or Path(), task)
-    name = for_data(profile, True)
-    for line in answer_lines(name, found, user, " ".join(query.split()), backbone):
+        lines = stored_answer_lines(name, found, user, " ".join(text), store, backbone)
+    else:
+        from chameleon_lib.studies.own_users import answer_lines
+
+        lines = answer_lines(name, found, user, " ".join(text), backbone)
+    for line in lines:
         print(line, flush=True)  # between two lines minutes may pass
+
+
+def _users_of(csv: Path | None, data: Path | None, task: str, options: Any) -> list[User]:
+    """The users of a table or of a folder of files."""
+    if (data is None) == (csv is None):
+        raise UserError("Give either --data DIR or --csv FILE.")
+    from chameleon_lib.studies.own_users import load_own, table_users
+
+    return table_users(csv, task, options) if csv else load_own(data or Path(), task)
+
+
+@app.command()
+@_of_a_table("_column")
+def fit(
+    task: str = TASK,
+    store: Path = Opt(..., metavar="DIR", help="receives the edits; one that is there goes on"),
+    data: Path | None = Opt(None, metavar="DIR", help="folder that 'data import' wrote"),
+    csv: Path | None = Opt(None, metavar="FILE", help="or the table itself, of any shape"),
+    backbone: str = Opt(
+        "", metavar="MODEL",
+        help="hub id, folder, .gguf file or smollm2; default: the profile's first",
+    ),  # fmt: skip
+    edits: Literal["group", "own", "collective-own"] = Opt(
+        "own",
+        help="group: one edit for users near each other; own: also one of every user's own pairs; "
+        "collective-own: the group's and then the own one",
+    ),
+    groups: int | None = Opt(
+        None, min=0, metavar="N", help="groups; default: one for every 100 users, at most 32"
+    ),
+    profile: Profile = PROFILE,
+    engine: Literal["local", "ray"] = Opt("local", help="processes here, or Ray Data"),
+    workers: int = Opt(1, min=1, metavar="N", help="processes"),
+    address: str | None = Opt(None, metavar="HOST", help="of a Ray cluster that sees --store"),
+    precision: Literal["bfloat16", "float32"] = Opt("bfloat16", help="of the stored directions"),
+    settings: list[str] = Opt(
+        [], "--set", metavar="NAME=VALUE", help="any other setting of the fits; repeatable"
+    ),
+    report: Path | None = Opt(
+        None, metavar="FILE", help="receives a line per user, with the users' ids"
+    ),
+    options: Any = None,
+) -> None:
+    """Fit the edits of a table of users into a store; a killed run goes on where it stopped.
+
+    Users who are there with the same history are not fitted again; new and changed ones are.
+    """
+    from chameleon_lib.serving.engines import get_engine
+    from chameleon_lib.studies.population import fit_lines
+
+    found, name = _users_of(csv, data, task, options), for_data(profile, True)
+    chosen = get_engine(engine, workers, 1, address)
+    lines = fit_lines(
+        name, found, store, chosen, backbone=backbone, edits=edits, groups=groups,
+        precision=precision, changes=settings, report=report,
+    )  # fmt: skip
+    for line in lines:
+        print(line, flush=True)
 
 
 @app.command()
@@ -499,15 +564,20 @@ app.add_typer(stored, name="profiles", help="List, show and forget stored edit p
 
 
 @stored.command("list")
-def list_profiles(store: Path = STORE) -> None:
-    """All profiles."""
-    from chameleon_lib.serving.store import ProfileStore
+def list_profiles(
+    store: Path = STORE, limit: int = Opt(1000, min=0, metavar="N", help="profiles to print")
+) -> None:
+    """All profiles; of a store of many users the first ones, and how many there are."""
+    from chameleon_lib.serving.sharded import open_store
 
-    found = ProfileStore.at(store).list()
-    for info in found:
-        print(info)
-    count = f"{len(found)} profile{'' if len(found) == 1 else 's'}"
-    print(f"{count}, {sum(info.bytes for info in found):,} bytes")
+    count = size = 0
+    for info in open_store(store).infos():
+        if count < limit:
+            print(info)
+        count, size = count + 1, size + info.bytes
+    if count > limit:
+        print(f"... and {count - limit:,} more (--limit)")
+    print(f"{count:,} profile{'' if count == 1 else 's'}, {size:,} bytes")
 
 
 @stored.command("show")
@@ -515,13 +585,22 @@ def show_profile(
     key: str = typer.Argument(..., metavar="KEY", help="user or group"), store: Path = STORE
 ) -> None:
     """One profile: where it came from and what it edits."""
-    from chameleon_lib.serving.store import ProfileStore
+    from chameleon_lib.serving.sharded import open_store
 
-    profiles = ProfileStore.at(store)
+    profiles = open_store(store)
     print(profiles.info(key))
-    content = profiles.files.get(key).content
-    names = ("edit", "backbone", "pairs", "prompts", "settings")
-    print(json.dumps({name: content[name] for name in names}, indent=1, sort_keys=True))
+    print(json.dumps(profiles.content(key), indent=1, sort_keys=True))
+
+
+@stored.command("explain")
+def explain(
+    user: str = typer.Argument(..., metavar="USER", help="id of the user, as it was fitted"),
+    store: Path = STORE,
+) -> None:
+    """Which edit answers a user, and why; a user whom no fit saw is asked with answer --store."""
+    from chameleon_lib.serving.sharded import open_store
+
+    print(open_store(store).answering(user).why)
 
 
 @stored.command("forget")
@@ -541,9 +620,9 @@ def forget_user(
     ),  # fmt: skip
 ) -> int:
     """Remove a user's profiles and their exports, and empty what runs can fill again."""
-    from chameleon_lib.serving.store import ProfileStore
+    from chameleon_lib.serving.sharded import open_store
 
-    profiles = ProfileStore.at(store)
+    profiles = open_store(store)
     # The committed demo holds invented users alone: what a reader gives gets into other folders.
     demo = paths.outputs_dir("demo")
     runs = sorted(run for run in demo.parent.glob("*") if run != demo and run.is_dir())
@@ -613,9 +692,9 @@ def export(
         raise UserError("Give either --all or --profile-key KEY.")
     if prune and not every:
         raise UserError("--prune needs --all: one profile does not tell which others are wanted.")
-    from chameleon_lib.serving.store import ProfileStore
+    from chameleon_lib.serving.sharded import open_store
 
-    profiles = ProfileStore.at(store)
+    profiles = open_store(store)
     from chameleon_lib.serving.folder import ServingFolder, export_profiles, open_base
 
     model = open_base(backbone, dtype)
@@ -635,3 +714,70 @@ def export(
             "--prune deletes them."
         )
     print("\n".join(["", *folder.how_to_serve(done[0].model)]))
+
+
+# --- serving --------------------------------------------------------------------------------------
+
+
+@app.command()
+def token(
+    user: str = Argument(..., metavar="USER", help="id of the user, as it was fitted"),
+    store: Path = STORE,
+    revoke: bool = Opt(False, "--revoke", help="make the user's tokens invalid instead"),
+) -> None:
+    """Make a token for a user of a server, and print it once: the store keeps its hash alone."""
+    from chameleon_lib.serving.sharded import open_store
+    from chameleon_lib.serving.tokens import Tokens
+
+    found = open_store(store)
+    tokens = Tokens(found.root)
+    if revoke:
+        print(f"{tokens.revoke(user)} tokens are invalid now.")
+        return
+    print(found.answering(user).why, file=sys.stderr)
+    print(tokens.make(user))
+
+
+@stored.command("served")
+def served_name(
+    user: str = typer.Argument(..., metavar="USER", help="id of the user, as it was fitted"),
+    store: Path = STORE,
+    positions: Literal["as_fitted", "all"] = Opt("as_fitted", help="as CHAMELEON_POSITIONS says"),
+) -> None:
+    """What a gateway asks vLLM for on behalf of a user (serving/vllm_resolver.py says who may)."""
+    from chameleon_lib.serving.vllm_resolver import AdapterFolder
+
+    name = AdapterFolder(store, Path(), every_token=positions == "all").name_of(user)
+    print("the base model itself" if name is None else name)
+
+
+@app.command()
+def serve(
+    store: Path = STORE,
+    backbone: str = Opt(
+        "chameleon_lib/demo/decoder-0", metavar="MODEL",
+        help="the model that the edits were fitted on: folder, hub id or smollm2",
+    ),  # fmt: skip
+    host: str = Opt("127.0.0.1", help="address to listen at"),
+    port: int = Opt(8080, min=0, max=65535, help="0 takes a free one"),
+    dtype: str = Opt("auto", help="precision of the model"),
+    waiting: int = Opt(256, min=1, metavar="N", help="requests that may wait; one more gets 503"),
+    rows: int = Opt(64, min=1, metavar="N", help="requests of one batch"),
+    characters: int = Opt(20_000, min=1, metavar="N", help="of a prompt"),
+    new_tokens: int = Opt(256, min=1, metavar="N", help="of an answer"),
+    edits: bool = Opt(True, "--edits/--no-edits", help="without edits the base answers everybody"),
+    check: bool = Opt(False, "--check", help="check that users are kept apart, and end"),
+) -> None:
+    """Answer OpenAI's requests with everybody's own edit; who asks is told by a token.
+
+    Before it listens it runs two users and the base interleaved in one batch, in sequence and after
+    an aborted request, and refuses to start unless each is answered as if alone.
+    """
+    from chameleon_lib.serving.folder import open_base
+    from chameleon_lib.serving.server import Limits, Service
+    from chameleon_lib.serving.server import serve as answering
+
+    limits = Limits(waiting=waiting, rows=rows, characters=characters, new_tokens=new_tokens)
+    service = Service.of(store, open_base(backbone, dtype), limits, edits=edits)
+    for line in answering(service, host, port, only_check=check):
+        print(line, flush=True)

@@ -35,6 +35,7 @@ from chameleon_lib.kit.paths import replace_bytes, replace_text, sync_folder
 from chameleon_lib.serving.pseudonyms import Pseudonyms
 
 FORMAT = "2"
+FIT_LOCK = "fit.lock"
 AGAIN = "save the profile again, or restore the file from a backup"
 
 
@@ -154,6 +155,22 @@ def locked(folder: Path) -> Iterator[None]:
     """No other writer is at work in the folder inside the block."""
     with (folder / "lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def fit_lock(root: Path) -> Iterator[None]:
+    """No other fit is at work in the store inside the block.
+
+    Raises:
+        UserError: One is.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / FIT_LOCK).open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another fit is at work in {root}; wait for its end.") from None
         yield
 
 

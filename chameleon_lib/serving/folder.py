@@ -38,12 +38,11 @@ from chameleon_lib.serving.files import (
     VERSION,
     current_versions,
     model_name,
-    read_profile,
     remember_folder,
 )
 from chameleon_lib.serving.gguf_adapter import FILE
 from chameleon_lib.serving.gguf_base import served_agreement
-from chameleon_lib.serving.store import ProfileInfo, ProfileStore, from_stored
+from chameleon_lib.serving.store import EditStore, ProfileInfo
 
 README = "README.md"
 _NOTES = {
@@ -51,6 +50,10 @@ _NOTES = {
 The scale is alpha / r = 1, whatever the rank: leave a server's own scale at 1, and do not add or
 average adapters. The factors hold the base's own matrices, so another base, or this one in other
 bits, needs an export of its own.
+
+vLLM's own file-system resolver joins the model name that a client sends to the path of this folder:
+let a gateway of yours send the names below alone, or serve the store itself by
+`chameleon_lib.serving.vllm_resolver`, which knows no other names.
 """,
     "merged": """
 Each folder is a whole model. transformers 4.57 to 5.23 read it alike. ctranslate2 needs a tokenizer
@@ -260,7 +263,7 @@ def open_base(backbone_id: str, dtype: str) -> HFBackbone:
 
 
 def export_profiles(
-    store: ProfileStore, serving: ServingFolder, key: str | None, *, every_token: bool = False
+    store: EditStore, serving: ServingFolder, key: str | None, *, every_token: bool = False
 ) -> list[Served]:
     """Exports the profile of a key, or all profiles of the folder's base.
 
@@ -280,7 +283,7 @@ def export_profiles(
     else:
         infos = _of_backbone(store, serving.backbone)
     # Noted first: a run that is killed half-way has written there, too.
-    remember_folder(store.files.root, serving.folder)
+    remember_folder(store.root, serving.folder)
     done = []
     with Progress("exports", len(infos)) as progress:
         for info in infos:
@@ -291,8 +294,8 @@ def export_profiles(
                     "again before it is exported."
                 )
             try:
-                # By its file: a store hides its keys, also from whoever exports all of it.
-                profile = from_stored(read_profile(info.path), info.path)
+                # Not by its key, which a store hides also from whoever exports all of it.
+                profile = store.profile(info)
                 if every_token and isinstance(profile, EditProfile):
                     profile = replace(profile, edit=replace(profile.edit, positions="all"))
                 done.append(serving.add(name, profile))
@@ -306,7 +309,7 @@ def export_profiles(
     return done
 
 
-def _of_backbone(store: ProfileStore, base: HFBackbone) -> list[ProfileInfo]:
+def _of_backbone(store: EditStore, base: HFBackbone) -> list[ProfileInfo]:
     """The profiles that were made on these weights; tells of those of others by the same name."""
     infos = store.list()
     named = [info for info in infos if info.backbone == base.name]
@@ -323,6 +326,6 @@ def _of_backbone(store: ProfileStore, base: HFBackbone) -> list[ProfileInfo]:
     if named:
         found = f"{len(named)} profiles of other weights by that name"
     raise UserError(
-        f"The store {store.files.root} holds {found}, none of {base.name}; name another backbone, "
+        f"The store {store.root} holds {found}, none of {base.name}; name another backbone, "
         "or fit and save a profile first."
     )

@@ -20,10 +20,10 @@ Half-precision directions are stored as float32, which holds them exactly.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -32,13 +32,19 @@ from torch import Tensor
 from chameleon_lib.core.backbone import Backbone, same_weights
 from chameleon_lib.core.checks import FitCheck
 from chameleon_lib.core.directions import Directions
-from chameleon_lib.core.edit import Edit
+from chameleon_lib.core.edit import AnyEdit, Edit
 from chameleon_lib.core.fitting import EditProfile, FittedDirections
 from chameleon_lib.core.pairs import prompts_digest
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.errors import UserError
-from chameleon_lib.serving.files import AGAIN, ProfileFiles, Stored, read_content
-from chameleon_lib.serving.forget import Forgotten, forget
+from chameleon_lib.serving.files import (
+    AGAIN,
+    ProfileFiles,
+    Stored,
+    read_content,
+    read_profile,
+)
+from chameleon_lib.serving.forget import Forgotten, drop_profiles, forget
 from chameleon_lib.serving.pseudonyms import is_pseudonym
 from chameleon_lib.serving.weights import WEIGHTS, WeightProfile
 
@@ -104,6 +110,54 @@ class ProfileInfo:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Answering:
+    """Which edit answers a user, and why.
+
+    Attributes:
+        user: The user's pseudonym in the store.
+        source: Whose edit it is: the user's own, the nearest group's, or none (the base answers).
+        edit: The edit; None for the base.
+        group: Name of the nearest group, where it was looked for.
+        distance: To that group's centre, 1 − cosine; NaN where no group was looked for.
+        why: The same in a sentence.
+    """
+
+    user: str
+    source: Literal["own", "group", "none"]
+    edit: AnyEdit | None
+    group: str
+    distance: float
+    why: str
+
+
+class EditStore(Protocol):
+    """What both kinds of stores offer: a folder of profiles, and shards of many users' edits."""
+
+    @property
+    def root(self) -> Path: ...  # the folder
+
+    def list(self) -> list[ProfileInfo]: ...
+
+    def infos(self) -> Iterator[ProfileInfo]: ...  # the same one by one
+
+    def info(self, key: str) -> ProfileInfo: ...
+
+    def read(self, key: str, backbone: Backbone) -> EditProfile | WeightProfile:
+        """The profile of a user or group, for the model it was made with."""
+
+    def profile(self, info: ProfileInfo) -> EditProfile | WeightProfile:
+        """The profile of an info, whatever model is loaded."""
+
+    def content(self, key: str) -> dict[str, Any]:
+        """Where a profile came from, JSON types: edit, backbone, pairs, prompts, settings."""
+
+    def answering(self, user: str, vector: np.ndarray | None = None) -> Answering:
+        """Which edit answers a user, and why; the vector is that of ``sharded.user_vector``."""
+
+    def forget(self, user: str, **where: Any) -> Forgotten: ...
+
+
 class ProfileStore:
     """Edit profiles in a directory, safe under concurrent writers and kill -9.
 
@@ -113,6 +167,11 @@ class ProfileStore:
 
     def __init__(self, directory: str | Path) -> None:
         self.files = ProfileFiles(Path(directory))
+
+    @property
+    def root(self) -> Path:
+        """The directory."""
+        return self.files.root
 
     @classmethod
     def at(cls, directory: Path) -> ProfileStore:
@@ -198,7 +257,7 @@ class ProfileStore:
         path = self.files.path_of(key)
         stored = self.files.get(key)
         profile = from_stored(stored, path)
-        _check_backbone(profile, backbone, path)
+        check_backbone(profile, backbone, path)
         if stored.content["forgotten"]:
             log.warning(
                 "Group %r holds %d forgotten users; fit it again.",
@@ -223,25 +282,61 @@ class ProfileStore:
         Raises:
             UserError: One of them is damaged.
         """
-        found = []
+        return [*self.infos()]
+
+    def infos(self) -> Iterator[ProfileInfo]:
+        """What :meth:`list` gives, one by one."""
         for path in self.files.paths():
             try:
-                found.append(ProfileInfo.of(path))
+                yield ProfileInfo.of(path)
             except FileNotFoundError:  # removed since
                 continue
-        return found
 
     def info(self, key: str) -> ProfileInfo:
         """What :meth:`list` says of the profile of a key."""
         self.files.get(key)  # says what is wrong
         return ProfileInfo.of(self.files.path_of(key))
 
+    def profile(self, info: ProfileInfo) -> EditProfile | WeightProfile:
+        """The profile of an info: by its file, since a store hides its keys.
+
+        Raises:
+            FileNotFoundError: It was deleted since.
+        """
+        return from_stored(read_profile(info.path), info.path)
+
+    def content(self, key: str) -> dict[str, Any]:
+        """Where the profile of a key came from."""
+        found = self.files.get(key).content
+        names = ("edit", "backbone", "pairs", "prompts", "settings")
+        return {name: found[name] for name in names}
+
+    def answering(self, user: str, vector: np.ndarray | None = None) -> Answering:
+        """The user's own edit, if there is one: a folder of profiles knows no nearest group."""
+        del vector
+        name, nowhere = self.files.pseudonyms.of(user), float("nan")
+        if not self.files.path_of(user).exists():
+            why = "The store holds no profile of this user and no centres: the base answers."
+            return Answering(name, "none", None, "", nowhere, why)
+        profile = self.profile(self.info(user))
+        if isinstance(profile, WeightProfile):
+            raise UserError(
+                f"The profile of {user!r} is what {profile.edit.editor} wrote into weights, which "
+                "answers from an export alone; export it."
+            )
+        why = f"The user's own edit of {profile.n_pairs} pairs answers."
+        return Answering(name, "own", profile.edit, "", nowhere, why)
+
+    def drop(self, user: str, serving: Sequence[Path], done: Forgotten) -> None:
+        """Take a user's profiles, shares of groups and exports away."""
+        drop_profiles(self.files, user, serving, done)
+
     def forget(self, user: str, **where: Any) -> Forgotten:
         """Remove what is kept of a user; see :func:`serving.forget.forget`."""
-        return forget(self.files, user, **where)
+        return forget(self, user, **where)
 
 
-def _check_backbone(profile: EditProfile | WeightProfile, backbone: Backbone, path: Path) -> None:
+def check_backbone(profile: EditProfile | WeightProfile, backbone: Backbone, path: Path) -> None:
     """Refuse a profile of another backbone, another revision, other weights or absent layers."""
     name, fingerprint = profile.backbone
     start = f"Profile {path} belongs to"
