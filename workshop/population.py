@@ -74,14 +74,14 @@ def _start(root: Path, args: argparse.Namespace, **changes: Any) -> subprocess.P
     command = [sys.executable, "-m", "workshop.population", "drive", "--root", str(root)]
     for name, value in values.items():
         command += ["--poison"] if name == "poison" else [f"--{name}", str(value)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def _result(driver: subprocess.Popen[str]) -> dict[str, Any]:
     out, _ = driver.communicate()
     if driver.returncode:
-        raise SystemExit(f"the driver ended with {driver.returncode}: {out}")
-    return dict(json.loads(out.strip().splitlines()[-1]))
+        raise SystemExit(f"the driver ended with {driver.returncode}: {out[-2000:]}")
+    return dict(json.loads(next(line for line in out.splitlines() if line.startswith('{"states'))))
 
 
 def _fits(root: Path) -> list[list[str]]:
