@@ -62,7 +62,7 @@ def conditions(run: Poisoning) -> Iterator[tuple[str, str, str, str]]:
     names = ["task", "arena", "attack", "malicious"]
     for key in run.rows[names].drop_duplicates().itertuples(index=False):
         if key.attack != CLEAN:
-            yield tuple(key)  # type: ignore[misc]
+            yield tuple(key)
 
 
 def _where(task: str, arena: str, attack: str, malicious: str) -> dict[str, str]:
