@@ -714,3 +714,70 @@ def export(
             "--prune deletes them."
         )
     print("\n".join(["", *folder.how_to_serve(done[0].model)]))
+
+
+# --- serving --------------------------------------------------------------------------------------
+
+
+@app.command()
+def token(
+    user: str = Argument(..., metavar="USER", help="id of the user, as it was fitted"),
+    store: Path = STORE,
+    revoke: bool = Opt(False, "--revoke", help="make the user's tokens invalid instead"),
+) -> None:
+    """Make a token for a user of a server, and print it once: the store keeps its hash alone."""
+    from chameleon_lib.serving.sharded import open_store
+    from chameleon_lib.serving.tokens import Tokens
+
+    found = open_store(store)
+    tokens = Tokens(found.root)
+    if revoke:
+        print(f"{tokens.revoke(user)} tokens are invalid now.")
+        return
+    print(found.answering(user).why, file=sys.stderr)
+    print(tokens.make(user))
+
+
+@stored.command("served")
+def served_name(
+    user: str = typer.Argument(..., metavar="USER", help="id of the user, as it was fitted"),
+    store: Path = STORE,
+    positions: Literal["as_fitted", "all"] = Opt("as_fitted", help="as CHAMELEON_POSITIONS says"),
+) -> None:
+    """What a gateway asks vLLM for on behalf of a user (serving/vllm_resolver.py says who may)."""
+    from chameleon_lib.serving.vllm_resolver import AdapterFolder
+
+    name = AdapterFolder(store, Path(), every_token=positions == "all").name_of(user)
+    print("the base model itself" if name is None else name)
+
+
+@app.command()
+def serve(
+    store: Path = STORE,
+    backbone: str = Opt(
+        "chameleon_lib/demo/decoder-0", metavar="MODEL",
+        help="the model that the edits were fitted on: folder, hub id or smollm2",
+    ),  # fmt: skip
+    host: str = Opt("127.0.0.1", help="address to listen at"),
+    port: int = Opt(8080, min=0, max=65535, help="0 takes a free one"),
+    dtype: str = Opt("auto", help="precision of the model"),
+    waiting: int = Opt(256, min=1, metavar="N", help="requests that may wait; one more gets 503"),
+    rows: int = Opt(64, min=1, metavar="N", help="requests of one batch"),
+    characters: int = Opt(20_000, min=1, metavar="N", help="of a prompt"),
+    new_tokens: int = Opt(256, min=1, metavar="N", help="of an answer"),
+    edits: bool = Opt(True, "--edits/--no-edits", help="without edits the base answers everybody"),
+    check: bool = Opt(False, "--check", help="check that users are kept apart, and end"),
+) -> None:
+    """Answer OpenAI's requests with everybody's own edit; who asks is told by a token.
+
+    Before it listens it runs two users and the base interleaved in one batch, in sequence and after
+    an aborted request, and refuses to start unless each is answered as if alone.
+    """
+    from chameleon_lib.serving.folder import open_base
+    from chameleon_lib.serving.server import Limits, Service
+    from chameleon_lib.serving.server import serve as answering
+
+    limits = Limits(waiting=waiting, rows=rows, characters=characters, new_tokens=new_tokens)
+    service = Service.of(store, open_base(backbone, dtype), limits, edits=edits)
+    for line in answering(service, host, port, only_check=check):
+        print(line, flush=True)

@@ -18,12 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.backbones.batches import pad
+from chameleon_lib.backbones.hf import EncoderDecoderBackbone
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.paths import replace_text
 from chameleon_lib.serving.factors import LowRank
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+BASE = "__base__"  # PEFT's name for a row without adapter
 _TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}
 
 
@@ -171,3 +174,45 @@ def _take_out(backbone: HFBackbone, wrapped: Any) -> None:
     if hasattr(backbone.model, "peft_config"):
         del backbone.model.peft_config
     backbone.model.requires_grad_(False)
+
+
+@torch.no_grad()
+def adapter_rows(
+    backbone: HFBackbone, model: Any, prompts: Sequence[str], names: Sequence[str]
+) -> Tensor:
+    """Logits of the next token of prompts that run in one batch, ``(B, V)`` float64 on the CPU.
+
+    Args:
+        backbone: The base.
+        model: The ``PeftModel`` around it.
+        prompts: As texts.
+        names: Of the adapter of every row; ``BASE`` for none.
+    """
+    codec = backbone.codec
+    ids, mask = pad(codec.prompts(list(prompts)), value=codec.pad_id, side="left",
+                    device=backbone.device)  # fmt: skip
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if isinstance(backbone, EncoderDecoderBackbone):
+        inputs["decoder_input_ids"] = torch.full_like(ids[:, :1], backbone.start_id)
+    else:
+        inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    with backbone.lock, no_hook_stays(backbone.model):
+        logits: Tensor = model(**inputs, adapter_names=list(names)).logits
+    return logits[:, -1].double().cpu()
+
+
+@contextmanager
+def no_hook_stays(model: Any) -> Iterator[None]:
+    """Takes out the pre-hooks that a call added to the model's modules, however it ends.
+
+    PEFT hands the adapters of a batch to its layers by such hooks, and a call that ends in an
+    exception leaves them there: the next one would be answered by the adapters of that call.
+    """
+    before = {module: set(module._forward_pre_hooks) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, known in before.items():
+            for key in set(module._forward_pre_hooks) - known:
+                module._forward_pre_hooks.pop(key, None)
+                module._forward_pre_hooks_with_kwargs.pop(key, None)

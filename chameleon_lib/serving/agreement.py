@@ -1,12 +1,14 @@
-"""Does a form answer like the hook? Logits and greedy tokens of a few prompts, side by side.
+"""Does a form answer like the hook, and every user as if alone? Logits of a few prompts tell.
 
-Every export is reloaded from its files and measured here before it counts. This one check catches
-a wrong scale, lost keys, a forgotten bias, a foreign weight.
+Every export is reloaded from its files and measured here before it counts. The one check catches a
+wrong scale, lost keys, a forgotten bias, a foreign weight; the other (:func:`isolation`), which a
+server runs before it answers, too, catches a user who is answered by another's edit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.batches import Batch
+from chameleon_lib.core.affine import AffineEdit
 from chameleon_lib.core.edit import AnyEdit
 from chameleon_lib.core.task import ANSWER_CUE
 from chameleon_lib.editors import WeightEdit
@@ -66,6 +69,28 @@ class Agreement:
     bound: float
     same_tokens: bool
     tokens: int
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """Rows of several users in one batch beside each of them alone.
+
+    Attributes:
+        effect: Largest change that a user's edit makes to the base's logits, of the user whose
+            edit makes the least.
+        error: Largest difference of a row from the same prompt and user alone.
+        bound: Most that was allowed.
+        rows: Rows that were compared, in batches and in sequence.
+    """
+
+    effect: float
+    error: float
+    bound: float
+    rows: int
+
+
+# From prompts and the number of a user for each to the next token's logits ``(B, V)``, one batch.
+Rows = Callable[[list[str], list[int]], Tensor]
 
 
 @torch.no_grad()
@@ -156,6 +181,11 @@ def compare(
             "too little to tell a right export from a wrong one; give prompts it acts on."
         )
     found = form(hook)
+    if not distance(base, view(backbone, ids, None, forced=hook.tokens)) <= bound:
+        raise UserError(
+            "The base answers otherwise after the export was loaded beside it, so the export was "
+            f"deleted; please report this with {backbone.name} and the versions of its libraries."
+        )
     error = distance(hook, found)
     same = hook.tokens == found.tokens
     count = sum(len(row) for row in hook.tokens)
@@ -176,3 +206,117 @@ def compare(
             f"in {str(dtype).removeprefix('torch.')}; prove it in float32."
         )
     return result
+
+
+# --- many users ---------------------------------------------------------------------------------
+
+
+class _Aborted(Exception):
+    """Ends a batch in the middle of the model, as a client that went away or a full memory does."""
+
+
+def isolation(
+    backbone: HFBackbone,
+    rows: Rows,
+    users: int,
+    prompts: Sequence[str] = PROBES,
+    dtype: torch.dtype | None = None,
+) -> Isolation:
+    """Runs users and the base interleaved in one batch, in sequence, and after an aborted batch.
+
+    Args:
+        backbone: The model; it is made to fail once, in its last layer.
+        rows: What answers: user 0 is the bare base, 1 to ``users`` have an edit each.
+        users: Users with an edit.
+        prompts: Prompts as texts; every user asks each.
+        dtype: Precision of what answers, if it is not the backbone's.
+
+    Raises:
+        UserError: A row depends on its neighbours or on what ran before it, an abort did not get
+            through, or the edits move these prompts too little to tell one user from another.
+    """
+    asked = [(prompt, user) for prompt in prompts for user in range(users + 1)]
+
+    def batch(order: Sequence[int]) -> dict[int, Tensor]:
+        found = rows([asked[at][0] for at in order], [asked[at][1] for at in order])
+        return {at: found[place] for place, at in enumerate(order)}
+
+    every = list(range(len(asked)))
+    alone = {at: row for one in every for at, row in batch([one]).items()}
+    seen = [batch(every), batch(every[::-1])]
+    with _failing(backbone) as failed:
+        try:
+            batch(every)
+        except _Aborted:
+            failed.append(True)
+    if len(failed) != 1:
+        raise UserError(
+            f"A batch of {backbone.name} was to be aborted in its last layer and was not, so "
+            "nothing is known of what an abort leaves behind; please report this with the model."
+        )
+    # The bare base first: what an abort leaves behind would answer the very next call.
+    bare = [at for at in every if asked[at][1] == 0]
+    seen += [batch(bare), batch(every)]
+    seen += [batch([at]) for at in every]
+    effects = [
+        max(_apart(alone[at], alone[at - asked[at][1]]) for at in every if asked[at][1] == user)
+        for user in range(1, users + 1)
+    ]
+    effect = min(effects)
+    error = max(_apart(row, alone[at]) for found in seen for at, row in found.items())
+    dtype = dtype or backbone.model.dtype
+    half = dtype in (torch.float16, torch.bfloat16)
+    bound = FP32_BOUND * max(1.0, *effects)
+    if half:
+        top = max(float(row.abs().max()) for row in alone.values())
+        bound = _HALF_BOUND * effect + 8 * torch.finfo(dtype).eps * top
+    if effect <= 2 * (error if half else bound):
+        raise UserError(
+            f"The edits move the next token's logits of the {len(prompts)} check prompts by "
+            f"{effect:.1e} only, too little to tell one user's rows from another's; give prompts "
+            "they act on."
+        )
+    if not error <= bound:
+        raise UserError(
+            f"A row of a batch of several users differs by {error:.1e} in the logits from the same "
+            f"user alone (allowed {bound:.1e}, effect of the edits {effect:.1e}), so nothing is "
+            "served; please report this with the model and the versions of its libraries."
+        )
+    return Isolation(effect, error, bound, sum(map(len, seen)))
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+@contextmanager
+def _failing(backbone: HFBackbone) -> Iterator[list[bool]]:
+    """The model fails in its last layer inside the block."""
+
+    def fail(*_: object) -> None:
+        raise _Aborted
+
+    handle = backbone.sites()[-1].register_forward_pre_hook(fail)
+    try:
+        yield []
+    finally:
+        handle.remove()
+
+
+def hook_rows(backbone: HFBackbone, edits: Sequence[AnyEdit]) -> Rows:
+    """The per-row edit as :func:`isolation` asks it; user 0 is the bare base."""
+
+    @torch.no_grad()
+    def rows(prompts: list[str], users: list[int]) -> Tensor:
+        own = [None if user == 0 else edits[user - 1] for user in users]
+        edit = AffineEdit.stack(own) if any(users) else None
+        ids = backbone.codec.prompts(prompts)
+        prefix = backbone.prefix_of(Batch(list(range(len(ids))), ids, None), edit)
+        mask = torch.cat([prefix.mask, torch.ones_like(prefix.last)], dim=1)
+        with backbone.editing(edit):
+            out = backbone.step(
+                prefix, prefix.cache(), prefix.last, mask, prefix.lengths[:, None], last_only=True
+            )
+        return out[:, -1].double().cpu()
+
+    return rows

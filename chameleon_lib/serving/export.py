@@ -15,13 +15,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.families import model_family
@@ -33,9 +35,23 @@ from chameleon_lib.editors import WeightEdit
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest, tree_digests
 from chameleon_lib.kit.paths import replace_text
-from chameleon_lib.serving.adapter import adapters, write_adapter
-from chameleon_lib.serving.agreement import PROBES, Agreement, View, compare, view
-from chameleon_lib.serving.factors import RANK, compile_edit, projection, weights_hash
+from chameleon_lib.serving.adapter import (
+    BASE,
+    adapter_name,
+    adapter_rows,
+    adapters,
+    write_adapter,
+)
+from chameleon_lib.serving.agreement import (
+    PROBES,
+    Agreement,
+    Isolation,
+    View,
+    compare,
+    isolation,
+    view,
+)
+from chameleon_lib.serving.factors import RANK, LowRank, compile_edit, projection, weights_hash
 from chameleon_lib.serving.gguf_adapter import FILE, gguf_active, write_gguf
 from chameleon_lib.serving.merged import load_merged, merged_dtype, served_name, write_merged
 from chameleon_lib.serving.weights import WeightProfile
@@ -54,12 +70,16 @@ class Export:
         form: ``peft`` | ``merged`` | ``gguf``.
         rank: Rank of the adapter; 0 for merged weights.
         agreement: The comparison with the hook.
+        isolation: Two users' adapters and the base in one batch, each as if alone; None for forms
+            that serve one user per model, and for a mixture of experts and OPT, whose rows PEFT
+            cannot tell apart.
     """
 
     folder: Path
     form: str
     rank: int
     agreement: Agreement
+    isolation: Isolation | None = None
 
 
 def export_edit(
@@ -109,6 +129,7 @@ def export_edit(
             ids = backbone.codec.prompts(list(prompts))
             return view(served, ids, None, forced=hook.tokens)
 
+    isolated = None
     with _fresh(folder) as target:
         if form == "merged":
             weights = write_merged(target, edit, backbone)
@@ -122,6 +143,9 @@ def export_edit(
                 write_adapter(target, updates, backbone, base_model=base)
         dtype = merged_dtype(backbone) if form == "merged" else backbone.model.dtype
         agreement = compare(backbone, edit, prompts, read, dtype)
+        family = model_family(backbone.model.config.model_type)
+        if form == "peft" and not (family.experts or family.flat):
+            isolated = _isolated(target, updates, backbone, base, prompts)
         record = {
             **_record(edit, backbone, form, rank, agreement, dtype),
             "base_model": base,
@@ -129,7 +153,32 @@ def export_edit(
             "files": tree_digests(target),
         }
         replace_text(target / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
-    return Export(folder, form, rank, agreement)
+    return Export(folder, form, rank, agreement, isolated)
+
+
+def _isolated(
+    folder: Path,
+    updates: Sequence[LowRank],
+    backbone: HFBackbone,
+    base_model: str,
+    prompts: Sequence[str],
+) -> Isolation:
+    """The adapter in one batch with that of another user and with the base.
+
+    The other user's does the opposite: B with its sign turned.
+    """
+    turned = [
+        replace(one, b=-one.b, bias=None if one.bias is None else -one.bias) for one in updates
+    ]
+    with tempfile.TemporaryDirectory(prefix="chameleon-other-user-") as beside:
+        write_adapter(Path(beside), turned, backbone, base_model=base_model)
+        with adapters(backbone, [folder, Path(beside)]) as model:
+            names = [BASE, adapter_name(0), adapter_name(1)]
+
+            def rows(texts: list[str], users: list[int]) -> Tensor:
+                return adapter_rows(backbone, model, texts, [names[user] for user in users])
+
+            return isolation(backbone, rows, 2, prompts)
 
 
 @contextmanager

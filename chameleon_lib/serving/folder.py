@@ -50,6 +50,10 @@ _NOTES = {
 The scale is alpha / r = 1, whatever the rank: leave a server's own scale at 1, and do not add or
 average adapters. The factors hold the base's own matrices, so another base, or this one in other
 bits, needs an export of its own.
+
+vLLM's own file-system resolver joins the model name that a client sends to the path of this folder:
+let a gateway of yours send the names below alone, or serve the store itself by
+`chameleon_lib.serving.vllm_resolver`, which knows no other names.
 """,
     "merged": """
 Each folder is a whole model. transformers 4.57 to 5.23 read it alike. ctranslate2 needs a tokenizer

@@ -37,6 +37,7 @@ from chameleon_lib.serving.files import (
     versions,
     write_profile,
 )
+from chameleon_lib.serving.tokens import Tokens
 
 # What runs write into a cache and into the outputs of a run profile, what tells them apart first. A
 # folder that holds anything else is not emptied: a checkout has notebooks, too.
@@ -68,6 +69,7 @@ class Forgotten:
         unreadable: Damaged profiles, which may be the user's and are left for you to judge.
         exports: Exports removed from serving folders.
         stale_exports: Exports of ``groups`` and ``waiting``, to be replaced after the new fit.
+        tokens: Number of the user's tokens that were removed.
         absent: Serving folders that the store knows of and that are not there.
         left: Folders that may hold texts of the user and were not emptied, each with what to do.
     """
@@ -79,13 +81,14 @@ class Forgotten:
     unreadable: list[Path] = field(default_factory=list)
     exports: list[Path] = field(default_factory=list)
     stale_exports: list[Path] = field(default_factory=list)
+    tokens: int = 0
     absent: list[Path] = field(default_factory=list)
     left: dict[Path, str] = field(default_factory=dict)
 
     @property
     def nothing(self) -> bool:
         """Whether nothing was there to be removed."""
-        return not (self.profiles or self.groups or self.emptied or self.exports)
+        return not (self.profiles or self.groups or self.emptied or self.exports or self.tokens)
 
     def __str__(self) -> str:
         """What was done, and what is left to do, one sentence a line."""
@@ -99,6 +102,8 @@ class Forgotten:
         for what, names in removed.items():
             if names:
                 said += [f"{what.format(len(names))}:", *(f"  {name}" for name in names)]
+        if self.tokens:
+            said.append(f"Removed {self.tokens} tokens; the user can no longer ask a server.")
         if self.groups:
             said.append(f"Fit these groups again without the user: {', '.join(self.groups)}.")
         if self.waiting:
@@ -183,6 +188,9 @@ def forget(
     }
     servers = sorted({*known, *(folder.absolute() for _, folder in named)})
     profiles.drop(user, servers, done)
+    tokens = Tokens(profiles.root)
+    if tokens.path.exists():
+        done.tokens = tokens.drop({tokens.name_of(one) for one in spellings(user)})
     return done
 
 

@@ -19,10 +19,8 @@ from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.batches import pad
 from chameleon_lib.backbones.families import model_family
 from chameleon_lib.errors import UserError
-from chameleon_lib.serving.adapter import adapter_name, adapters
+from chameleon_lib.serving.adapter import BASE, adapter_name, adapters, no_hook_stays
 from chameleon_lib.serving.export import check_export
-
-BASE = "__base__"  # PEFT's name for a row without adapter
 
 
 class MixedBatch:
@@ -85,23 +83,6 @@ class MixedBatch:
         rows = codec.prompts(list(prompts))
         ids, mask = pad(rows, value=codec.pad_id, side=side, device=self.backbone.device)
         return ids, mask, [BASE if user is None else self.names[user] for user in users]
-
-
-@contextmanager
-def no_hook_stays(model: Any) -> Iterator[None]:
-    """Takes out the pre-hooks that a call added to the model's modules, however it ends.
-
-    PEFT hands the adapters of a batch to its layers by such hooks, and a call that ends in an
-    exception leaves them there: the next one would be answered by the adapters of that call.
-    """
-    before = {module: set(module._forward_pre_hooks) for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, known in before.items():
-            for key in set(module._forward_pre_hooks) - known:
-                module._forward_pre_hooks.pop(key, None)
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 @contextmanager

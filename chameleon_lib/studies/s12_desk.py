@@ -52,6 +52,7 @@ NONE, COLLECTIVE, OWN, OTHER, SEQUENCE = (
     "no edit", "collective edit", "own edit", "another user's edit", "collective, then own",
 )  # fmt: skip
 ARMS = (NONE, COLLECTIVE, OWN, OTHER, SEQUENCE)
+USERS = 104  # of the world: a few tweets give no lesson, and a verdict takes 100 users
 FOLDS = 4
 # Collective fits see as many lessons as they have use for; their users share the cost.
 TOGETHER = {"steps": 24, "batch": 32}
@@ -610,7 +611,7 @@ def run(
         profile: Run profile.
         backbone: Model id.
         folder: Of LaMP files; empty for the embedded world.
-        users: Users that are scored; 0 for 100 of the world, or the profile's of files.
+        users: Users that are scored; 0 for :data:`USERS` of the world, or the profile's of files.
         seeds: Of all that is fitted.
         forms: Of own edits, some of :data:`~chameleon_lib.studies.s12_fits.FORMS`.
         recipe: Of a fit of one user.
@@ -623,7 +624,7 @@ def run(
     unknown = sorted({*forms} - {*FORMS})
     if unknown:
         raise UserError(f"There is no form {unknown[0]!r}; choose of {', '.join(FORMS)}.")
-    asked = Asked(profile, backbone, folder, users or (0 if folder else 100), dev, seeds,
+    asked = Asked(profile, backbone, folder, users or (0 if folder else USERS), dev, seeds,
                   recipe or Recipe(), (store or ArtifactStore()).root)  # fmt: skip
     desk, every = _desk(asked), range(seeds)
     main = Setting(main_task(asked))

@@ -141,6 +141,15 @@ def word_of(
     return personal(none, collective, other, min_users)
 
 
+def reading(run: Personal, setting: Setting) -> str:
+    """What own edits of a setting are, by nats and by the score of their answers."""
+    word = word_of(run, setting)
+    if word == TOO_FEW_USERS:
+        return f"{word} for a verdict"
+    score = word_of(run, setting, by="score")
+    return f"own edits are {word} by nats, {score} by {score_of(setting.task)}"
+
+
 _PAIRS = ((OWN, NONE), (OWN, COLLECTIVE), (OWN, OTHER), (SEQUENCE, COLLECTIVE), (SEQUENCE, OWN))
 
 
@@ -148,10 +157,7 @@ def claims(run: Personal) -> pd.DataFrame:
     """Arms against each other, paired over users, and the word that follows for each setting."""
     rows = []
     for setting in run.settings:
-        words = (
-            f"own edits are {word_of(run, setting)} by nats, "
-            f"{word_of(run, setting, by='score')} by {score_of(setting.task)}"
-        )
+        words = reading(run, setting)
         for one, other in _PAIRS:
             nats = bootstrap_mean(gains(run, setting, one), gains(run, setting, other))
             score = bootstrap_mean(arm_scores(run, setting, one), arm_scores(run, setting, other))
@@ -489,10 +495,9 @@ def conclusions(run: Personal) -> list[str]:
         ]
         share = float(gains(run, setting, COLLECTIVE).mean() / own.mean())
         said.append(
-            f"{setting.title}, {own.shape[1]} users, {run.seeds} seeds: own edits are "
-            f"{word_of(run, setting)} by nats ({' and '.join(parts)}) and "
-            f"{word_of(run, setting, by='score')} by {score_of(setting.task)}; the "
-            f"collective edit alone has {share:.0%} of the own edit's gain."
+            f"{setting.title}, {own.shape[1]} users, {run.seeds} seeds: {reading(run, setting)} "
+            f"({' and '.join(parts)}); the collective edit alone has {share:.0%} of the own "
+            "edit's gain."
         )
     if run.newcomers:
         near = bootstrap_mean(_newcomer(run, NEAREST), _newcomer(run, COLLECTIVE))
