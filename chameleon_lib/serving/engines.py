@@ -74,6 +74,18 @@ def _stuck() -> UserError:
     )
 
 
+class InlineEngine:
+    """This process, without workers: for a notebook, where a few users are fitted at once."""
+
+    def run(self, work: Work, units: Sequence[Any]) -> Iterator[Any | None]:
+        if not units:
+            return
+        do = work.open()
+        for unit in units:
+            do(unit)
+            yield unit
+
+
 # --- this machine ---------------------------------------------------------------------------------
 
 _opened: Callable[[Any], None] | None = None  # of this worker process
@@ -240,7 +252,7 @@ class _ray_session:
         # Ray's threads would stand beside the workers' in every log line.
         self.given: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address is None:
-            variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+            variables["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
             self.given |= {"num_cpus": max(4, workers + 2), "include_dashboard": False}
         else:
             self.given["address"] = address

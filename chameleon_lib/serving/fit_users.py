@@ -152,7 +152,7 @@ class UserFits:
             note = f"{len(kept)} pairs of different texts, {s.pairs_k_min} are needed."
             row = replace(row, n_pairs=len(kept), n_identical=len(same))
             return replace(row, state=FEW, note=note), group
-        made = method.with_(check_edit="off").fit_pairs(pairs)
+        made = method.fit_pairs(pairs)  # without held-out users it is not checked: that is below
         row = replace(row, n_pairs=made.n_pairs, n_identical=made.n_identical)
         own = stored_edit(made.edit, self.manifest.dtype)
         both: AnyEdit = own
@@ -291,7 +291,7 @@ class GroupWork:
         inside, outside = held_out_users(users, s)
         pairs = method.source_pairs(inside)
         try:
-            made = method.with_(check_edit="off").fit_pairs(pairs)
+            made = method.fit_pairs(pairs)
         except UserError:  # too few pairs
             return group
         edit = stored_edit(made.edit, self.manifest.dtype)

@@ -57,7 +57,8 @@ from chameleon_lib.serving.shards import (
     write_table,
 )
 
-UNIT = 50  # users
+UNIT = 50  # users, at most
+FEWEST_UNITS = 32
 _NOTE = 300  # most letters of a note
 _INDEX = np.dtype([("user", "V16"), ("data", "V8"), ("deaths", "u1"), ("at", "<u8")])
 _ENTRY = struct.Struct("<16s8sBQ")  # the same
@@ -347,6 +348,8 @@ def _divide(store: ShardedStore, users: Iterable[User], done: Fitted) -> list[Un
         for stream in streams:
             stream.close()
     units: list[Unit] = []
+    # Few users are cut smaller, or the last unit would keep one worker busy and the others idle.
+    size = max(1, min(UNIT, sum(map(len, entries)) // (_INDEX.itemsize * FEWEST_UNITS)))
     for shard, raw in enumerate(entries):
         index = np.frombuffer(bytes(raw), dtype=_INDEX)
         order = sorted(range(len(index)), key=lambda at: index["user"][at].tobytes())
@@ -358,8 +361,8 @@ def _divide(store: ShardedStore, users: Iterable[User], done: Fitted) -> list[Un
                     "their rows, or give them ids of their own."
                 )
         np.save(work / USERS / f"{shard:05d}.npy", index)
-        units += [(shard, session, first, min(first + UNIT, len(index)))
-                  for first in range(0, len(index), UNIT)]  # fmt: skip
+        units += [(shard, session, first, min(first + size, len(index)))
+                  for first in range(0, len(index), size)]  # fmt: skip
     done.now = sum(unit[3] - unit[2] for unit in units)
     return units
 

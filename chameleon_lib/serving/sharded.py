@@ -351,8 +351,8 @@ class ShardedStore:
         files = [path, *sorted((work / "rows").glob(f"{path.stem}-*/*.parquet"))]
         found = [file for file in files if find_cells(file, key) is not None]
         for file in found:
-            write_table(file, (without(table, {key}) for table in shard_tables(file)),
-                        self.manifest)  # fmt: skip
+            kept = (without(table, {key}) for table in shard_tables(file))
+            write_table(file, kept, self.manifest, even=False)  # the others are copied as they are
         for texts in (USERS, "groups"):  # the next fit writes them again
             shutil.rmtree(work / texts, ignore_errors=True)
         for left in (work / "trying").glob(f"{path.stem}-*"):

@@ -433,6 +433,7 @@ def write_table(
     manifest: Manifest,
     *,
     schema: arrow.Schema | None = None,
+    even: bool = True,
 ) -> None:
     """Write a file row group by row group under another name, then put it in the place of the old.
 
@@ -441,6 +442,7 @@ def write_table(
         tables: Its rows, in order, in parts of any size.
         manifest: Of the store.
         schema: Of a shard if None.
+        even: Make row groups of one size; else the parts are the row groups, as they are.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
@@ -451,8 +453,9 @@ def write_table(
                 stream, schema, compression="none", use_dictionary=False,
                 write_statistics=[schema.names[0]], store_schema=True,
             ) as writer:  # fmt: skip
-                for table in regrouped(tables, manifest.rows_per_group):
-                    writer.write_table(table, row_group_size=manifest.rows_per_group)
+                for table in regrouped(tables, manifest.rows_per_group) if even else tables:
+                    if table.num_rows:
+                        writer.write_table(table, row_group_size=manifest.rows_per_group)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from transformers.utils import logging as transformers_logging
 
-from chameleon_lib.backbones.embedder import load_embedder
 from chameleon_lib.core.backbone import same_weights
 from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.core.fitting import EditProfile
@@ -26,7 +26,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile, get_profile
 from chameleon_lib.kit.progress import duration
 from chameleon_lib.kit.stats import bootstrap_mean, effect_word
-from chameleon_lib.serving.engines import Engine
+from chameleon_lib.serving.engines import Engine, InlineEngine
 from chameleon_lib.serving.files import fit_lock
 from chameleon_lib.serving.fit_users import ChameleonFitter, fit_groups
 from chameleon_lib.serving.folder import open_base
@@ -35,7 +35,7 @@ from chameleon_lib.serving.sharded import ShardedStore, open_store, user_vector
 from chameleon_lib.serving.shards import FITTED, Group, Precision
 from chameleon_lib.serving.store import EditStore
 from chameleon_lib.studies.own_users import ASKED, find_user
-from chameleon_lib.studies.study import settings_for
+from chameleon_lib.studies.study import open_embedder, settings_for
 
 _INDENT = "    "
 EDITS = ("group", "own", "collective-own")
@@ -121,6 +121,9 @@ def fit_lines(
         )
         made = fit_groups(store, fitter, users, engine, groups) if groups else []
         done = fit_population(store, fitter, users, engine)
+    yield (
+        f"fitted now: {done.now:,} users in {duration(done.seconds)}; were done: {done.before:,}"
+    )
     yield from report_lines(done, made)
     if report is not None:
         write_report(store, users, report)
@@ -129,9 +132,6 @@ def fit_lines(
 
 def report_lines(done: Fitted, groups: Sequence[Group]) -> Iterator[str]:
     """What a fit did and what it gained."""
-    yield (
-        f"fitted now: {done.now:,} users in {duration(done.seconds)}; were done: {done.before:,}"
-    )
     yield "of all users in the store:"
     for state, count in done.states.items():
         yield f"{_INDENT}{state}: {count:,}"
@@ -143,7 +143,7 @@ def report_lines(done: Fitted, groups: Sequence[Group]) -> Iterator[str]:
         what = "no edit that is better than none" if group.edit is None else "has an edit"
         told = "" if group.check is None else f"; {group.check.sentence()}"
         yield f"{_INDENT}{group.name}: {len(group.members)} members, {what}{told}"
-    known = done.gains[np.isfinite(done.gains)]
+    known = np.sort(done.gains[np.isfinite(done.gains)])  # their order is that of the hashes
     if not len(known):
         yield "gain on held-out rows: none has an answer to be scored on"
         return
@@ -176,6 +176,53 @@ def write_report(store: ShardedStore, users: Sequence[User], path: Path) -> None
             writer.writerow([user.id, *("" if value != value else value for value in shown)])
 
 
+def small_store(
+    profile: RunProfile, backbone: str, users: Sequence[User], folder: Path, *, groups: int = 2
+) -> tuple[ShardedStore, Fitted]:
+    """A store of a few users, fitted in this process in half the steps: for a notebook."""
+    settings = fit_settings(profile, ["fit_steps=8"])
+    fitter = ChameleonFitter(
+        backbone, settings, profile.dtype, settings.selection_embedder, profile.offline
+    )
+    level = logging.getLogger("chameleon_lib").level
+    logging.getLogger("chameleon_lib").setLevel(logging.ERROR)
+    try:
+        with fit_lock(folder):
+            manifest = fitter.manifest(users[0].task, "own", "bfloat16")
+            store = open_for_fit(folder, manifest, len(users))
+            fit_groups(store, fitter, users, InlineEngine(), groups)
+            return store, fit_population(store, fitter, users, InlineEngine())
+    finally:
+        logging.getLogger("chameleon_lib").setLevel(level)
+
+
+def fitted_table(store: ShardedStore, users: Sequence[User]) -> pd.DataFrame:
+    """What the store holds of users, a row each; the gain is that of the edit that answers."""
+    shown = []
+    for user in users:
+        row = store.row(user.id)
+        if row is not None:
+            shown.append({
+                "user": user.id, "own edit": row.state, "pairs": row.n_pairs, "group": row.group,
+                "distance": row.distance, "gain (nats per token)": row.gain, "rows": row.rows,
+            })  # fmt: skip
+    return pd.DataFrame(shown)
+
+
+def answering_table(
+    store: ShardedStore, users: Sequence[User], profile: RunProfile, backbone: str
+) -> pd.DataFrame:
+    """Which edit answers each user, and why; whom the store does not know is placed by history."""
+    method, rows = _method_of(store, users[0], profile, backbone), []
+    for user in users:
+        vector = None
+        if store.row(user.id) is None:
+            vector = user_vector([user], method.embedder, method.settings)[0]
+        found = store.answering(user.id, vector)
+        rows.append({"user": user.id, "edit": found.source, "why": found.why})
+    return pd.DataFrame(rows)
+
+
 def stored_answer_lines(
     profile_name: str,
     users: list[User],
@@ -196,12 +243,12 @@ def stored_answer_lines(
         asked = user.queries[0]
     user = replace(user, queries=(asked,))
     profile = get_profile(profile_name, [backbone] if backbone else [])
-    method = _method_of(store, user, profile, backbone)
+    method = _method_of(store, user, profile, profile.studied[0] if backbone else "")
     vector = None
     if isinstance(store, ShardedStore) and store.row(user.id) is None:
         vector = user_vector([user], method.embedder, method.settings)[0]
     found = store.answering(user.id, vector)
-    yield f"user {user.id} ({user.task}), backbone {method.backbone.name}, store {folder}"
+    yield f"user {user.id} ({user.task}), backbone {method.backbone.name}"
     yield f"query: {asked.text}"
     if asked.gold is not None:
         yield f"the user's own answer: {asked.gold}"
@@ -222,7 +269,7 @@ def _method_of(store: EditStore, user: User, profile: RunProfile, backbone: str)
         m = store.manifest
         if m.task != user.task:
             raise UserError(f"{store.root} holds edits of {m.task}, and {user.task} is asked.")
-        base = open_base(profile.studied[0] if backbone else m.backbone, profile.dtype)
+        base = open_base(backbone or m.backbone, profile.dtype)
         if base.name != m.backbone or not same_weights(base.fingerprint, m.fingerprint):
             raise UserError(
                 f"{store.root} holds edits of {m.backbone} ({m.fingerprint[:12]}), and "
@@ -236,5 +283,5 @@ def _method_of(store: EditStore, user: User, profile: RunProfile, backbone: str)
             edited = store.read(user.id, base)
             assert isinstance(edited, EditProfile)
             settings = edited.settings
-    embedder = load_embedder(settings.selection_embedder, offline=profile.offline)
+    embedder = open_embedder(settings.selection_embedder, profile.offline)
     return Chameleon(base, embedder, settings.with_(eval_user_mode="seen"))
