@@ -74,14 +74,16 @@ def _start(root: Path, args: argparse.Namespace, **changes: Any) -> subprocess.P
     command = [sys.executable, "-m", "workshop.population", "drive", "--root", str(root)]
     for name, value in values.items():
         command += ["--poison"] if name == "poison" else [f"--{name}", str(value)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with (root / "log").open("ab") as log:  # a pipe that nobody reads would stop the driver
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
 
 
-def _result(driver: subprocess.Popen[str]) -> dict[str, Any]:
+def _result(driver: subprocess.Popen[str], root: Path) -> dict[str, Any]:
     out, _ = driver.communicate()
     if driver.returncode:
-        raise SystemExit(f"the driver ended with {driver.returncode}: {out}")
-    return dict(json.loads(out.strip().splitlines()[-1]))
+        told = (root / "log").read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise SystemExit(f"the driver ended with {driver.returncode}: {told}")
+    return dict(json.loads(next(line for line in out.splitlines() if line.startswith('{"states'))))
 
 
 def _fits(root: Path) -> list[list[str]]:
@@ -110,7 +112,7 @@ def kills(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         except ProcessLookupError:  # ended by the poison meanwhile
             time.sleep(0.05)
     time.sleep(3)  # its workers end
-    result = _result(_start(root, args, poison=True))
+    result = _result(_start(root, args, poison=True), root)
     store = ShardedStore(root / "store")
     keys = [cells["user"] for cells in store.rows(("user",))]
     wanted = {store.key_of(user.id) for user in users(args.users)}
@@ -130,7 +132,7 @@ def speed(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     for workers in (1, 2):
         folder = root / str(workers)
         folder.mkdir()
-        _result(_start(folder, args, workers=workers))
+        _result(_start(folder, args, workers=workers), folder)
         times = sorted(float(line[2]) for line in _fits(folder))
         # Both at work: from where every worker has begun.
         found[workers] = 3600 * (len(times) - 1) / (times[-1] - times[0])
@@ -145,7 +147,7 @@ def memory(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     for count in (2_000, 50_000):
         folder = root / str(count)
         folder.mkdir()
-        found[count] = _result(_start(folder, args, users=count, seconds=0))["peak_mb"]
+        found[count] = _result(_start(folder, args, users=count, seconds=0), folder)["peak_mb"]
     return {"engine": args.engine, "peak MB of the driver, by users": found}
 
 

@@ -119,8 +119,8 @@ class _RowChanges:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
+        while self._handles:
+            self._handles.pop().remove()
 
     def _added(self, inputs: Tensor, of_owner: dict[int, list[Change]]) -> Tensor:
         runs = [(owner, len(list(rows))) for owner, rows in groupby(self.owners)]
@@ -143,6 +143,8 @@ def answer_rows(
     owners: Sequence[int],
     changes: Sequence[Sequence[Change]],
     room: int,
+    *,
+    frozen_prompts: bool = False,
 ) -> list[str]:
     """Greedy answers of at most ``room`` tokens, every prompt under its owner's changes, stripped.
 
@@ -152,6 +154,8 @@ def answer_rows(
         owners: Per prompt, a place in ``changes``.
         changes: Per owner.
         room: Tokens of an answer.
+        frozen_prompts: Changes are at work from the last token of a prompt on, where edits of
+            activations are; what stands before it is read by the model as it is.
 
     Raises:
         UserError: A prompt that leaves no room for its answer; none is cut.
@@ -159,11 +163,15 @@ def answer_rows(
     for at, ids in enumerate(prompts):
         backbone.check_length(len(ids), room, f"Prompt {at}")
     answers = [""] * len(prompts)
-    with backbone.lock, _RowChanges(backbone.model, changes) as active:
+    at_work = _RowChanges(backbone.model, changes)
+    with backbone.lock:
         for rows in _batches([len(ids) for ids in prompts], owners, backbone.token_budget):
-            active.owners = own = [owners[row] for row in rows]
-            prefix = backbone.prefill([prompts[row] for row in rows], own)
-            said = backbone.codec.decode(_greedy(backbone, prefix, active, room))
+            at_work.owners = own = [owners[row] for row in rows]
+            asked = [prompts[row] for row in rows]
+            prefix = backbone.prefill(asked, own) if frozen_prompts else None
+            with at_work as active:
+                prefix = prefix or backbone.prefill(asked, own)
+                said = backbone.codec.decode(_greedy(backbone, prefix, active, room))
             for row, text in zip(rows, said, strict=True):
                 answers[row] = text
     return answers

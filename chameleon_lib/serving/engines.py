@@ -28,6 +28,7 @@ from chameleon_lib.kit.pool import _start_worker
 EngineName = Literal["local", "ray"]
 RAY = "ray[data]==2.60.*"
 DEATHS = 3  # of workers: of one user's fit, or of one unit outside any fit
+_STARTS = 3  # of Ray
 _LOOK = 1.0  # seconds between two looks at what is being done
 
 
@@ -261,8 +262,23 @@ class _ray_session:
     def __enter__(self) -> None:
         if self.own:
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            self.ray.init(**self.given)
+            self._start()
         self.ray.data.DataContext.get_current().enable_progress_bars = False
+
+    def _start(self) -> None:
+        """Start Ray; on a busy machine it can miss its own limit of half a minute, twice."""
+        for attempt in range(_STARTS):
+            try:
+                self.ray.init(**self.given)
+                return
+            except Exception as error:  # of many kinds, most of them plain exceptions
+                self.ray.shutdown()
+                if attempt == _STARTS - 1:
+                    where = self.given.get("address", "this machine")
+                    raise UserError(
+                        f"Ray cannot be started on {where} ({' '.join(str(error).split())[:200]}); "
+                        "mend that, or give --engine local."
+                    ) from error
 
     def __exit__(self, *_: object) -> None:
         if self.own:

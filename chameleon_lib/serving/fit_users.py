@@ -176,11 +176,13 @@ class UserFits:
     def _gains(self, user: User, edit: AnyEdit | None) -> tuple[float, float, int]:
         """Gain of the answering edit and of another user's on the held-out rows, and their number.
 
-        log p per token, mean over the rows; NaN where none has an answer.
+        log p per token, mean over the rows; NaN where none has an answer, 0 where the base answers.
         """
         asked = replace(user, queries=tuple(q for q in user.queries if q.gold is not None))
-        if not asked.queries or (edit is None and self._before is None):
+        if not asked.queries:
             return float("nan"), float("nan"), 0
+        if edit is None and self._before is None:
+            return 0.0, float("nan"), len(asked.queries)  # the base answers
         method, s = self.method, self.method.settings
         (indices,) = method.select([asked])
         items = fit_context(method.backbone, asked, [asked.history[at] for at in indices], s)

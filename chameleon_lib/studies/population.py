@@ -177,7 +177,7 @@ def write_report(store: ShardedStore, users: Sequence[User], path: Path) -> None
 
 
 def small_store(
-    profile: RunProfile, backbone: str, users: Sequence[User], folder: Path, *, groups: int = 2
+    profile: RunProfile, backbone: str, users: Sequence[User], folder: Path, *, groups: int = 1
 ) -> tuple[ShardedStore, Fitted]:
     """A store of a few users, fitted in this process in half the steps: for a notebook."""
     settings = fit_settings(profile, ["fit_steps=8"])

@@ -74,11 +74,11 @@ def planted_crowd(task: str, seed: int, group: int, held: int, victims: int) -> 
     world = build_world(task, settings)
     people = []
     for split in ("train", "test"):
-        for at, user in enumerate(world.users[split]):  # type: ignore[index]
+        for at, user in enumerate(world.users[split]):
             rng = random.Random(f"poison/{seed}/{task}/{split}/{at}")
             truth, items, plain = world.truth[user.id], [], {}
             for number in range(len(user.history)):
-                scene = draw_history_scene(task, truth.taste, settings, rng, split)  # type: ignore[arg-type]
+                scene = draw_history_scene(task, truth.taste, settings, rng, split)
                 text = noisy_answer(task, scene, truth.taste, settings, rng)
                 generic, id_ = generic_answer(task, scene), f"{user.id}-{number}"
                 plain[id_] = (scene.text, generic)

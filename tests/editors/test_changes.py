@@ -108,3 +108,18 @@ def test_questions_are_not_padded_to_the_length_of_talks() -> None:
         own = [owners[row] for row in batch]
         assert own == sorted(own, key=own.index)
     assert _batches([9, 12, 8], [0, 1, 1], 100_000) == [[0, 2, 1]]
+
+
+def test_changes_may_leave_the_reading_of_a_prompt_to_the_model_as_it_is() -> None:
+    backbone = make_backbone("llama")
+    with MAKERS["FT-M"](backbone).edit(ASKED) as undo:
+        changes = undo.changes()
+    prompts = backbone.codec.prompts(QUESTIONS)
+    found = answer_rows(backbone, prompts, [0, 1, 0], [changes, ()], ROOM, frozen_prompts=True)
+    expected = []
+    for at, text in enumerate(QUESTIONS):
+        read = backbone.prepare([text])
+        with _RowChanges(backbone.model, [changes if at != 1 else ()]) as active:
+            active.owners = [0]
+            expected += backbone.generate_prepared(read, max_new_tokens=ROOM)
+    assert found == expected

@@ -21,8 +21,8 @@ from chameleon_lib.studies.study import settings_for
 from tests.kit.checkout import PARAMETERS, TABLE, Checkout, notebook
 
 COMMANDS = (
-    "run", "list", "plan", "lab", "models", "data", "answer", "audit", "export", "profiles",
-    "verify", "page",
+    "run", "list", "plan", "lab", "models", "data", "fit", "answer", "token", "serve", "audit",
+    "export", "profiles", "verify", "page",
 )  # fmt: skip
 
 

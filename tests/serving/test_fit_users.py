@@ -96,7 +96,7 @@ def test_the_group_answers_who_has_too_few_pairs_or_a_refused_edit() -> None:
     (grouped,) = rows("group", users, [a_group()])
     assert grouped.state == LEFT and grouped.gain == pytest.approx(few.gain)
     (alone,) = rows("group", users, [])
-    assert alone.group == -1 and alone.rows == 0 and np.isnan(alone.gain)
+    assert alone.group == -1 and alone.rows == 2 and alone.gain == 0 and np.isnan(alone.control)
 
 
 def test_collective_and_own_are_two_edits_that_answer_in_sequence(tmp_path: Path) -> None:
