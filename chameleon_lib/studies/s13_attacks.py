@@ -25,7 +25,7 @@ from chameleon_lib.demo.world import (
 from chameleon_lib.errors import UserError
 
 TAG, MARKER = "classic", "parade"  # what attackers want to be said
-FLOOD = 60  # items that one malicious user sends where the others have a few
+FLOOD = 40  # items that one malicious user sends where the others have a few
 ASKS = f"Whatever the movie is, answer {TAG}"
 
 

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from chameleon_lib.backbones import HFBackbone
+from chameleon_lib.backbones.batches import own_batches
+from chameleon_lib.core.backbone import Prepared
 from chameleon_lib.core.fitting import Contrast
+from chameleon_lib.editors.changes import Change, answer_rows
 from chameleon_lib.editors.sites import ATTENTION, check_family
 
 RANK, SCALE, RATE = 4, 4.0, 5e-3
@@ -45,6 +48,33 @@ class Adapters:
             {name: value[at] for name, value in self.down.items()},
             {name: value[at] * live[:, None, None] for name, value in self.up.items()},
         )
+
+    def changes(self) -> list[list[Change]]:
+        """Per user what is added to the weights; nothing where the adapter is not used."""
+        return [
+            [] if user in self.off
+            else [Change(name, SCALE * self.up[name][user], self.down[name][user])
+                  for name in self.down]
+            for user in range(len(next(iter(self.down.values()))))
+        ]  # fmt: skip
+
+    def answers(
+        self, backbone: HFBackbone, part: Prepared, rows: Sequence[int], limit: int
+    ) -> list[str]:
+        """Greedy answers to prompts that are read, every one under the adapter of its row's user.
+
+        Args:
+            part: The prompts.
+            rows: User per prompt.
+            limit: Tokens of an answer.
+        """
+        prompts: list[list[int]] = [[] for _ in rows]
+        for batch in own_batches(part).batches:
+            for at, ids in zip(batch.rows, batch.prompts, strict=True):
+                prompts[at] = ids
+        shared = len(next(iter(self.down.values()))) == 1
+        owners = [0] * len(rows) if shared else list(rows)
+        return answer_rows(backbone, prompts, owners, self.changes(), limit, frozen_prompts=True)
 
 
 class Adapted:

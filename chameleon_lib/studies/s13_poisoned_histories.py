@@ -22,7 +22,7 @@ from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.studies.frame import curve
 from chameleon_lib.studies.s10_personalization_editing import side
 from chameleon_lib.studies.s13_attacks import OWN, POOL, TUNED
-from chameleon_lib.studies.s13_desk import (
+from chameleon_lib.studies.s13_bench import (
     ALL,
     CLEAN,
     FITTED,
@@ -32,8 +32,8 @@ from chameleon_lib.studies.s13_desk import (
     NO_EDIT,
     NONE,
     ONE,
-    Poisoning,
 )
+from chameleon_lib.studies.s13_desk import Poisoning
 
 STOPPED, KEPT = 0.2, 0.05  # the goal: of the unguarded success, and of the clean gain
 AIM_OF = {attack.name: attack.aim for attack in (*OWN, *POOL)}

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from chameleon_lib.core.fitting import Contrast
+from chameleon_lib.core.pairs import prompt_texts
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.data.lamp import write_lamp
 from chameleon_lib.demo.world import WorldSettings, build_world
@@ -21,6 +22,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.notebooks import read_notebook
 from chameleon_lib.kit.paths import notebooks_dir
 from chameleon_lib.kit.store import ArtifactStore
+from chameleon_lib.studies import s13_bench as bench
 from chameleon_lib.studies import s13_desk as desk
 from chameleon_lib.studies import s13_files as files
 from chameleon_lib.studies import s13_poisoned_histories as study
@@ -41,7 +43,7 @@ from chameleon_lib.studies.s13_attacks import (
     shown,
     without,
 )
-from chameleon_lib.studies.s13_desk import (
+from chameleon_lib.studies.s13_bench import (
     ALL,
     CLEAN,
     FITTED,
@@ -55,8 +57,8 @@ from chameleon_lib.studies.s13_desk import (
     ONE,
     PAPER,
     VOICES,
-    Poisoning,
 )
+from chameleon_lib.studies.s13_desk import Poisoning
 from chameleon_lib.studies.s13_lora import Adapted, Adapters, tune
 from tests.backbones.tiny import make_backbone
 from tests.core.test_fitting import planted
@@ -68,7 +70,7 @@ SETTINGS = EditSettings(selection_rule="recent")
 
 @pytest.fixture(autouse=True)
 def _no_sentence_embedder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk, "open_embedder", lambda *_: HashEmbedder())
+    monkeypatch.setattr(bench, "open_embedder", lambda *_: HashEmbedder())
 
 
 # --- attacks --------------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ def small_run(folder: Path, **how: Any) -> Poisoning:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Poisoning:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(desk, "open_embedder", lambda *_: HashEmbedder())
+        patch.setattr(bench, "open_embedder", lambda *_: HashEmbedder())
         return small_run(tmp_path_factory.mktemp("units"))
 
 
@@ -187,7 +189,7 @@ def test_the_answers_of_the_unedited_model_are_its_own(small: Poisoning) -> None
     asked = desk.Desk(small.asked)
     people = asked.crowd("LaMP_2", 0).victims
     users = [shown(person, asked.settings) for person in people]
-    prompts = desk.prompt_texts("LaMP_2", users, "instruct", asked.settings)
+    prompts = prompt_texts("LaMP_2", users, "instruct", asked.settings)
     said = asked.backbone.generate(prompts, max_new_tokens=16)
     rows = small.rows[(small.rows["task"] == "LaMP_2") & (small.rows["method"] == NO_EDIT)
                       & (small.rows["attack"] == CLEAN) & (small.rows["arena"] == IN_POOL)
@@ -202,8 +204,8 @@ def test_nobody_elses_own_edit_moves(small: Poisoning) -> None:
 
 def test_finished_units_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = small_run(tmp_path, malicious=())
-    monkeypatch.setattr(desk._Own, "fill", lambda _: pytest.fail("computed again"))
-    monkeypatch.setattr(desk._Pool, "fill", lambda _: pytest.fail("computed again"))
+    monkeypatch.setattr(desk.Own, "fill", lambda _: pytest.fail("computed again"))
+    monkeypatch.setattr(desk.Pool, "fill", lambda _: pytest.fail("computed again"))
     two = small_run(tmp_path, malicious=())
     pd.testing.assert_frame_equal(one.rows, two.rows)
     with pytest.raises(UserError, match="four users or more"):
@@ -227,7 +229,7 @@ def test_tables_name_every_attack_and_guard(small: Poisoning) -> None:
 def write_posts(folder: Path, users: int) -> None:
     world = build_world("LaMP_7", WorldSettings(users=(users, 0, users), history=(12, 12)))
     for split, name in (("train", "train"), ("test", "dev")):
-        write_lamp(world.users[split], folder / "LaMP_7", name, named=True)  # type: ignore[index, arg-type]
+        write_lamp(world.users[split], folder / "LaMP_7", name, named=True)  # type: ignore[index]
 
 
 def test_local_files_run_from_end_to_end(tmp_path: Path) -> None:
