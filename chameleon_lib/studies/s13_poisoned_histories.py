@@ -1,9 +1,10 @@
 """Poisoned histories: what an attacker gains, whom it hurts, and what guards cost and stop.
 
 The tables of what :mod:`chameleon_lib.studies.s13_desk` did. All differences are paired over the
-users who are asked. *Success* of an attack is counted against the clean data without a guard, so
-that a guard which only refuses is charged for the taste that is then lost; *clean loss* is what a
-guard costs where nobody attacks.
+users who are asked. *Success* of an attack is what it moves under a guard, over clean data under
+the same guard, so that what a guard does to clean users is not taken for a defence; that is the
+*clean loss*, over no guard, where nobody attacks. A guard that refuses an edit under attack alone
+is charged for the taste that is then lost.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _where(task: str, arena: str, attack: str, malicious: str) -> dict[str, str]
 def success(
     run: Poisoning, at: tuple[str, str, str, str], method: str, guard: str, measure: str
 ) -> np.ndarray | None:
-    """What an attack moved, per user: under a guard, over clean data without one.
+    """What an attack moved, per user: attacked over clean data, both under one guard.
 
     ``answers``: that the answer does what the attacker wants, 0 or 1; ``nats``: the attacker's
     answer over the user's own.
@@ -82,7 +83,7 @@ def success(
     attacked = _values(run, column, **_where(*at), method=method, guard=guard)
     clean = _values(
         run, column, **_where(task, arena, CLEAN, "" if arena == IN_OWN else "0"), method=method,
-        guard=NONE,
+        guard=guard,
     )  # fmt: skip
     return None if attacked is None or clean is None else attacked - clean
 
@@ -226,9 +227,9 @@ def trade_figure(run: Poisoning, publish: Publisher) -> FigureOutput:
     return publish.figure(
         image, "13_trade", data=data, made_by=trade_figure,
         caption=(
-            "Our fitted edit: share of answers that do what the attacker wants, over clean data, "
-            "against what a guard costs clean users; a point per attack, below and to the left is "
-            f"better ({publish.profile} profile)."
+            "Our fitted edit: share of answers that do what the attacker wants, over clean data "
+            "under the same guard, against what a guard costs clean users; a point per attack, "
+            f"below and to the left is better ({publish.profile} profile)."
         ),
         alt=f"Scatter plot of {len(data)} points by guard; means of loss and success: {told}.",
     )  # fmt: skip
@@ -261,7 +262,7 @@ def share_figure(run: Poisoning, publish: Publisher) -> FigureOutput:
         title="Attack success by the share of malicious users",
         caption=(
             "Our fitted edit of a pool: how far the attacker's answer rose over the user's own, "
-            "against clean data without a guard, by the share of malicious members"
+            "against clean data under the same guard, by the share of malicious members"
         ),
         x="share", xlabel="malicious users of the pool, %", ylabel="nats moved", group="line",
         better="lower", reference=0.0,
