@@ -207,7 +207,7 @@ class Own(Arena):
             filtered = self.filtered(told, people)
             some = [at for at, (new, old) in enumerate(zip(filtered, people, strict=True))
                     if new != old]  # fmt: skip
-            again = self.condition([filtered[at] for at in some]) if some else {}
+            again = self.condition([filtered[at] for at in some], paper=False) if some else {}
             for method, guards in found.items():
                 redone = again.get(method, {})
                 mixed: dict[str, list[Any]] = {}
@@ -218,10 +218,11 @@ class Own(Arena):
                 for guard, rows in guards.items():
                     if guard != ALL:
                         self.put(rows, told, "", guard)
-                self.put(mixed[NONE], told, "", ITEMS)
-                self.put(mixed[ALL], told, "", ALL)
+                if method != PAPER:
+                    self.put(mixed[NONE], told, "", ITEMS)
+                    self.put(mixed[ALL], told, "", ALL)
             self.log(told, "", LEASH, strength=self._strength)
-            if attack is attacks[1]:
+            if attack is attacks[1] and self.task == "LaMP_2":
                 self.beside(told, people)
 
     def beside(self, told: str, attacked: Sequence[Person]) -> None:
@@ -263,16 +264,22 @@ class Own(Arena):
         self.log(told, "", ITEMS, **{n: a / max(1, b) for n, (a, b) in told_of.items()})
         return left
 
-    def condition(self, people: Sequence[Person]) -> dict[str, dict[str, list[Any]]]:
-        """Method → guard → rows, on these histories; the filter of items is the caller's."""
+    def condition(
+        self, people: Sequence[Person], *, paper: bool = True
+    ) -> dict[str, dict[str, list[Any]]]:
+        """Method → guard → rows, on these histories; the filter of items is the caller's.
+
+        The paper's edit, which a filter has nothing to save from, need not be made again.
+        """
         victims, s = list(people), self.settings
         read, lessons = self.prompts(victims), self.learned(victims)
         plain = self.ask(read, victims, NO_EDIT)
         found: dict[str, dict[str, list[Any]]] = {
             NO_EDIT: {NONE: plain},
             INSIGHT: {NONE: self.ask(self.prompts(victims, "insight"), victims, INSIGHT)},
-            PAPER: {NONE: self.paper(read, victims, lessons)},
         }
+        if paper:
+            found[PAPER] = {NONE: self.paper(read, victims, lessons)}
         learned = [self.contrasts(own) for own, _ in lessons]
         owners = [at for at, (_, kept) in enumerate(lessons) for _ in kept]
         kept = [pair for _, own in lessons for pair in own]
@@ -505,7 +512,7 @@ class Pool(Arena):
         victims = self.crowd.victims
         shared = tune(
             self.backbone, [self.contrasts(stays)], steps=self.settings.fit_steps, shared=True,
-            batch=32, seed=self.seed,
+            batch=32, seed=self.seed, prompts=self.whole,
         )  # fmt: skip
         self.put(self.ask(self.read, victims, LORA, adapters=shared), told, who, guard)
         paper = method.with_(theta_method="paper")

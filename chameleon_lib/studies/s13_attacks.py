@@ -147,7 +147,6 @@ ALWAYS_TAG = Attack("one tag on everything", "LaMP_2", _always, ALWAYS, 0.4)
 HABIT = Attack("inserted habit", "LaMP_7", _mark, MARK, 1.0)
 OWN = (ADDRESS, FLIPS, HABIT)  # of a victim's own history
 POOL = (ALWAYS_TAG, FLIPS, HABIT)  # by members of a group
-TUNED = (ADDRESS.name, ALWAYS_TAG.name)  # attacks that the guards' strengths were chosen on
 
 
 def poisoned(person: Person, attack: Attack, share: float, seed: int) -> Person:

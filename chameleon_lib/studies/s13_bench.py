@@ -33,8 +33,9 @@ NONE, VOICES, ITEMS, CAP, TRIM, CHECK, LEASH, ALL = (
     "no guard", "one voice per user, no bound", "item filter", "user cap", "trimmed pooling",
     "held-out check", "norm leash", "all guards",
 )  # fmt: skip
-# Strengths, chosen on the world of seed TUNING and the attacks `s13_attacks.TUNED` alone.
-TUNING = 90
+# Strengths, chosen by hand on the worlds of seeds 7 and 90, which no table shows: for what they
+# cost clean users and for the attacks that aim at one tag. First trials of the inserted word and of
+# flips in a victim's own history had been seen by then; flips in a pool had not.
 Z, CAPPED, TRIMMED, HARMED, CHANGE = 3.0, 1.0, 0.2, 0.4, 0.35
 GUARDS: dict[str, dict[str, Any]] = {
     NONE: {},
@@ -46,7 +47,7 @@ GUARDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Under all guards the user cap is the last word on guard_cap.
 GUARDS[ALL] = {name: value for own in list(GUARDS.values()) for name, value in own.items()}
-PAIRS, KEPT = 5, 2  # pairs of an own fit, and behind them those it is checked on
+PAIRS, KEPT = 4, 2  # pairs of an own fit, and behind them those it is checked on
 QUARTERS = (1.0, 0.75, 0.5, 0.25)  # of the strength of an own edit on the leash
 POOLED = 2  # pairs per user of a pool
 ONE = "1, flooding"  # one malicious user with many more items
@@ -162,4 +163,4 @@ class Bench:
         if not asked.folder:
             return planted_crowd(task, seed, asked.group, held, asked.victims)
         return crowd_of_folder(self.method, asked.profile, asked.folder, asked.group, held,
-                               asked.victims)  # fmt: skip
+                               asked.victims, POOLED)  # fmt: skip

@@ -10,22 +10,27 @@ from chameleon_lib.core.task import User, get_task, official_input
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.studies.data import load_task_data
-from chameleon_lib.studies.s13_attacks import Crowd, Person
+from chameleon_lib.studies.s13_attacks import Crowd, Person, history_pairs
 
 TASK = "LaMP_7"
 ITEMS = 9  # of a history that get a plain version; the others give no pair
 
 
 def crowd_of_folder(
-    method: Chameleon, profile: RunProfile, folder: str, group: int, held: int, victims: int
-) -> Crowd:
+    method: Chameleon, profile: RunProfile, folder: str, group: int, held: int, victims: int,
+    pairs: int,
+) -> Crowd:  # fmt: skip
     """Train users as the group and those it is checked on, test users with a gold as victims.
 
     The plain version of a text is what the unedited model makes of it without a history, as source
     "history" has it. Fewer users than asked for are all there are.
 
+    Args:
+        pairs: First texts of a member of the group that a pool learns from.
+
     Raises:
-        UserError: Fewer than four victims or members of the group.
+        UserError: Fewer than four victims or members of the group, or a model that makes nothing
+            else of their texts.
     """
     data = load_task_data(profile, TASK, folder)
     known = [u for u in data.train if len(u.history) > 1]
@@ -37,6 +42,12 @@ def crowd_of_folder(
             "a history; poisoned histories need eight and four or more."
         )
     people = _people(method, [*known[: group + held], *asked[:victims]])
+    if not any(history_pairs(person, method.settings, pairs) for person in people[:group]):
+        raise UserError(
+            f"The first {pairs} texts of every user of {folder} come back unchanged from "
+            f"{method.backbone.name} when it is asked without a history, so no pair has two "
+            "different answers; give another model."
+        )
     n = min(len(known), group + held)
     return Crowd(TASK, people[:group], people[group:n], people[n:], data.source)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.backbones.batches import own_batches
 from chameleon_lib.core.backbone import Prepared
-from chameleon_lib.core.fitting import Contrast
+from chameleon_lib.core.fitting import Contrast, PlainPrompts
 from chameleon_lib.editors.changes import Change, answer_rows
 from chameleon_lib.editors.sites import ATTENTION, check_family
 
@@ -113,6 +113,7 @@ def tune(
     shared: bool,
     batch: int = 128,
     seed: int = 0,
+    prompts: PlainPrompts | None = None,
 ) -> Adapters:
     """Adapters that make the chosen answers likelier, per token.
 
@@ -123,6 +124,7 @@ def tune(
         shared: One adapter for all users, in place of one each.
         batch: Rows that are read at once.
         seed: Of the start and of the batches.
+        prompts: Those of the contrasts and perhaps others, if somebody has read them.
     """
     family = check_family(backbone)
     named = {
@@ -140,26 +142,25 @@ def tune(
     flat = [(at, contrast) for at, contrasts in enumerate(own) for contrast in contrasts]
     if not flat:
         return Adapters({n: v.detach() for n, v in down.items()}, up)
-    prepared = backbone.prepare([contrast.prompt for _, contrast in flat])
+    texts = [contrast.prompt for _, contrast in flat]
+    prompts = prompts or PlainPrompts(backbone, texts)
+    everything = list(range(len(flat)))
     optimizer = torch.optim.Adam([*down.values(), *up.values()], lr=RATE)
     counts = [len(contrasts) for contrasts in own]
     for _ in range(steps):
         optimizer.zero_grad()
+        rows = everything
         if shared:
-            chosen = torch.randperm(len(flat), generator=generator)[:batch].tolist()
-            parts = [(chosen, backbone.rows(prepared, chosen))]
-        else:
-            parts = [(rows, read) for rows, read in backbone.in_turn(prepared)]
-        for rows, read in parts:
-            for numbers, one in backbone.in_turn(read):  # in the order of the batch
-                some = [flat[rows[number]] for number in numbers]
-                owners = [owner for owner, _ in some]
-                with Adapted(backbone, found.rows(owners)), torch.enable_grad():
-                    nats = -backbone.score(
-                        one, [contrast.chosen for _, contrast in some], reduce="mean"
-                    )
-                weights = [1 / (len(rows) if shared else counts[owner]) for owner in owners]
-                (nats * torch.tensor(weights)).sum().backward()
+            rows = torch.randperm(len(flat), generator=generator)[:batch].tolist()
+        for numbers, one in backbone.in_turn(prompts.chunk([texts[row] for row in rows])):
+            some = [flat[rows[number]] for number in numbers]  # in the order of the batch
+            owners = [owner for owner, _ in some]
+            with Adapted(backbone, found.rows(owners)), torch.enable_grad():
+                nats = -backbone.score(
+                    one, [contrast.chosen for _, contrast in some], reduce="mean"
+                )
+            weights = [1 / (len(rows) if shared else counts[owner]) for owner in owners]
+            (nats * torch.tensor(weights)).sum().backward()
         optimizer.step()
     return Adapters(
         {name: value.detach() for name, value in down.items()},

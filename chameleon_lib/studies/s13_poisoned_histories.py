@@ -22,7 +22,7 @@ from chameleon_lib.kit.stats import Estimate, bootstrap_mean, own_claim, verdict
 from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.studies.frame import curve
 from chameleon_lib.studies.s10_personalization_editing import side
-from chameleon_lib.studies.s13_attacks import OWN, POOL, TUNED
+from chameleon_lib.studies.s13_attacks import ADDRESS, ALWAYS_TAG, FLIPS, OWN, POOL
 from chameleon_lib.studies.s13_bench import (
     ALL,
     CLEAN,
@@ -38,6 +38,7 @@ from chameleon_lib.studies.s13_desk import Poisoning
 
 STOPPED, KEPT = 0.2, 0.05  # the goal: of the unguarded success, and of the clean gain
 AIM_OF = {attack.name: attack.aim for attack in (*OWN, *POOL)}
+_TUNED = (ADDRESS.name, ALWAYS_TAG.name)  # attacks that the guards' strengths were chosen on
 NOTHING = "no success without a guard"
 ANSWERS, NATS = "answers", "nats"
 _MEASURES = {ANSWERS: "hit", NATS: "odds"}
@@ -184,7 +185,7 @@ def claims(run: Poisoning) -> pd.DataFrame:
                 unguarded = _told(run, before)
                 row: dict[str, Any] = {
                     "arena": at[1], "attack": at[2], "malicious": at[3], "method": method,
-                    "measure": measure, "tuned on": "yes" if at[2] in TUNED else "no",
+                    "measure": measure, "tuned on": _tuned(at),
                     "unguarded": unguarded.value, "guarded": float(after.mean()),
                     "clean gain lost": _share(free - kept, free),
                 }  # fmt: skip
@@ -197,6 +198,13 @@ def claims(run: Poisoning) -> pd.DataFrame:
                     row["verdict"] = own_claim(verdict(margin, [keeps]))
                 rows.append({**row, "n": row.pop("n"), "seeds": row.pop("seeds")})
     return pd.DataFrame(rows)
+
+
+def _tuned(at: tuple[str, str, str, str]) -> str:
+    """Whether the strengths of the guards were chosen with this attack in sight."""
+    if at[2] in _TUNED:
+        return "yes"
+    return "no" if at[1] == IN_POOL and at[2] == FLIPS.name else "seen"
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> float | None:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from chameleon_lib.core.chameleon import Chameleon
 from chameleon_lib.core.fitting import Contrast
 from chameleon_lib.core.pairs import prompt_texts
 from chameleon_lib.core.settings import EditSettings
@@ -199,7 +200,7 @@ def test_the_answers_of_the_unedited_model_are_its_own(small: Poisoning) -> None
 
 def test_nobody_elses_own_edit_moves(small: Poisoning) -> None:
     moved = small.guards["others moved"].dropna()
-    assert len(moved) == 2 and (moved < 5e-3).all()
+    assert len(moved) == 1 and (moved < 5e-3).all()
 
 
 def test_finished_units_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,21 +233,27 @@ def write_posts(folder: Path, users: int) -> None:
         write_lamp(world.users[split], folder / "LaMP_7", name, named=True)  # type: ignore[index]
 
 
-@pytest.mark.xfail(
-    raises=UserError, strict=True,
-    reason="Open: a pool of so few users of files has no pair left whose two outputs differ.",
-)  # fmt: skip
-def test_local_files_run_from_end_to_end(tmp_path: Path) -> None:
+def test_local_files_run_from_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_posts(tmp_path, 24)
     profile = replace(small_profile(), data="lamp", name="demo-data")
-    run = desk.run(
-        profile, folder=str(tmp_path), victims=4, group=8, seeds=(0,), malicious=(), steps=2,
-        store=ArtifactStore(tmp_path / "units"),
-    )  # fmt: skip
+    sizes: dict[str, Any] = {"victims": 4, "group": 8, "seeds": (0,), "malicious": (), "steps": 2}
+    # The embedded model says a post again; a real one writes a plain version of it.
+    with pytest.raises(UserError, match="come back unchanged .* give another model"):
+        desk.run(profile, folder=str(tmp_path), store=ArtifactStore(tmp_path / "units"), **sizes)
+
+    def plain(_self: Any, _task: str, prompts: Any) -> list[str]:
+        return [" ".join(prompt.split()[-5:-1]) for prompt in prompts]
+
+    monkeypatch.setattr(Chameleon, "neutral_outputs", plain)
+    run = desk.run(profile, folder=str(tmp_path), store=ArtifactStore(tmp_path / "units"), **sizes)
     assert set(run.rows["task"]) == {"LaMP_7"} and set(run.rows["attack"]) == {CLEAN, HABIT.name}
+    assert set(run.rows["user"].str[:2]) == {"0/"} and len(study.claims(run))
     method = desk.Desk(run.asked).method
-    with pytest.raises(UserError, match="need eight and four or more"):
-        files.crowd_of_folder(method, profile, str(tmp_path), 40, 40, 4)
+    write_posts(tmp_path / "few", 6)
+    with pytest.raises(UserError, match="6 train users .* need eight and four or more"):
+        files.crowd_of_folder(method, profile, str(tmp_path / "few"), 8, 4, 4, 2)
 
 
 def test_the_notebooks_cells_publish_their_tables_and_figures(
