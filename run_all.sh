@@ -299,7 +299,7 @@ case "$action" in
     status=0
     "$python" -m ruff check . || status=1
     "$python" -m mypy || status=1
-    "$python" -m pytest || status=1
+    "$python" -m pytest -n 2 --dist loadfile || status=1
     exit "$status" ;;
   lab) exec "$python" -m chameleon_lib lab --profile "$profile" ;;
 esac

@@ -158,6 +158,7 @@ class Ticks:
         self.backbone, self.limits = backbone, limits or Limits()
         self.batches = self.answered = 0
         self._waiting: list[Ask] = []
+        self._running: list[Ask] = []  # of the tick that the model is at
         self._arrived: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -172,10 +173,10 @@ class Ticks:
         assert task is not None
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        for ask in self._waiting:
+        for ask in (*self._running, *self._waiting):
             if not ask.reply.done():
                 ask.reply.set_exception(Full("The server is going down; ask again later."))
-        self._waiting.clear()
+        self._running, self._waiting = [], []
         self._thread.shutdown()
 
     async def ask(self, ask: Ask) -> Reply:
@@ -202,7 +203,7 @@ class Ticks:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            batch = await self._collected()
+            batch = self._running = await self._collected()
             done = await loop.run_in_executor(self._thread, self._answers, batch)
             for ask, reply in zip(batch, done, strict=True):
                 if ask.reply.done():  # cancelled meanwhile
@@ -211,6 +212,7 @@ class Ticks:
                     ask.reply.set_result(reply)
                 else:
                     ask.reply.set_exception(reply)
+            self._running = []
 
     async def _collected(self) -> list[Ask]:
         """The requests of the next tick, at least one; what was cancelled is dropped here."""

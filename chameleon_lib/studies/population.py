@@ -10,6 +10,7 @@ import ast
 import csv
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,12 +108,11 @@ def fit_lines(
         groups = min(MOST_GROUPS, -(-len(users) // settings.group_size))
     if edits != "own" and not groups:
         raise UserError(f"--edits {edits} needs groups; give --groups 1 or more.")
-    logging.getLogger("chameleon_lib").setLevel(logging.ERROR)  # the report says it once for all
     fitter = ChameleonFitter(
         profile.studied[0], settings, profile.dtype, settings.selection_embedder, profile.offline
     )
     yield profile.banner
-    with fit_lock(folder):
+    with _quiet(), fit_lock(folder):
         store = open_for_fit(folder, fitter.manifest(users[0].task, edits, precision), len(users))
         m = store.manifest
         yield (
@@ -184,16 +184,23 @@ def small_store(
     fitter = ChameleonFitter(
         backbone, settings, profile.dtype, settings.selection_embedder, profile.offline
     )
-    level = logging.getLogger("chameleon_lib").level
-    logging.getLogger("chameleon_lib").setLevel(logging.ERROR)
+    with _quiet(), fit_lock(folder):
+        manifest = fitter.manifest(users[0].task, "own", "bfloat16")
+        store = open_for_fit(folder, manifest, len(users))
+        fit_groups(store, fitter, users, InlineEngine(), groups)
+        return store, fit_population(store, fitter, users, InlineEngine())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Warnings about single users are unheard: the report says it once for all."""
+    logger = logging.getLogger("chameleon_lib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        with fit_lock(folder):
-            manifest = fitter.manifest(users[0].task, "own", "bfloat16")
-            store = open_for_fit(folder, manifest, len(users))
-            fit_groups(store, fitter, users, InlineEngine(), groups)
-            return store, fit_population(store, fitter, users, InlineEngine())
+        yield
     finally:
-        logging.getLogger("chameleon_lib").setLevel(level)
+        logger.setLevel(level)
 
 
 def fitted_table(store: ShardedStore, users: Sequence[User]) -> pd.DataFrame:

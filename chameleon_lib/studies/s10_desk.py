@@ -119,15 +119,13 @@ class Sizes:
 
 # A subset that two cores do in minutes, with fewer and larger steps than the paper's, so that every
 # editor gets to its end (rates and layers were tried on seven of the users behind the eightieth,
-# who are in no subset of up to eighty); all invented users, those seven included, for verdicts; and
-# the paper's own steps and prefixes, which take either of them many times as long.
+# who are in no subset of up to eighty); users and seeds enough for verdicts; and the paper's own
+# steps and prefixes, which take either of them many times as long.
 SUBSET = Sizes(
     16, 6, (0, 2, 8), 1, ((5, 1),), 10, 12, 12,
     rome_rate=1.0, tuned_rate=1e-3, others=(LORA, FITTED, PAPER),
 )  # fmt: skip
-FULL = replace(
-    SUBSET, users=100, few=50, turns=(0, 2, 4, 6, 8, 10), seeds=3, others=OTHERS
-)  # fmt: skip
+FULL = replace(SUBSET, users=50, few=50, seeds=3, others=OTHERS)
 PAPERS: dict[str, Any] = {
     "prefixes": ((5, 10), (10, 10)), "rome_steps": 24, "tuned_steps": 25, "lora_steps": 70,
     "rome_rate": 0.5, "tuned_rate": 5e-4,
@@ -137,9 +135,11 @@ PAPERS: dict[str, Any] = {
 def chosen(users: int, full: bool, *, as_paper: bool = False, there: int = 100) -> Sizes:
     """The sizes of a notebook's parameters: the subset with so many users, or the full table.
 
+    The full table has its own number of users or so many, whichever is more; all rows have them.
     More users than ``there`` are preferences are all of them.
     """
-    sizes = FULL if full else replace(SUBSET, users=users)
+    most = max(users, FULL.users)
+    sizes = replace(FULL, users=most, few=most) if full else replace(SUBSET, users=users)
     sizes = replace(sizes, **PAPERS) if as_paper else sizes
     users = min(sizes.users, there)
     return replace(sizes, users=users, few=min(sizes.few, users))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Opener = Callable[..., "Page"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # its event loop would run on under the tests of other folders
 def browser() -> Iterator[Browser]:
     opened = open_browser()
     try:

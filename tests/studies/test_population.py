@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,13 @@ def test_from_a_table_to_a_store_to_an_answer(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, report = tmp_path / "store", tmp_path / "report.csv"
+    heard = logging.getLogger("chameleon_lib").level
     given = ["--csv", str(table / "fitted.csv"), "--task", "LaMP_2", "--queries", "4",
              "--store", str(store)]  # fmt: skip
     sets = [word for change in QUICK for word in ("--set", change)]
     assert main(["fit", *given, "--groups", "2", "--report", str(report), *sets]) == 0
     told = capsys.readouterr().out
+    assert logging.getLogger("chameleon_lib").level == heard  # by whoever comes after the fit
     assert "fitted now: 3 users" in told and "n 3 users, 1 seed" in told
     lines = list(csv.DictReader(report.open(encoding="utf-8")))
     assert [line["user"] for line in lines] == list(dict.fromkeys(
