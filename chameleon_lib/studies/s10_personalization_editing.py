@@ -22,7 +22,8 @@ from chameleon_lib.kit.publish import Publisher
 from chameleon_lib.kit.stats import Estimate, bootstrap_mean, verdict
 from chameleon_lib.kit.tables import estimate_columns
 from chameleon_lib.studies.frame import curve, drawn, forest
-from chameleon_lib.studies.s10_desk import (
+from chameleon_lib.studies.s10_desk import Editing
+from chameleon_lib.studies.s10_rows import (
     F1,
     FT_L,
     FT_M,
@@ -34,7 +35,6 @@ from chameleon_lib.studies.s10_desk import (
     TITLES,
     WORD,
     ZERO,
-    Editing,
 )  # fmt: skip
 
 

@@ -16,15 +16,13 @@ from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.stats import bootstrap_mean
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.kit.tables import estimate_columns
-from chameleon_lib.studies.s10_desk import (
-    MODULES,
+from chameleon_lib.studies.s10_desk import MODULES, Desk, content
+from chameleon_lib.studies.s10_rows import (
     ROME_1,
     SUBSET,
     SUBSTRING,
     TITLES,
-    Desk,
     Sizes,
-    content,
 )  # fmt: skip
 
 

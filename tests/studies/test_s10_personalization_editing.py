@@ -21,7 +21,9 @@ from chameleon_lib.kit.paths import notebooks_dir, root
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies import s10_desk as desk_module
 from chameleon_lib.studies import s10_personalization_editing as study
-from chameleon_lib.studies.s10_desk import (
+from chameleon_lib.studies import s10_rows as rows_module
+from chameleon_lib.studies.s10_desk import Editing
+from chameleon_lib.studies.s10_rows import (
     CLAIMED,
     FITTED,
     FT_L,
@@ -37,8 +39,8 @@ from chameleon_lib.studies.s10_desk import (
     SUBSET,
     TALKS,
     ZERO,
-    Editing,
     Sizes,
+    chosen,
 )
 from chameleon_lib.studies.s10_several import several
 from tests.studies.small import small_profile, use_small_models
@@ -145,13 +147,15 @@ def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
         ran(tmp_path, sizes=replace(TINY, users=200))
     with pytest.raises(UserError, match="few not above users"):
         ran(tmp_path, sizes=replace(TINY, few=9))
-    assert desk_module.chosen(7, full=False) == replace(SUBSET, users=7, few=6)
-    assert desk_module.chosen(500, full=False).users == 100
-    assert desk_module.chosen(500, full=False, there=40).users == 40
-    assert desk_module.chosen(7, full=True) == FULL and FULL.users == 100 and FULL.seeds == 3
-    small = desk_module.chosen(7, full=True, there=20)
+    assert chosen(7, full=False) == replace(SUBSET, users=7, few=6)
+    assert chosen(500, full=False).users == 100
+    assert chosen(500, full=False, there=40).users == 40
+    assert chosen(7, full=True) == FULL and FULL.seeds == 3
+    assert FULL.users == FULL.few == chosen(7, full=True).few == 50
+    assert chosen(60, full=True) == replace(FULL, users=60, few=60)
+    small = chosen(7, full=True, there=20)
     assert (small.users, small.few) == (20, 20)
-    paper = desk_module.chosen(7, full=False, as_paper=True)
+    paper = chosen(7, full=False, as_paper=True)
     assert (paper.users, paper.rome_steps, paper.lora_steps) == (7, 24, 70)
     assert sum(count for _, count in paper.prefixes) == 20
 
@@ -259,8 +263,8 @@ def test_the_notebooks_cells_publish_their_tables_and_figures(
                 work(*unit)
 
     monkeypatch.setattr(desk_module, "warm", here)
-    monkeypatch.setattr(desk_module, "MODEL", "demo:decoder:0")
-    monkeypatch.setattr(desk_module, "SUBSET", replace(TINY, turns=(0, 8)))
+    monkeypatch.setattr(rows_module, "MODEL", "demo:decoder:0")
+    monkeypatch.setattr(rows_module, "SUBSET", replace(TINY, turns=(0, 8)))
     book = read_notebook(notebooks_dir() / "10_personalization_editing.ipynb")
     names: dict[str, Any] = {}
     for cell in book.code():
