@@ -163,21 +163,24 @@ def run(
     recipe: Recipe | None = None,
     users: int = 0,
     seeds: int = 3,
+    epochs: int = 0,
     released: Released = OURS,
     store: ArtifactStore | None = None,
 ) -> Differences:
     """Everything; what was done before is read from the store.
 
     Args: see :class:`Asked`. The recipe is the world's short one by default, and the paper's where
-        a model of one's own reads local files.
+        a model of one's own reads local files; ``epochs`` other than 0 stand in place of its own.
 
     Raises:
         UserError: A model that takes no soft prompts, or a folder that cannot be read.
     """
     own = Recipe() if folder and backbone != MODEL else WORLD_RECIPE
+    recipe = recipe or own
+    recipe = replace(recipe, epochs=epochs) if epochs else recipe
     root = (store or ArtifactStore()).root
     asked = Asked(
-        profile, backbone, world or WorldSettings(), folder, recipe or own, users, seeds, released,
+        profile, backbone, world or WorldSettings(), folder, recipe, users, seeds, released,
         root,
     )  # fmt: skip
     desk = _desk(asked)
