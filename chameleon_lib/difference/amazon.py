@@ -57,20 +57,29 @@ def read_amazon(folder: Path, keep: Filter | None = None) -> Loaded:
         keep: What is kept.
 
     Raises:
-        UserError: No such files, a line that is no review or item, or nobody left.
+        UserError: No such files, a first line that is no review or item, a rating or time that is
+            no number, or nobody left.
     """
     keep = keep or Filter()
     reviews, items = pair_of(folder)
     known: dict[str, Item] = {}
     low, high = keep.description
-    for where, record in lines_of(items):
-        item = _item(record, where)
+    nameless = 0
+    for number, (where, record) in enumerate(lines_of(items)):
+        if not number and not _has_item(record):
+            raise UserError(f"{where} is no item: it needs parent_asin (or asin).")
+        item = _item(record)
+        nameless += not _id_of(record)
         if item is not None and low <= len(item.description) <= high:
             known[item.id] = item
     kept: dict[tuple[str, str], Review] = {}
     texts: set[tuple[str, str]] = set()
     dropped: Counter[str] = Counter()
-    for where, record in lines_of(reviews):
+    for number, (where, record) in enumerate(lines_of(reviews)):
+        if not number and not ({"user_id", "text"} <= record.keys() and _has_item(record)):
+            raise UserError(
+                f"{where} is no review: it needs user_id, text and parent_asin (or asin)."
+            )
         review = _review(record, where)
         if review is None:
             dropped["without user, item, rating, title or time"] += 1
@@ -86,6 +95,8 @@ def read_amazon(folder: Path, keep: Filter | None = None) -> Loaded:
     left = _filtered(sorted(kept.values(), key=lambda r: (r.time, r.id)), keep)
     dropped["of an item or user with too few reviews"] += len(kept) - len(left)
     notes = [f"{count} reviews {why} are left out." for why, count in dropped.items() if count]
+    if nameless:
+        notes.append(f"{nameless} items without parent_asin (or asin) are left out.")
     if not left:
         raise UserError(
             f"{folder} has no user with {keep.user_reviews[0]} reviews of items that "
@@ -123,21 +134,26 @@ def _profiles(reviews: list[Review], inputs: int) -> list[Review]:
     return found
 
 
+def _has_item(record: dict[str, Any]) -> bool:
+    """Whether a record has a place for an item's id, filled or not."""
+    return bool({"parent_asin", "asin"} & record.keys())
+
+
+def _id_of(record: dict[str, Any]) -> str:
+    return str(record.get("parent_asin") or record.get("asin") or "")
+
+
 def _review(record: dict[str, Any], where: str) -> Review | None:
-    """The review of a record; None if it lacks something that a review may lack."""
-    item = record.get("parent_asin") or record.get("asin")
+    """The review of a record; None if it lacks something."""
+    item = _id_of(record)
     names = ("user_id", "text", "rating", "title", "timestamp")
-    if not {"user_id", "text"} <= record.keys() or not ({"parent_asin", "asin"} & record.keys()):
-        raise UserError(
-            f"{where} is no review: it needs user_id, text and parent_asin (or asin)."
-        )
     values: list[Any] = [record.get(name) for name in names]
     if not item or any(value in (None, "") for value in values):
         return None
     user, text, rating, title, time = values
     try:
         return Review(
-            f"{user}/{item}", str(user), str(item), " ".join(str(text).split()), float(rating),
+            f"{user}/{item}", str(user), item, " ".join(str(text).split()), float(rating),
             " ".join(str(title).split()), int(time),
         )  # fmt: skip
     except (TypeError, ValueError) as error:
@@ -146,11 +162,8 @@ def _review(record: dict[str, Any], where: str) -> Review | None:
         ) from error
 
 
-def _item(record: dict[str, Any], where: str) -> Item | None:
-    """The item of a record; None without title or description."""
-    id_ = record.get("parent_asin") or record.get("asin")
-    if not id_:
-        raise UserError(f"{where} is no item: it needs parent_asin (or asin).")
-    text = description_of(record)
+def _item(record: dict[str, Any]) -> Item | None:
+    """The item of a record; None without id, title or description."""
+    id_, text = _id_of(record), description_of(record)
     title = " ".join(str(record.get("title") or "").split())
-    return Item(str(id_), title, text) if title and text else None
+    return Item(id_, title, text) if id_ and title and text else None

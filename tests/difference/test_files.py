@@ -68,9 +68,12 @@ def test_what_is_dropped_is_counted_by_reason(tmp_path: Path) -> None:
         {**reviews[2], "parent_asin": "B99"},
         {**reviews[3], "rating": None},
         {**reviews[4], "user_id": "alone"},
+        {name: value for name, value in reviews[5].items() if name not in ("parent_asin", "asin")},
+        {name: value for name, value in reviews[6].items() if name != "user_id"},
     ]
-    notes = read_amazon(write(tmp_path, reviews, meta), KEEP).notes
-    assert [note.split(" reviews ")[0] for note in notes] == ["1"] * 5
+    *notes, last = read_amazon(write(tmp_path, reviews, [*meta, {"title": "no id"}]), KEEP).notes
+    assert last == "1 items without parent_asin (or asin) are left out."
+    assert sorted(note.split(" reviews ")[0] for note in notes) == ["1"] * 4 + ["3"]
     assert {note.split(" reviews ", 1)[1] for note in notes} == {
         "of an item or with a text that their user had before are left out.",
         "shorter than 10 characters are left out.",
