@@ -143,9 +143,10 @@ def long_rows(users: int, items: int = 20) -> tuple[list[dict[str, Any]], list[d
 def test_a_folder_in_amazons_shape_runs_from_end_to_end(tmp_path: Path) -> None:
     write(tmp_path, *long_rows(users=8))
     run = desk.run(
-        small_profile(), folder=str(tmp_path), recipe=QUICK, users=3, seeds=1,
+        small_profile(), folder=str(tmp_path), recipe=QUICK, users=3, seeds=1, epochs=2,
         store=ArtifactStore(tmp_path / "units"),
     )  # fmt: skip
+    assert set(run.trained["steps"]) == {2}  # a batch holds all samples
     assert run.material.title == f"reviews of {tmp_path.name}" and run.material.world is None
     assert study.arms_of(run) == [row for row in ROWS if row != ORACLE]
     assert len(run.material.samples.train) == len(run.material.samples.test) == 3
