@@ -81,8 +81,10 @@ ARMS_AT_ONCE = 24  # arms that share one reading of a batch of prompts, as `stud
 # LaMP-2) models trained on a group read 182 k of 303 k tokens: ALOE and DPO the 120 test users and
 # the 100 of the group, in three groups; 145 k of 241 k on LaMP-3.
 _ONCE = 0.4
-# Notebooks whose model is no backbone of a profile; the minutes both take on two cores.
-APART, MINUTES = ("10", "14"), 18
+# Minutes of two cores of notebooks that no table counts: those whose model is no backbone of a
+# profile, and those that were never counted, in the demo.
+APART = {"10": 7, "14": 9}
+UNCOUNTED = {"11": 5, "12": 6, "13": 6}
 _BYTES_PER_ANSWER = 120  # JSON and margin, in the store
 
 
@@ -525,7 +527,7 @@ def _work(
     if not work:
         if scope.reviews is not None and not scope.profile.base:
             return ["Work: that of notebook 11's own small model (--backbone takes a real one)."]
-        return _apart(notebooks) or ["Work: nothing that a backbone has to compute."]
+        return _apart(scope, notebooks) or ["Work: nothing that a backbone has to compute."]
     head = ("stage", "units", "tokens read", "scored", "written", "gradient", "PFLOP", "hours")
     titles = (*STAGES.values(), *OF_REVIEWS.values(), OTHER)
     groups = {title: [c for c in work if c.stage == title] for title in titles}
@@ -554,7 +556,7 @@ def _work(
           if guessed else []),
         *left,
         *_size(scope),
-        *_apart(notebooks),
+        *_apart(scope, notebooks),
         *(f"Size unknown, not counted: {name}." for name in unknown),
     ]  # fmt: skip
 
@@ -588,13 +590,23 @@ def _shared(work: Sequence[Cost], alone: Sequence[Cost], speed: Speed) -> list[s
     return lines
 
 
-def _apart(notebooks: Collection[str]) -> list[str]:
-    if not set(APART) & set(notebooks):
-        return []
-    return [
-        f"{' and '.join(APART)} run SmolLM2 on the CPU, alike in every profile: together about "
-        f"{MINUTES} minutes of two cores, not in this table."
-    ]
+def _apart(scope: Scope, notebooks: Collection[str]) -> list[str]:
+    """What the table leaves out, and what is known of it."""
+    lines = []
+    if own := {n: APART[n] for n in notebooks if n in APART}:
+        lines.append(
+            f"Not in this table: {', '.join(own)}, on SmolLM2 and the CPU, alike in every profile; "
+            f"about {sum(own.values())} minutes of two cores."
+        )
+    counted = {"11"} if scope.reviews is not None else set()
+    if some := {n: UNCOUNTED[n] for n in notebooks if n in UNCOUNTED and n not in counted}:
+        known = (
+            f"about {sum(some.values())} minutes of two cores" if scope.embedded_world else
+            f"there is no count to scale; in the demo about {sum(some.values())} minutes of two "
+            "cores"
+        )  # fmt: skip
+        lines.append(f"Not in this table: {', '.join(some)}; {known}.")
+    return lines
 
 
 def _size(scope: Scope) -> list[str]:

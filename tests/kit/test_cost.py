@@ -10,6 +10,7 @@ import pytest
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.cost import (
+    APART,
     ARMS_AT_ONCE,
     COUNTS,
     ITEM,
@@ -17,6 +18,7 @@ from chameleon_lib.kit.cost import (
     OTHER,
     SPEEDS,
     STAGES,
+    UNCOUNTED,
     WORD,
     Scope,
     Speed,
@@ -149,8 +151,20 @@ def test_the_profiles_are_within_their_hours_and_say_what_was_cut_and_shared() -
         assert "tokens of those asked: answers" in shown and ", fit " in shown
         users = scope.profile.n_test
         assert f"{users} users of LaMP-2 give accuracy" in shown
-        assert "10 and 14 run SmolLM2" in shown and "10 and 14" not in text(scope, ["01"])
-    assert text(scope_of("paper"), ["14"]).startswith("10 and 14 run SmolLM2")
+        assert "Not in this table: 10, 14, on SmolLM2" in shown
+        assert "Not in this table: 11, 12, 13; " in shown
+        assert "Not in this table" not in text(scope, ["01"])
+    assert text(scope_of("paper"), ["14"]).startswith("Not in this table: 14, on SmolLM2")
+    assert text(scope_of("small"), ["12"]).startswith("Not in this table: 12; there is no count")
+
+
+def test_every_notebook_is_counted_or_said_not_to_be() -> None:
+    with COUNTS.open(encoding="utf-8") as stream:
+        counted = {n for row in csv.DictReader(stream, delimiter="\t")
+                   for n in row["notebooks"].split(",")}  # fmt: skip
+    there = {notebook.number for notebook in NOTEBOOKS if not notebook.summary}
+    assert there == counted | set(APART) | set(UNCOUNTED)
+    assert not counted & {*APART, *UNCOUNTED}
     assert "users of LaMP" not in text(scope_of("demo"), ALL)
 
 
