@@ -37,6 +37,8 @@ from chameleon_lib.studies.s10_rows import (
     ZERO,
 )  # fmt: skip
 
+JUDGED = 50  # users that a claim is judged on, as this study was planned
+
 
 def arms_of(run: Editing) -> list[str]:
     """Rows, in the order of the tables."""
@@ -228,8 +230,8 @@ def examples(run: Editing, user: str) -> pd.DataFrame:
 def claims(run: Editing) -> pd.DataFrame:
     """The paper's claims with what came out here, judged by the kit's rule for verdicts.
 
-    The effect is a difference of shares, paired over users; below the kit's least number of users
-    the word is that they are too few. The controls of "reproduced" are rows that the claim's own
+    The effect is a difference of shares, paired over users; below :data:`JUDGED` users the word is
+    that they are too few. The controls of "reproduced" are rows that the claim's own
     row must beat as well.
     """
 
@@ -266,7 +268,7 @@ def claims(run: Editing) -> pd.DataFrame:
             {
                 "claim": words, "paper": paper, "interval": side(effect),
                 **estimate_columns(effect, "difference of shares"),
-                "verdict": verdict(effect, controls),
+                "verdict": verdict(effect, controls, min_users=JUDGED),
             }
             for words, paper, effect, controls in found
         ]

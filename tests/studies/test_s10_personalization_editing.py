@@ -330,6 +330,8 @@ def test_claims_are_judged_by_the_kits_rule() -> None:
     assert list(table["interval"])[-1] == "below 0" and set(table["n"]) == {120}
     few = made_up({key: value[:40] for key, value in rows.items()})
     assert set(study.claims(few)["verdict"]) == {"too few users"}
+    enough = made_up({key: value[-50:] for key, value in rows.items()})
+    assert list(study.claims(enough)["verdict"]) == list(words.values())
 
 
 def test_an_edit_that_breaks_the_model_is_marked() -> None:
