@@ -42,6 +42,7 @@ FORMS = ("paper", "mean", "vector", "pair", "pair_block", "lora")
 LEARNED = ("vector", "pair", "pair_block", "lora")  # those with steps and a rate
 RANK = 2  # of the LoRA: that of the pair
 BETA = 0.1  # of BiPO's loss, as published
+_GRAPH = 1 << 27  # bytes of logits that are held for one step backward; all else is ten times that
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Lessons:
         self.chosen = [lesson.chosen for lesson in lessons]
         self.rejected = [lesson.rejected or lesson.chosen for lesson in lessons]
         self.differs = torch.tensor([lesson.rejected is not None for lesson in lessons])
+        both = zip(self.chosen, self.rejected, strict=True)
+        self.tokens = [max(len(ids) for ids in backbone.codec.answers([*pair])) for pair in both]
         with torch.no_grad():
             self.base = backbone.score(self.prepared, self.chosen)
             self.base_rejected = backbone.score(self.prepared, self.rejected)
@@ -249,20 +252,46 @@ def fit_many(
         sign = 1.0
         if form == "vector":
             sign = 1.0 if torch.rand((), generator=signs) < 0.5 else -1.0
-        loss = _loss(lessons, fitted, places, torch.tensor(owners), under, sign, recipe)
         adam.zero_grad()
-        torch.autograd.backward(loss)
+        for loss in _losses(lessons, fitted, places, torch.tensor(owners), under, sign, recipe):
+            torch.autograd.backward(loss)
         adam.step()
     done = {name: value.detach() for name, value in learned.items()}
     return replace(started, tensors=done)
 
 
-def _loss(
+def _losses(
     lessons: Lessons, fitted: Fitted, places: list[int], owners: Tensor,
     under: AffineEdit | None, sign: float, recipe: Recipe,
+) -> Iterator[Tensor]:  # fmt: skip
+    """Parts of the sum over groups of each group's mean loss, nats, as many rows as have room."""
+    n, differs = fitted.n, lessons.differs[places].bool()
+    count, counted = (
+        torch.zeros(n).index_add(0, some, torch.ones(len(some)))
+        for some in (owners, owners[differs])
+    )
+    longest = max(lessons.tokens[place] for place in places)
+    width = lessons.backbone.model.config.get_text_config().vocab_size
+    room = max(1, _GRAPH // (4 * longest * width))
+    for start in range(0, len(places), room):
+        part = slice(start, start + room)
+        loss = _loss(
+            lessons, fitted, places[part], owners[part], under, sign, recipe,
+            count[owners[part]], counted[owners[part]],
+        )  # fmt: skip
+        if loss.requires_grad:  # a vector learns nothing of a lesson with one answer
+            yield loss
+
+
+def _loss(
+    lessons: Lessons, fitted: Fitted, places: list[int], owners: Tensor,
+    under: AffineEdit | None, sign: float, recipe: Recipe, count: Tensor, counted: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Sum over groups of each group's mean loss, nats."""
-    backbone, n = lessons.backbone, fitted.n
+    """What rows add to the loss; ``count`` and ``counted`` are the rows of each row's group.
+
+    The latter counts those alone whose two answers differ.
+    """
+    backbone = lessons.backbone
     differs, at = lessons.differs[places], torch.tensor(places)
     read = backbone.rows(lessons.prepared, places)
     words = [lessons.chosen[place] for place in places]
@@ -277,12 +306,10 @@ def _loss(
         if fitted.form == "vector":  # BiPO: against the unedited model, in either direction
             plain = lessons.base[at[some]] - lessons.base_rejected[at[some]]
             margin = sign * BETA * (margin - plain)
-        count = torch.zeros(n).index_add(0, owners[some], torch.ones(len(some)))
-        total = total - (logsigmoid(margin) / count[owners[some]]).sum()
+        total = total - (logsigmoid(margin) / counted[some]).sum()
     if fitted.form != "vector" and recipe.leash:
-        count = torch.zeros(n).index_add(0, owners, torch.ones(len(owners)))
         strain = (lessons.base[at] - chosen).clamp_min(0)
-        total = total + recipe.leash * (strain / count[owners]).sum()
+        total = total + recipe.leash * (strain / count).sum()
     return total
 
 

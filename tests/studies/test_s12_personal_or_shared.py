@@ -21,6 +21,7 @@ from chameleon_lib.kit.paths import notebooks_dir
 from chameleon_lib.kit.profiles import get_profile
 from chameleon_lib.kit.stats import TOO_FEW_USERS, Estimate
 from chameleon_lib.studies import s12_desk as desk
+from chameleon_lib.studies import s12_fits as fits
 from chameleon_lib.studies import s12_people as people
 from chameleon_lib.studies import s12_personal_or_shared as study
 from chameleon_lib.studies import study as studies
@@ -157,6 +158,26 @@ def test_a_user_learns_among_others_what_he_learns_alone(form: str) -> None:
         if name != "a":
             other = (value[:, 0] - value[:, 1]).abs() > 2e-3
             assert float(other.float().mean()) > 0.3, name
+
+
+@pytest.mark.parametrize("form", ["pair", "vector"])
+def test_a_step_in_parts_is_the_step(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lessons, groups = taught()
+    recipe, rows = Recipe(steps=1, batch=4, rate=0.05, layer=3), list[int]()
+    whole = fit_many(lessons, groups, form, recipe)
+    one = 4 * max(lessons.tokens) * lessons.backbone.model.config.vocab_size
+    monkeypatch.setattr(fits, "_GRAPH", 3 * one)
+    losses = fits._loss
+    monkeypatch.setattr(
+        fits, "_loss", lambda lessons, fitted, places, *more: (
+            rows.append(len(places)) or losses(lessons, fitted, places, *more)  # type: ignore[func-returns-value]
+        ),
+    )  # fmt: skip
+    parts = fit_many(lessons, groups, form, recipe)
+    assert max(rows) <= 4 and len(rows) > 3 and sum(rows) == 16
+    for name, value in whole.tensors.items():
+        apart = (value - parts.tensors[name]).abs() > 2e-3  # see above: signs of nearly nothing
+        assert float(apart.float().mean()) < 0.02, name
 
 
 def test_a_batch_of_loras_scores_as_the_weights_of_each() -> None:
