@@ -54,7 +54,7 @@ NONE, COLLECTIVE, OWN, OTHER, SEQUENCE = (
 ARMS = (NONE, COLLECTIVE, OWN, OTHER, SEQUENCE)
 USERS = 104  # of the world: a few tweets give no lesson, and a verdict takes 100 users
 FOLDS = 4
-# Collective fits see as many lessons as they have use for; their users share the cost.
+# Collective fits see as many lessons as they have use for, or as their users' own fits together.
 TOGETHER = {"steps": 24, "batch": 32}
 # Per form: rates, or strengths of a mean vector, from which dev users choose; the first without.
 CHOICES: dict[str, tuple[float, ...]] = {
@@ -341,7 +341,10 @@ class Desk:
              for place in own]
             for fold in range(FOLDS)
         ]  # fmt: skip
-        recipe = replace(self.recipe(setting, "pair", seed), **TOGETHER)
+        own = self.recipe(setting, "pair", seed)
+        reads = own.steps * own.batch * (len(able) - len(able) // FOLDS)
+        recipe = replace(own, **TOGETHER)
+        recipe = replace(recipe, batch=max(1, min(recipe.batch, reads // recipe.steps)))
         return self.fit(setting, "pair", seed, groups=groups, recipe=recipe)
 
     def arms(self, setting: Setting, seed: int) -> dict[str, Any]:
