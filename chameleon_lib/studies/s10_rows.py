@@ -37,7 +37,8 @@ class Sizes:
         users: Of the rows that claims compare.
         few: Users of the other rows, of locality and of the talks; the first of them.
         turns: Turns of other talk that are tried.
-        seeds: Repetitions of what is drawn: ROME's prefixes, LoRA's start, the fitted edit's.
+        seeds: Repetitions of what is drawn: ROME's prefixes (but for nine variants), LoRA's start,
+            the fitted edit's.
         prefixes: (tokens, how many) each, that ROME's fit is held under.
         rome_steps: Updates of ROME at most.
         tuned_steps: Of FT-L and FT-M.
