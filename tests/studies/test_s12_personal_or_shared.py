@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -207,6 +208,21 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fit_many(lessons, groups, "paper", Recipe())
     with pytest.raises(UserError, match="choose of"):
         desk.run(PROFILE, MODEL, forms=["magic"])
+
+
+@pytest.mark.parametrize(("users", "steps", "batch"), [(4, 2, 1), (5, 24, 4), (104, 12, 32)])
+def test_a_collective_fit_reads_no_more_than_its_users_own_fits(
+    users: int, steps: int, batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = desk_of(tmp_path, users, steps=steps, batch=8 if batch == 32 else 1)
+    crowd = SimpleNamespace(of=lambda owners: [[owner] for owner in owners])
+    monkeypatch.setattr(some, "people", lambda _: crowd)
+    monkeypatch.setattr(some, "able", lambda _: list(range(users)))
+    monkeypatch.setattr(some, "recipe", lambda *_: some.asked.recipe)
+    asked: list[Recipe] = []
+    monkeypatch.setattr(some, "fit", lambda *_, recipe, **__: asked.append(recipe))
+    some.collective(Setting("LaMP_2"), 0)
+    assert (asked[0].steps, asked[0].batch) == (desk.TOGETHER["steps"], batch)
 
 
 def test_everybody_gets_another_user_once() -> None:
