@@ -2,16 +2,17 @@
 
     users → anti-join with what is done → units of fifty, in the order of hashes → engine → shards
 
-A worker leaves the rows it finished as small files under another name first, then renamed. The
-driver counts them, and when all units of a shard are done merges them into the shard. So nothing
-that is finished is done twice, after the death of a worker or of the driver, and nobody is lost:
-the ids of a shard are counted when it is written.
+A worker leaves the rows it finished as small files, every ``flush`` seconds (5, or 0 for each by
+itself), under another name first, then renamed. The driver counts them, and when all units of a
+shard are done merges them into the shard. So nothing that was written is done twice, after the
+death of a worker or of the driver, at most the last ``flush`` seconds of a worker are, and nobody
+is lost: the ids of a shard are counted when it is written. In the folder of the store:
 
-    <store>/work/users/00042.jsonl       the users of a shard that are to be fitted, one a line
-    <store>/work/users/00042.npy         their hashes and where their lines begin, in order of hash
-    <store>/work/trying/00042-3-7        who was begun (+) and ended (-) in unit 7 of session 3
-    <store>/work/rows/00042-3-7/0-4.parquet   rows of its users 0 to 4
-    <store>/fit.lock                     held by the driver
+    work/users/00042.jsonl       the users of a shard that are to be fitted, one a line
+    work/users/00042.npy         their hashes and where their lines begin, in order of hash
+    work/trying/00042-3-7        who was begun (+) and ended (-) in unit 7 of session 3
+    work/rows/00042-3-7/0-4.parquet   rows of its users 0 to 4
+    fit.lock                     held by the driver
 
 A user who was begun three times in one session and never ended has taken three workers along: the
 next worker sets the user aside. A death of the driver counts for nobody.

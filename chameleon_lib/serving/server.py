@@ -21,6 +21,7 @@ import re
 import socket
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ _CODES = {400: "invalid_request_error", 401: "invalid_request_error", 403: "perm
 # --- requests -----------------------------------------------------------------------------------
 
 
-class _Wanted(BaseModel):
+class _Wanted(BaseModel, ABC):
     """What both kinds of requests say."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -77,9 +78,9 @@ class _Wanted(BaseModel):
     explain: bool = False
 
     @property
+    @abstractmethod
     def text(self) -> str:
         """The prompt."""
-        raise NotImplementedError
 
     @property
     def new_tokens(self) -> int:

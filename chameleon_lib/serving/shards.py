@@ -1,10 +1,12 @@
 """The files of a sharded store: one Parquet row per user, found by its hash without a scan.
 
-    <store>/store.json           the manifest: which job's edits these are
-    <store>/pseudonyms.key       random key of the store, for the hashes of user ids
-    <store>/users/00042.parquet  the rows whose hashes lie in the 42nd part of all hashes, sorted
-    <store>/groups.parquet       edits of groups, each with the centre of its users
-    <store>/work/                what a fit that is not over has made so far
+In the folder of the store:
+
+    store.json           the manifest: which job's edits these are
+    pseudonyms.key       random key of the store, for the hashes of user ids
+    users/00042.parquet  the rows whose hashes lie in the 42nd part of all hashes, sorted
+    groups.parquet       edits of groups, each with the centre of its users
+    work/                what a fit that is not over has made so far
 
 Directions are columns of one fixed size: `slots` layers of width d, in bfloat16 or float32, so a
 row takes :attr:`Manifest.row_bytes` whatever its user wrote. A shard is about 10,000 rows and

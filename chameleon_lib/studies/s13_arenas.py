@@ -7,6 +7,7 @@ are asked.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -88,7 +89,7 @@ from chameleon_lib.studies.s13_bench import (
 from chameleon_lib.studies.s13_lora import Adapted, Adapters, tune
 
 
-class Arena:
+class Arena(ABC):
     """What both arenas share: the people, and how they are asked."""
 
     name = ""
@@ -105,9 +106,9 @@ class Arena:
         self.fill()
         return {"rows": self.rows, "logs": self.logs}
 
+    @abstractmethod
     def fill(self) -> None:
         """Runs every condition."""
-        raise NotImplementedError
 
     def contrasts(self, pairs: Sequence[PreferencePair]) -> list[Contrast]:
         return contrasts_from_pairs(self.task, pairs, [], self.settings)

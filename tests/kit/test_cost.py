@@ -156,6 +156,7 @@ def test_the_profiles_are_within_their_hours_and_say_what_was_cut_and_shared() -
         assert "Not in this table" not in text(scope, ["01"])
     assert text(scope_of("paper"), ["14"]).startswith("Not in this table: 14, on SmolLM2")
     assert text(scope_of("small"), ["12"]).startswith("Not in this table: 12; there is no count")
+    assert "users of LaMP" not in text(scope_of("demo"), ALL)
 
 
 def test_every_notebook_is_counted_or_said_not_to_be() -> None:
@@ -165,7 +166,6 @@ def test_every_notebook_is_counted_or_said_not_to_be() -> None:
     there = {notebook.number for notebook in NOTEBOOKS if not notebook.summary}
     assert there == counted | set(APART) | set(UNCOUNTED)
     assert not counted & {*APART, *UNCOUNTED}
-    assert "users of LaMP" not in text(scope_of("demo"), ALL)
 
 
 def test_a_fit_keeps_on_disk_what_its_memory_does_not_hold() -> None:
