@@ -19,7 +19,8 @@ from pathlib import Path
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
-from chameleon_lib.kit.cost import Scope, costs, missing_bytes, size, store_bytes
+from chameleon_lib.kit.cost import Scope, costs, missing_bytes, store_bytes
+from chameleon_lib.kit.forecast import size
 from chameleon_lib.kit.models import MODELS
 from chameleon_lib.kit.notebooks import Notebook
 from chameleon_lib.kit.profiles import on_hub

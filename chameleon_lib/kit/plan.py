@@ -16,7 +16,8 @@ from typing import Any
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import needs, paths
 from chameleon_lib.kit.command_line import Parser, notebook_numbers, overrides, positive
-from chameleon_lib.kit.cost import Scope, Speed, text
+from chameleon_lib.kit.cost import Scope, Speed
+from chameleon_lib.kit.forecast import text
 from chameleon_lib.kit.ledger import Inputs, Ledger, notebook_inputs
 from chameleon_lib.kit.notebooks import Notebook, discover, select
 from chameleon_lib.kit.profiles import PUBLIC, QUANTIZE, RunProfile, for_data, get_profile

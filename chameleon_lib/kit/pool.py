@@ -60,9 +60,11 @@ def warm(
         UserError: A process was ended from outside.
     """
     if workers == 1:
-        for _, work, units in phases:
-            for unit in units:
-                work(*unit)
+        for at, work, units in phases:
+            with Progress(at, len(units)) as progress:
+                for unit in units:
+                    work(*unit)
+                    progress.advance(1)
         return
     mark_light(False)
     context = multiprocessing.get_context("forkserver")

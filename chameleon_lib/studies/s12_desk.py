@@ -10,8 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,34 +18,31 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.affine import AffineEdit
 from chameleon_lib.core.edit import AnyEdit
-from chameleon_lib.core.pairs import max_new_tokens
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.pool import warm
 from chameleon_lib.kit.profiles import RunProfile
+from chameleon_lib.kit.progress import Progress
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.studies.data import load_task_data
+from chameleon_lib.studies.s12_bench import (
+    Asked,
+    Bench,
+    Setting,
+    main_task,
+    per_user,
+    settings_of,
+)
 from chameleon_lib.studies.s12_fits import (
     FORMS,
     LEARNED,
     Fitted,
-    Lessons,
     Recipe,
     fit_many,
     mean_vectors,
     paper_edits,
-    row_lora,
 )
-from chameleon_lib.studies.s12_people import (
-    People,
-    Question,
-    of_files,
-    of_world,
-    scores_of,
-)
-from chameleon_lib.studies.study import Study, settings_for
+from chameleon_lib.studies.s12_people import Question, scores_of
 
 NONE, COLLECTIVE, OWN, OTHER, SEQUENCE = (
     "no edit", "collective edit", "own edit", "another user's edit", "collective, then own",
@@ -65,134 +61,12 @@ DOSES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 CLUSTERS = 6
 NEAREST, RANDOM_GROUP = "nearest of the group edits", "a random one of the group edits"
 NEWCOMER = (NONE, COLLECTIVE, NEAREST, RANDOM_GROUP)
-FIRST_TOKENS = 4  # of an answer, over which the divergence is a mean
 MODULES = ("chameleon_lib.backbones", "chameleon_lib.core.affine", "chameleon_lib.core.edit",
            "chameleon_lib.studies.s12_fits", "chameleon_lib.studies.s12_people")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a run is asked for; picklable, so that workers open their own.
-
-    Attributes:
-        profile: Run profile.
-        backbone: Model id.
-        folder: Of LaMP files; empty for the embedded world.
-        users: Users that are scored.
-        dev: Users that choose rates and strengths; 0 takes the first of each.
-        seeds: Of all that is fitted.
-        recipe: Of every fit of one user.
-        root: Of the artifact store.
-    """
-
-    profile: RunProfile
-    backbone: str
-    folder: str
-    users: int
-    dev: int
-    seeds: int
-    recipe: Recipe
-    root: Path
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Users of a task: of the world with so much of a common taste, or of files."""
-
-    task: str
-    common: float = 0.0
-
-    @property
-    def title(self) -> str:
-        """As tables say it."""
-        name = self.task.replace("_", "-")
-        return f"{name}, one common taste" if self.common else name
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What one arm answers to some questions.
-
-    Attributes:
-        nats: log p of the gold answers, ``(Q,)``.
-        texts: Greedy answers.
-        kl: KL(unedited || edited) at the first answer tokens, ``(Q,)``, NaN where not measured.
-    """
-
-    nats: np.ndarray
-    texts: list[str]
-    kl: np.ndarray
-
-
-def per_user(questions: Sequence[Question], values: np.ndarray, users: int) -> np.ndarray:
-    """Means over each user's questions, ``(users,)``; NaN for who has none."""
-    owners = np.array([question.owner for question in questions])
-    sums = np.bincount(owners, weights=values, minlength=users)
-    counts = np.bincount(owners, minlength=users)
-    return np.divide(sums, counts, out=np.full(users, np.nan), where=counts > 0)
-
-
-class Desk:
-    """One model with the users of several settings, and all that is fitted and asked of them."""
-
-    def __init__(self, asked: Asked) -> None:
-        self.asked = asked
-        self.store = ArtifactStore(asked.root)
-        self._people: dict[Any, People] = {}
-        self._lessons: dict[Any, Lessons] = {}
-        self._studies: dict[str, Study] = {}
-
-    def study(self, task: str) -> Study:
-        """The method with the run's names."""
-        if task not in self._studies:
-            settings = settings_for(self.asked.profile, ccs_solver="span")
-            self._studies[task] = Study(
-                self.asked.profile, self.asked.backbone, task, settings, self.store
-            )
-        return self._studies[task]
-
-    @cached_property
-    def backbone(self) -> HFBackbone:
-        """The model."""
-        opened = self.study("LaMP_2").backbone
-        if not isinstance(opened, HFBackbone):
-            raise UserError(f"{self.asked.backbone} has no weights of its own to edit.")
-        return opened
-
-    def people(self, setting: Setting, part: str = "test") -> People:
-        """The users of a setting: those scored (``test``), ``dev`` or ``train``."""
-        key = (setting, part)
-        if key not in self._people:
-            task = setting.task
-
-            def neutral(prompts: Sequence[str]) -> list[str]:
-                return self.study(task).neutral_outputs(task, list(prompts))
-
-            if self.asked.folder:
-                data = load_task_data(
-                    self.asked.profile, task, self.asked.folder, self.asked.users
-                )
-                users = data.test[: self.asked.users] if self.asked.users else data.test
-                self._people[key] = of_files(task, users, neutral, data.source)
-            else:
-                n = self.asked.dev if part == "dev" else self.asked.users
-                self._people[key] = of_world(
-                    task, n, neutral, split=part, common=setting.common
-                )
-        return self._people[key]
-
-    def lessons(self, setting: Setting, part: str = "test") -> Lessons:
-        """Their lessons, read once."""
-        key = (setting, part)
-        if key not in self._lessons:
-            self._lessons[key] = Lessons(self.backbone, self.people(setting, part).lessons)
-        return self._lessons[key]
-
-    def able(self, setting: Setting, part: str = "test") -> list[int]:
-        """Owners with a lesson; the others have no own edit and are left out of every arm."""
-        people = self.people(setting, part)
-        return sorted({lesson.owner for lesson in people.lessons}
-                      & {question.owner for question in people.questions})  # fmt: skip
+class Desk(Bench):
+    """The bench, with all that is fitted and asked at it, kept in the store."""
 
     def inputs(self, **more: Any) -> dict[str, Any]:
         """What decides a value, for the store."""
@@ -234,7 +108,9 @@ class Desk:
         if form == "mean":  # its rate is a strength
             found = mean_vectors(lessons, groups, recipe.layer)
             return replace(found, tensors={"v": recipe.rate * found.tensors["v"]})
-        return fit_many(lessons, groups, form, recipe, under)
+        told = f"{self.backbone.name} {setting.title}, {len(groups)} {form} edits, steps"
+        with Progress(told, recipe.steps) as progress:
+            return fit_many(lessons, groups, form, recipe, under, progress)
 
     def tuned(self, form: str) -> tuple[float, int]:
         """Rate (or strength) and layer of a form: the best of its candidates on dev users."""
@@ -273,63 +149,6 @@ class Desk:
 
         found: list[dict[str, Any]] = self.kept("tuning", compute, form=form, layers=layers)
         return found
-
-    # --- answers --------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def answer(
-        self, setting: Setting, questions: Sequence[Question], edit: AnyEdit | None, *,
-        texts: bool = True, plain: Sequence[str] | None = None,
-    ) -> Measured:  # fmt: skip
-        """What the model says to questions under a per-row edit; ``plain`` asks for the KL."""
-        backbone, golds = self.backbone, [question.gold for question in questions]
-        read = backbone.prepare([question.prompt for question in questions])
-        nats = backbone.score(read, golds, edit=edit).double().numpy()
-        kl = np.full(len(golds), np.nan)
-        if plain is not None and edit is not None:
-            moved = backbone.divergence(read, plain, edit=edit, tokens=FIRST_TOKENS)
-            kl = moved[:, 0].double().numpy()
-        limit = max_new_tokens(setting.task, self.study(setting.task).settings)
-        said = (
-            backbone.generate_prepared(read, max_new_tokens=limit, edit=edit) if texts else []
-        )
-        return Measured(nats, said, kl)
-
-    def under(
-        self, setting: Setting, questions: Sequence[Question], fitted: Fitted,
-        groups: Sequence[int], *, texts: bool = True, plain: Sequence[str] | None = None,
-    ) -> Measured:  # fmt: skip
-        """The same under the edits of these groups, one per question."""
-        if fitted.form != "lora":
-            edit = fitted.rows(groups)
-            return self.answer(setting, questions, edit, texts=texts, plain=plain)
-        return self._under_weights(setting, questions, fitted, groups, texts)
-
-    @torch.no_grad()
-    def _under_weights(
-        self, setting: Setting, questions: Sequence[Question], fitted: Fitted,
-        groups: Sequence[int], texts: bool,
-    ) -> Measured:  # fmt: skip
-        """A LoRA is no edit of outputs: it scores a batch at a time, and answers user by user."""
-        backbone, golds = self.backbone, [question.gold for question in questions]
-        prompts, own = [question.prompt for question in questions], torch.tensor(groups)
-        nats, said = torch.zeros(len(golds)), [""] * len(golds)
-        read = backbone.prepare(prompts)
-        for places, batch in backbone.in_turn(read):
-            with row_lora(backbone, fitted, own[places]):
-                nats[places] = backbone.score(batch, [golds[at] for at in places])
-        limit = max_new_tokens(setting.task, self.study(setting.task).settings)
-        for group in sorted(set(groups)) if texts else []:
-            places = [at for at, other in enumerate(groups) if other == group]
-            part = backbone.rows(read, places)
-            with fitted.weights(group, backbone).active(backbone.model):
-                answers = [
-                    backbone.generate_prepared(backbone.rows(part, [at]), max_new_tokens=limit)[0]
-                    for at in range(len(places))
-                ]
-            for at, text in zip(places, answers, strict=True):
-                said[at] = text
-        return Measured(nats.double().numpy(), said, np.full(len(golds), np.nan))
 
     # --- units ----------------------------------------------------------------------------------
 
@@ -522,18 +341,6 @@ def others(n: int, seed: int) -> list[int]:
     for at, user in enumerate(order):
         found[user] = order[(at + 1) % n]
     return found
-
-
-def main_task(asked: Asked) -> str:
-    """The task of the tables beside the arms."""
-    return "LaMP_7" if asked.folder else "LaMP_2"
-
-
-def settings_of(asked: Asked) -> list[Setting]:
-    """The settings of the arms."""
-    if asked.folder:
-        return [Setting("LaMP_7")]
-    return [*(Setting(task) for task in asked.profile.tasks), Setting("LaMP_2", 1.0)]
 
 
 def delta_gram(fitted: Fitted) -> np.ndarray:

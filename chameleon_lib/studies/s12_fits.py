@@ -36,6 +36,7 @@ from chameleon_lib.core.edit import AnyEdit, Edit
 from chameleon_lib.core.settings import EditSettings
 from chameleon_lib.editors import Change, WeightEdit
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit.progress import Progress
 from chameleon_lib.studies.s12_people import Lesson
 
 FORMS = ("paper", "mean", "vector", "pair", "pair_block", "lora")
@@ -214,7 +215,7 @@ def _scores(
 
 def fit_many(
     lessons: Lessons, groups: Sequence[Sequence[int]], form: str, recipe: Recipe,
-    under: AffineEdit | None = None,
+    under: AffineEdit | None = None, progress: Progress | None = None,
 ) -> Fitted:  # fmt: skip
     """One edit per group of lessons.
 
@@ -224,6 +225,7 @@ def fit_many(
         form: One of :data:`LEARNED`.
         recipe: How.
         under: An edit per group that acts before the one that is fitted, and stays as it is.
+        progress: Told of every step.
 
     Raises:
         UserError: A group without a lesson, or a form that is not learned by steps.
@@ -256,6 +258,8 @@ def fit_many(
         for loss in _losses(lessons, fitted, places, torch.tensor(owners), under, sign, recipe):
             torch.autograd.backward(loss)
         adam.step()
+        if progress is not None:
+            progress.advance(1)
     done = {name: value.detach() for name, value in learned.items()}
     return replace(started, tensors=done)
 

@@ -34,6 +34,7 @@ from chameleon_lib.kit.stats import (
 from chameleon_lib.kit.tables import estimate_columns, part_columns
 from chameleon_lib.serving.export import check_form
 from chameleon_lib.studies.frame import curve, drawn, forest
+from chameleon_lib.studies.s12_bench import Setting, per_user
 from chameleon_lib.studies.s12_desk import (
     ARMS,
     COLLECTIVE,
@@ -47,9 +48,7 @@ from chameleon_lib.studies.s12_desk import (
     SEQUENCE,
     Desk,
     Personal,
-    Setting,
     delta_gram,
-    per_user,
 )
 from chameleon_lib.studies.s12_fits import Fitted
 from chameleon_lib.studies.s12_people import Question, follows, score_of, scores_of

@@ -10,7 +10,6 @@ import pytest
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit import paths
 from chameleon_lib.kit.cost import (
-    APART,
     ARMS_AT_ONCE,
     COUNTS,
     ITEM,
@@ -18,17 +17,15 @@ from chameleon_lib.kit.cost import (
     OTHER,
     SPEEDS,
     STAGES,
-    UNCOUNTED,
     WORD,
     Scope,
     Speed,
     costs,
-    size,
     speed_of,
     store_bytes,
-    text,
 )
 from chameleon_lib.kit.flops import Tokens, Work
+from chameleon_lib.kit.forecast import APART, UNCOUNTED, size, text
 from chameleon_lib.kit.models import MODELS, device_bytes
 from chameleon_lib.kit.notebooks import discover
 from chameleon_lib.kit.profiles import PROFILES, PUBLIC

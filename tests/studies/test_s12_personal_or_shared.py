@@ -26,7 +26,8 @@ from chameleon_lib.studies import s12_fits as fits
 from chameleon_lib.studies import s12_people as people
 from chameleon_lib.studies import s12_personal_or_shared as study
 from chameleon_lib.studies import study as studies
-from chameleon_lib.studies.s12_desk import Asked, Desk, Personal, Setting
+from chameleon_lib.studies.s12_bench import Asked, Setting
+from chameleon_lib.studies.s12_desk import Desk, Personal
 from chameleon_lib.studies.s12_fits import Fitted, Lessons, Recipe, fit_many, row_lora
 from chameleon_lib.studies.study import open_backbone, settings_for
 from tests.demo.small import HashEmbedder
