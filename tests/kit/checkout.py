@@ -82,12 +82,10 @@ class Checkout:
         self.outputs = base / "outputs" / "demo"
         self.executed = self.outputs / "notebooks"
         package = base / "chameleon_lib"
-        shutil.copytree(
-            root() / "chameleon_lib" / "kit",
-            package / "kit",
-            ignore=shutil.ignore_patterns("__pycache__", "templates"),
-        )
-        for name in ("__init__.py", "__main__.py", "cli.py", "errors.py"):
+        unused = shutil.ignore_patterns("__pycache__", "templates")
+        for name in ("kit", "cli"):
+            shutil.copytree(root() / "chameleon_lib" / name, package / name, ignore=unused)
+        for name in ("__init__.py", "__main__.py", "errors.py"):
             shutil.copy(root() / "chameleon_lib" / name, package / name)
         shutil.copy(root() / "environment.yml", base / "environment.yml")
         (package / "kit" / "report.py").write_text(REPORT, encoding="utf-8")
