@@ -17,9 +17,9 @@ from chameleon_lib.core.pairs import max_new_tokens
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.profiles import RunProfile
 from chameleon_lib.kit.store import ArtifactStore
-from chameleon_lib.studies.data import load_task_data
+from chameleon_lib.studies.data import TaskData, load_task_data
 from chameleon_lib.studies.s12_fits import Fitted, Lessons, Recipe, row_lora
-from chameleon_lib.studies.s12_people import People, Question, of_files, of_world
+from chameleon_lib.studies.s12_people import People, Question, enough, of_files, of_world
 from chameleon_lib.studies.study import Study, settings_for
 
 FIRST_TOKENS = 4  # of an answer, over which the divergence is a mean
@@ -34,7 +34,7 @@ class Asked:
         backbone: Model id.
         folder: Of LaMP files; empty for the embedded world.
         users: Users that are scored.
-        dev: Users that choose rates and strengths; 0 takes the first of each.
+        dev: Users that choose rates and strengths; 0 takes the first of each, as without any.
         seeds: Of all that is fitted.
         recipe: Of every fit of one user.
         root: Of the artifact store.
@@ -114,8 +114,17 @@ class Bench:
             raise UserError(f"{self.asked.backbone} has no weights of its own to edit.")
         return opened
 
+    def choosers(self, setting: Setting) -> int:
+        """Number of dev users; files may have none whose history is long enough."""
+        if not self.asked.folder:
+            return self.asked.dev
+        return len(enough(self._files(setting.task).dev)[: self.asked.dev])
+
+    def _files(self, task: str) -> TaskData:
+        return load_task_data(self.asked.profile, task, self.asked.folder, self.asked.users)
+
     def people(self, setting: Setting, part: str = "test") -> People:
-        """The users of a setting: those scored (``test``), ``dev`` or ``train``."""
+        """The users of a setting: those scored (``test``), ``dev`` or ``train`` (of the world)."""
         key = (setting, part)
         if key not in self._people:
             task = setting.task
@@ -124,10 +133,8 @@ class Bench:
                 return self.study(task).neutral_outputs(task, list(prompts))
 
             if self.asked.folder:
-                data = load_task_data(
-                    self.asked.profile, task, self.asked.folder, self.asked.users
-                )
-                users = data.test[: self.asked.users] if self.asked.users else data.test
+                data = self._files(task)
+                users = data.test if part == "test" else enough(data.dev)[: self.asked.dev]
                 self._people[key] = of_files(task, users, neutral, data.source)
             else:
                 n = self.asked.dev if part == "dev" else self.asked.users

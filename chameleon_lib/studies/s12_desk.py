@@ -57,6 +57,12 @@ CHOICES: dict[str, tuple[float, ...]] = {
     "mean": (1.0, 2.0, 4.0), "vector": (0.5, 0.1), "pair": (0.1, 0.05, 0.2),
     "pair_block": (0.1, 0.05, 0.2), "lora": (0.01, 0.003, 0.03),
 }  # fmt: skip
+# The same for files: rates that suit a world of one vocabulary break a language model.
+CHOICES_OF_FILES: dict[str, tuple[float, ...]] = {
+    "mean": (0.25, 0.5, 1.0), "vector": (0.02, 0.1), "pair": (0.01, 0.03, 0.1),
+    "pair_block": (0.01, 0.03, 0.1), "lora": (0.001, 0.003, 0.01),
+}  # fmt: skip
+DEV_OF_FILES = 8  # users of files that choose, at most: a fit of real texts takes minutes
 DOSES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 CLUSTERS = 6
 NEAREST, RANDOM_GROUP = "nearest of the group edits", "a random one of the group edits"
@@ -85,13 +91,17 @@ class Desk(Bench):
 
     def recipe(self, setting: Setting, form: str, seed: int) -> Recipe:
         """That of a form, with the rate and the layer that dev users chose."""
-        own = replace(self.asked.recipe, seed=seed)
-        if setting.task == "LaMP_7":  # answers are ten times as long
-            own = replace(own, batch=max(1, own.batch // 2))
+        own = self._recipe(setting, seed)
         if form not in CHOICES:
             return own
         rate, layer = self.tuned(form)
         return replace(own, rate=rate, layer=layer)
+
+    def _recipe(self, setting: Setting, seed: int) -> Recipe:
+        own = replace(self.asked.recipe, seed=seed)
+        if setting.task == "LaMP_7":  # answers are ten times as long
+            own = replace(own, batch=max(1, own.batch // 2))
+        return own
 
     def fit(
         self, setting: Setting, form: str, seed: int, *, part: str = "test",
@@ -121,24 +131,30 @@ class Desk(Bench):
     def tuning(self, form: str) -> list[dict[str, Any]]:
         """What every candidate of a form gains on dev users, nats per question.
 
-        A vector sits at one layer: any for the mean, the upper half for one that is fitted.
+        A vector sits at one layer: any for the mean, the upper half for one that is fitted; of
+        files, whose models are deep, the layer three quarters up.
         """
-        setting = Setting(main_task(self.asked))
-        late = 3 * self.backbone.n_layers // 4
-        if not self.asked.dev or self.asked.folder:
-            return [{"form": form, "rate": CHOICES[form][0], "layer": late, "gain": 0.0, "n": 0}]
-        deep = self.backbone.n_layers
-        layers = {"mean": list(range(deep)), "vector": list(range(deep // 2, deep))}.get(form, [0])
+        setting, deep = Setting(main_task(self.asked)), self.backbone.n_layers
+        files = bool(self.asked.folder)
+        choices = (CHOICES_OF_FILES if files else CHOICES)[form]
+        late = 3 * deep // 4
+        unasked = [{"form": form, "rate": choices[0], "layer": late, "gain": 0.0, "n": 0}]
+        if not self.choosers(setting):
+            return unasked
+        everywhere = {"mean": list(range(deep)), "vector": list(range(deep // 2, deep))}
+        layers = [late if form in everywhere else 0] if files else everywhere.get(form, [0])
 
         def compute() -> list[dict[str, Any]]:
             people, rows = self.people(setting, "dev"), []
             able = self.able(setting, "dev")
+            if not able:
+                return unasked
             place = {owner: at for at, owner in enumerate(able)}
             asked = [q for q in people.questions if q.owner in place]
             plain = self.answer(setting, asked, None, texts=False)
-            for rate in CHOICES[form]:
+            for rate in choices:
                 for layer in layers:
-                    recipe = replace(self.asked.recipe, rate=rate, layer=layer)
+                    recipe = replace(self._recipe(setting, 0), rate=rate, layer=layer)
                     fitted = self.fit(setting, form, 0, part="dev", recipe=recipe)
                     own = [place[q.owner] for q in asked]
                     said = self.under(setting, asked, fitted, own, texts=False)
@@ -147,7 +163,9 @@ class Desk(Bench):
                                  "n": len(able)})  # fmt: skip
             return rows
 
-        found: list[dict[str, Any]] = self.kept("tuning", compute, form=form, layers=layers)
+        found: list[dict[str, Any]] = self.kept(
+            "tuning", compute, form=form, layers=layers, rates=choices
+        )
         return found
 
     # --- units ----------------------------------------------------------------------------------
@@ -425,7 +443,7 @@ def run(
         seeds: Of all that is fitted.
         forms: Of own edits, some of :data:`~chameleon_lib.studies.s12_fits.FORMS`.
         recipe: Of a fit of one user.
-        dev: Users that choose rates and strengths.
+        dev: Users that choose rates and strengths; of files at most :data:`DEV_OF_FILES`.
         store: Keeps finished work.
 
     Raises:
@@ -434,6 +452,7 @@ def run(
     unknown = sorted({*forms} - {*FORMS})
     if unknown:
         raise UserError(f"There is no form {unknown[0]!r}; choose of {', '.join(FORMS)}.")
+    dev = min(dev, DEV_OF_FILES) if folder else dev
     asked = Asked(profile, backbone, folder, users or (0 if folder else USERS), dev, seeds,
                   recipe or Recipe(), (store or ArtifactStore()).root)  # fmt: skip
     desk, every = _desk(asked), range(seeds)

@@ -212,15 +212,20 @@ FACTS = (
 )
 
 
+def enough(users: Sequence[User]) -> list[User]:
+    """Those whose history has items to learn from and some to be asked."""
+    return [user for user in users if len(user.history) >= QUERIES + 2]
+
+
 def of_files(task: str, users: Sequence[User], neutral: Neutral, source: str) -> People:
     """Users of official files: the latest items are asked beside the query, earlier ones learned.
 
     Files give a history in their own order and no times, so "later" is that order.
 
     Raises:
-        UserError: Nobody has enough items.
+        UserError: Nobody has :func:`enough` items.
     """
-    keep = [user for user in users if len(user.history) >= QUERIES + 2]
+    keep = enough(users)
     if not keep:
         raise UserError(
             f"No user of {source} has {QUERIES + 2} history items, of which an own fit needs some "

@@ -16,6 +16,8 @@ import torch
 
 from chameleon_lib.backbones import HFBackbone
 from chameleon_lib.core.task import HistoryItem, Query, User
+from chameleon_lib.data.lamp import write_lamp
+from chameleon_lib.demo.world import WorldSettings, build_world
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.notebooks import read_notebook
 from chameleon_lib.kit.paths import notebooks_dir
@@ -126,6 +128,36 @@ def test_files_teach_earlier_items_and_ask_later_ones() -> None:
     assert eve == [f"eve wrote {at}" for at in range(2, 10)]  # the latest eight of those
     with pytest.raises(UserError, match="longer histories"):
         people.of_files("LaMP_7", [person("bob", 3)], lambda p: ["x"] * len(p), "files")
+
+
+def files(folder: Path, history: int) -> Path:
+    knobs = WorldSettings(users=(60, 12, 4), history=(history, history))
+    for split, users in build_world("LaMP_7", knobs).users.items():
+        write_lamp(users, folder / "LaMP_7", split)
+    return folder
+
+
+def test_rates_for_files_are_chosen_by_users_who_are_not_scored(tmp_path: Path) -> None:
+    profile = replace(get_profile("demo-data"), n_test=4, workers=1)
+    asked = Asked(profile, MODEL, str(files(tmp_path / "long", 9)), 0, 3, 1,
+                  Recipe(steps=2, batch=2), tmp_path / "store")  # fmt: skip
+    found, setting = Desk(asked), Setting("LaMP_7")
+    dev, test = found.people(setting, "dev"), found.people(setting)
+    assert len(dev.users) == 3 and test.users
+    assert not {user.id for user in dev.users} & {user.id for user in test.users}
+    rows = found.tuning("pair")
+    assert [row["rate"] for row in rows] == [*desk.CHOICES_OF_FILES["pair"]]
+    assert all(row["n"] == 3 and row["gain"] != 0 for row in rows)
+    best = max(rows, key=lambda row: row["gain"])
+    assert found.tuned("pair") == (best["rate"], best["layer"])
+    assert found.recipe(setting, "pair", 0).batch == 1  # halved for texts, when chosen as well
+
+
+def test_without_dev_users_the_first_rate_is_taken_and_the_table_says_so(tmp_path: Path) -> None:
+    profile = replace(get_profile("demo-data"), workers=1)
+    asked = Asked(profile, MODEL, str(files(tmp_path / "short", 4)), 0, 3, 1, Recipe(), tmp_path)
+    rows = Desk(asked).tuning("pair")
+    assert [(row["rate"], row["n"]) for row in rows] == [(desk.CHOICES_OF_FILES["pair"][0], 0)]
 
 
 def test_following_an_opinion_is_saying_it_and_not_the_answer() -> None:
