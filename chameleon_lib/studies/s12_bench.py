@@ -114,14 +114,17 @@ class Bench:
             raise UserError(f"{self.asked.backbone} has no weights of its own to edit.")
         return opened
 
-    def choosers(self, setting: Setting) -> int:
+    @property
+    def choosers(self) -> int:
         """Number of dev users; files may have none whose history is long enough."""
         if not self.asked.folder:
             return self.asked.dev
-        return len(enough(self._files(setting.task).dev)[: self.asked.dev])
+        return len(enough(self._files.dev)[: self.asked.dev])
 
-    def _files(self, task: str) -> TaskData:
-        return load_task_data(self.asked.profile, task, self.asked.folder, self.asked.users)
+    @cached_property
+    def _files(self) -> TaskData:
+        asked = self.asked
+        return load_task_data(asked.profile, main_task(asked), asked.folder, asked.users)
 
     def people(self, setting: Setting, part: str = "test") -> People:
         """The users of a setting: those scored (``test``), ``dev`` or ``train`` (of the world)."""
@@ -133,7 +136,7 @@ class Bench:
                 return self.study(task).neutral_outputs(task, list(prompts))
 
             if self.asked.folder:
-                data = self._files(task)
+                data = self._files
                 users = data.test if part == "test" else enough(data.dev)[: self.asked.dev]
                 self._people[key] = of_files(task, users, neutral, data.source)
             else:

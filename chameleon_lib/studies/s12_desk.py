@@ -139,7 +139,7 @@ class Desk(Bench):
         choices = (CHOICES_OF_FILES if files else CHOICES)[form]
         late = 3 * deep // 4
         unasked = [{"form": form, "rate": choices[0], "layer": late, "gain": 0.0, "n": 0}]
-        if not self.choosers(setting):
+        if not self.choosers:
             return unasked
         everywhere = {"mean": list(range(deep)), "vector": list(range(deep // 2, deep))}
         layers = [late if form in everywhere else 0] if files else everywhere.get(form, [0])
