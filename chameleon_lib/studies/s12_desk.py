@@ -59,9 +59,12 @@ CHOICES: dict[str, tuple[float, ...]] = {
 }  # fmt: skip
 # The same for files: rates that suit a world of one vocabulary break a language model.
 CHOICES_OF_FILES: dict[str, tuple[float, ...]] = {
-    "mean": (0.25, 0.5, 1.0), "vector": (0.02, 0.1), "pair": (0.01, 0.03, 0.1),
-    "pair_block": (0.01, 0.03, 0.1), "lora": (0.001, 0.003, 0.01),
+    "mean": (0.25, 0.5, 1.0), "vector": (0.02, 0.1), "pair": (0.03, 0.1),
+    "pair_block": (0.03, 0.1), "lora": (0.001, 0.003, 0.01),
 }  # fmt: skip
+# Of a pair, for files: at full strength the start alone, a random pair in every layer, takes ten
+# nats from an answer of a deep model, whatever the rate.
+STRENGTHS_OF_FILES = (0.1, 0.3, 1.0)
 DEV_OF_FILES = 8  # users of files that choose, at most: a fit of real texts takes minutes
 DOSES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 CLUSTERS = 6
@@ -94,8 +97,8 @@ class Desk(Bench):
         own = self._recipe(setting, seed)
         if form not in CHOICES:
             return own
-        rate, layer = self.tuned(form)
-        return replace(own, rate=rate, layer=layer)
+        rate, layer, strength = self.tuned(form)
+        return replace(own, rate=rate, layer=layer, strength=strength)
 
     def _recipe(self, setting: Setting, seed: int) -> Recipe:
         own = replace(self.asked.recipe, seed=seed)
@@ -122,11 +125,10 @@ class Desk(Bench):
         with Progress(told, recipe.steps) as progress:
             return fit_many(lessons, groups, form, recipe, under, progress)
 
-    def tuned(self, form: str) -> tuple[float, int]:
-        """Rate (or strength) and layer of a form: the best of its candidates on dev users."""
-        rows = self.tuning(form)
-        best = max(rows, key=lambda row: row["gain"])
-        return float(best["rate"]), int(best["layer"])
+    def tuned(self, form: str) -> tuple[float, int, float]:
+        """Rate (of a mean its strength), layer and a pair's strength: the best on dev users."""
+        best = max(self.tuning(form), key=lambda row: row["gain"])
+        return float(best["rate"]), int(best["layer"]), float(best.get("strength", 1.0))
 
     def tuning(self, form: str) -> list[dict[str, Any]]:
         """What every candidate of a form gains on dev users, nats per question.
@@ -138,11 +140,16 @@ class Desk(Bench):
         files = bool(self.asked.folder)
         choices = (CHOICES_OF_FILES if files else CHOICES)[form]
         late = 3 * deep // 4
-        unasked = [{"form": form, "rate": choices[0], "layer": late, "gain": 0.0, "n": 0}]
-        if not self.choosers:
-            return unasked
         everywhere = {"mean": list(range(deep)), "vector": list(range(deep // 2, deep))}
         layers = [late if form in everywhere else 0] if files else everywhere.get(form, [0])
+        strengths = STRENGTHS_OF_FILES if files and form.startswith("pair") else (1.0,)
+        candidates: list[dict[str, Any]] = [
+            {"rate": rate, "layer": layer, **({"strength": strength} if files else {})}
+            for rate in choices for strength in strengths for layer in layers
+        ]  # fmt: skip
+        unasked = [{"form": form, **candidates[0], "layer": late, "gain": 0.0, "n": 0}]
+        if not self.choosers:
+            return unasked
 
         def compute() -> list[dict[str, Any]]:
             people, rows = self.people(setting, "dev"), []
@@ -152,19 +159,17 @@ class Desk(Bench):
             place = {owner: at for at, owner in enumerate(able)}
             asked = [q for q in people.questions if q.owner in place]
             plain = self.answer(setting, asked, None, texts=False)
-            for rate in choices:
-                for layer in layers:
-                    recipe = replace(self._recipe(setting, 0), rate=rate, layer=layer)
-                    fitted = self.fit(setting, form, 0, part="dev", recipe=recipe)
-                    own = [place[q.owner] for q in asked]
-                    said = self.under(setting, asked, fitted, own, texts=False)
-                    gain = float(np.mean(said.nats - plain.nats))
-                    rows.append({"form": form, "rate": rate, "layer": layer, "gain": gain,
-                                 "n": len(able)})  # fmt: skip
+            own = [place[q.owner] for q in asked]
+            for candidate in candidates:
+                recipe = replace(self._recipe(setting, 0), **candidate)
+                fitted = self.fit(setting, form, 0, part="dev", recipe=recipe)
+                said = self.under(setting, asked, fitted, own, texts=False)
+                gain = float(np.mean(said.nats - plain.nats))
+                rows.append({"form": form, **candidate, "gain": gain, "n": len(able)})
             return rows
 
         found: list[dict[str, Any]] = self.kept(
-            "tuning", compute, form=form, layers=layers, rates=choices
+            "tuning", compute, form=form, candidates=candidates
         )
         return found
 
@@ -220,7 +225,9 @@ class Desk(Bench):
             name.partition("/")[2]: torch.as_tensor(value)
             for name, value in record["tensors"].items() if name.startswith(f"{which}/")
         }  # fmt: skip
-        return Fitted("pair", tuple(range(self.backbone.n_layers)), tensors)
+        *_, strength = self.tuned("pair")
+        layers = tuple(range(self.backbone.n_layers))
+        return Fitted("pair", layers, tensors, strength=strength)
 
     def form(self, setting: Setting, form: str, seed: int) -> dict[str, Any]:
         """Own edits of one form: what they gain and cost, on own and on neutral questions."""

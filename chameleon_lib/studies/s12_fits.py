@@ -56,6 +56,8 @@ class Recipe:
         rate: Adam's.
         leash: Weight of the loss that preferred answers got less likely (``core.fitting``).
         layer: Of a vector; no meaning for the others.
+        strength: Of both projections of a pair (``alpha_p`` and ``alpha_n``), while it is fitted
+            and where it is asked; no meaning for the others.
         seed: Of the start, and of which lessons a step takes.
     """
 
@@ -64,6 +66,7 @@ class Recipe:
     rate: float = 0.1
     leash: float = 1.0
     layer: int = 0
+    strength: float = 1.0
     seed: int = 0
 
 
@@ -93,12 +96,14 @@ class Fitted:
         tensors: By name, the second axis is the group: ``p`` and ``n`` ``(L, G, d)``; ``v``
             ``(1, G, d)``; ``a`` ``(L, G, r, d_ff)`` and ``b`` ``(L, G, d, r)``.
         chosen: Bool ``(L, G)``: layers that a group's edit really has (``paper``).
+        strength: Of both projections, where there are ``p`` and ``n``.
     """
 
     form: str
     layers: tuple[int, ...]
     tensors: dict[str, Tensor]
     chosen: Tensor | None = None
+    strength: float = 1.0
 
     @property
     def n(self) -> int:
@@ -126,7 +131,8 @@ class Fitted:
             return AffineEdit.adding(self.layers, tensors["v"], positions=positions)
         site = "block_out" if self.form == "pair_block" else "mlp_out"
         gone = None if self.chosen is None else ~self.chosen[:, at]
-        return Edit(self.layers, tensors["p"], tensors["n"], site=site, positions=positions,
+        return Edit(self.layers, tensors["p"], tensors["n"], alpha_p=self.strength,
+                    alpha_n=self.strength, site=site, positions=positions,
                     identity=gone)  # fmt: skip
 
     def weights(self, group: int, backbone: HFBackbone) -> WeightEdit:
@@ -169,7 +175,8 @@ def _started(backbone: HFBackbone, form: str, groups: int, recipe: Recipe) -> Fi
         raise UserError(f"{form!r} is not fitted by steps; choose one of {', '.join(LEARNED)}.")
     theta = torch.randn(2, len(layers), d, generator=generator)
     theta = theta / theta.norm(dim=-1, keepdim=True)
-    return Fitted(form, layers, {"p": spread(theta[0]), "n": spread(theta[1])})
+    tensors = {"p": spread(theta[0]), "n": spread(theta[1])}
+    return Fitted(form, layers, tensors, strength=recipe.strength)
 
 
 @contextmanager

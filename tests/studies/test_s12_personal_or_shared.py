@@ -146,11 +146,16 @@ def test_rates_for_files_are_chosen_by_users_who_are_not_scored(tmp_path: Path) 
     assert len(dev.users) == 3 and test.users
     assert not {user.id for user in dev.users} & {user.id for user in test.users}
     rows = found.tuning("pair")
-    assert [row["rate"] for row in rows] == [*desk.CHOICES_OF_FILES["pair"]]
+    assert [(row["rate"], row["strength"]) for row in rows] == [
+        (rate, much) for rate in desk.CHOICES_OF_FILES["pair"] for much in desk.STRENGTHS_OF_FILES
+    ]
     assert all(row["n"] == 3 and row["gain"] != 0 for row in rows)
     best = max(rows, key=lambda row: row["gain"])
-    assert found.tuned("pair") == (best["rate"], best["layer"])
-    assert found.recipe(setting, "pair", 0).batch == 1  # halved for texts, when chosen as well
+    assert found.tuned("pair") == (best["rate"], best["layer"], best["strength"])
+    recipe = found.recipe(setting, "pair", 0)
+    assert recipe.strength == best["strength"] and recipe.batch == 1  # halved for texts
+    edits = found.edits(found.arms(setting, 0), "own")  # as it was fitted, so it is asked
+    assert edits.rows([0]).alpha_p == edits.rows([0]).alpha_n == best["strength"]
 
 
 def test_without_dev_users_the_first_rate_is_taken_and_the_table_says_so(tmp_path: Path) -> None:
