@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_lib.errors import UserError
+from chameleon_lib.kit import progress
 from chameleon_lib.kit.paths import root
 from chameleon_lib.kit.pool import warm
 
@@ -67,6 +68,18 @@ def test_phases_follow_each_other_in_the_same_processes(tmp_path: Path) -> None:
 def test_one_worker_is_this_process(tmp_path: Path) -> None:
     warm([("squares", write_square, units(tmp_path, 2))], workers=1, threads=1)
     assert (tmp_path / "1.txt").read_text().split()[:2] == ["1", str(os.getpid())]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_unit_is_progress(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_INTERVAL", 0)
+    monkeypatch.setenv(progress.VARIABLE, str(tmp_path / "told"))
+    lines = list[str]()
+    monkeypatch.setattr(progress, "replace_text", lambda _, line: lines.append(line))
+    warm([("squares", write_square, units(tmp_path, 3))], workers=workers, threads=1)
+    assert [line.partition(",")[0] for line in lines] == [f"squares {n}/3" for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
