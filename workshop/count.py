@@ -28,7 +28,9 @@ from typing import Any
 
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.cost import COUNTS, OTHER, STAGES, Cost, costs
-from chameleon_lib.kit.paths import replace_text
+from chameleon_lib.kit.forecast import APART, UNCOUNTED
+from chameleon_lib.kit.notebooks import discover
+from chameleon_lib.kit.paths import notebooks_dir, replace_text
 from chameleon_lib.kit.plan import Run
 from workshop import run_script
 from workshop.watched import AfterImport, run_demo
@@ -264,6 +266,13 @@ def compare(profile: str, data: str, users: int) -> str:
         return beside_plan(events, planned)
 
 
+def _in_the_table() -> list[str]:
+    """Notebooks that are counted: those of the demo's backbones, as far as a plan scales them."""
+    left = {*APART, *UNCOUNTED}
+    found = discover(notebooks_dir())
+    return [book.number for book in found if not book.summary and book.number not in left]
+
+
 def main() -> int:
     """Count a run: write the table of the library, or print what came of a plan."""
     if sys.argv[1:]:
@@ -273,7 +282,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="chameleon-count-") as scratch:
         events = Path(scratch) / "events"
         events.mkdir()
-        run_demo(Path(scratch) / "run", "", Path(__file__).resolve(), **{VARIABLE: str(events)})
+        script, variables = Path(__file__).resolve(), {VARIABLE: str(events)}
+        run_demo(Path(scratch) / "run", ",".join(_in_the_table()), script, **variables)
         write_counts(events, COUNTS)
     print(f"wrote {COUNTS}")
     return 0

@@ -6,7 +6,10 @@ notebooks share, so the work of several notebooks is each of their rows once. An
 
 - users, groups and fit steps: each stage grows with what :func:`_growth` names;
 - models: an id of the demo stands for the studied model of its family;
-- lengths: ``LENGTHS`` has the mean tokens of prompts and answers of the embedded world and of LaMP;
+- lengths: ``LENGTHS`` has the mean tokens of prompts and answers of the embedded world and of LaMP,
+  whose batches are padded (``PADDED``);
+- texts: two answers of a small model are often the same and make no pair to read, those of a
+  language model hardly ever (``_DIFFERENT``);
 - reading: a batch of prompts is read once for ``ARMS_AT_ONCE`` arms, and a prompt of a fit once for
   all of its steps;
 - the design: what a notebook does beyond the demo, or in the demo alone, stands in its metadata
@@ -69,48 +72,62 @@ OF_REVIEWS = {  # the same of notebook 11
 }
 _NO_DESIGN: Mapping[str, Any] = {}
 OTHER = "shown"  # what a notebook asks outside the store, and units of its own
-# Rows of the mini-batches of a fit (steps × rows): of embedded models, which have a recipe of their
-# own, until their held-out users stop it; the most of others, and of profiles with own settings.
+# Rows that a fit scores: of embedded models as counted, 18 steps of 16 rows, which their held-out
+# users stop, and half as many rows of those users; of others the most steps × rows of a mini-batch,
+# also in profiles with own settings. The latter answer some neutral questions for a check.
 # Passes of ALOE of embedded decoders and encoder-decoders.
-_FIT_ROWS = {True: 18 * 16, False: 24 * 8}
+_FIT_ROWS = {True: 27 * 16, False: 24 * 8}
 _MOST_ROWS = {"small": 10 * 8}
+_CHECK = {"read": 624, "written": 248}  # tokens of a fit's check
 _ALOE_PASSES = {False: 3, True: 2}
 ARMS_AT_ONCE = 24  # arms that share one reading of a batch of prompts, as `studies.arms` asks them
-# Share of what the demo's answers read that does not grow with the groups. In Table 1 (decoder,
-# LaMP-2) models trained on a group read 182 k of 303 k tokens: ALOE and DPO the 120 test users and
-# the 100 of the group, in three groups; 145 k of 241 k on LaMP-3.
-_ONCE = 0.4
+# Of what the answers of Table 1 read in the demo, a third is read by the six models that are
+# trained for a group, and as much for the edits of further groups (those of the first find it
+# read); the rest once. Of its 74 arms 7 have no edit, and 6 are those models.
+_ONCE, _TRAINED = 0.35, 1 / 3
+_PLAIN_ARMS, _TRAINED_ARMS = 7 / 74, 6 / 74
+_DIFFERENT = 0.7  # of the demo's pairs, the share whose two answers differ
+# What a decoder reads of two prompts behind their common start, per prompt, beside the insight.
+_BEHIND = {"insights": 26, "query_insights": 26, "pairs": 35}
+# Tokens of a batch of real texts over those without padding: 1.1 to 1.35 by stage, in a counted run
+# of profile small on LaMP-7.
+PADDED = 1.15
 _BYTES_PER_ANSWER = 120  # JSON and margin, in the store
 
 
 class Lengths(NamedTuple):
-    """Mean tokens: a prompt with ten history items, an answer, an insight, LLM-REC's summary."""
+    """Mean tokens: a prompt for an answer, one for an insight and the text that activations are
+    read from, without its answer, all with their history; an answer, one under the arms of a study
+    (edits shorten many), an insight, a summary of LLM-REC."""
 
     prompt: float
+    told: float
+    text: float
     answer: float
+    edited: float
     insight: float
     summary: float
 
 
-# Of the embedded world: counted under its own tokenizer. Of LaMP: the templates of A.3 and the
-# mean characters of its items (305, 780 and 93), four to a token; insights and summaries at their
-# limits.
+# Of the embedded world: counted under its own tokenizer, with ten history items. Of LaMP: what its
+# prompts have beside the items, the turns of a chat template among it, under SmolLM2's tokenizer;
+# insights and summaries at their limits.
 LENGTHS: dict[bool, dict[str, Lengths]] = {
     True: {
-        "LaMP_2": Lengths(136, 2, 7, 7.5),
-        "LaMP_3": Lengths(111, 2, 7, 7.5),
-        "LaMP_7": Lengths(106, 8.8, 10.5, 8.3),
+        "LaMP_2": Lengths(136, 128, 136, 2, 2, 7, 8.6),
+        "LaMP_3": Lengths(111, 101, 111, 2, 2, 7, 13.2),
+        "LaMP_7": Lengths(106, 101, 106, 8.8, 8.8, 10.5, 7.1),
     },
     False: {
-        "LaMP_2": Lengths(1129, 4, 256, 120),
-        "LaMP_3": Lengths(2376, 2, 256, 120),
-        "LaMP_7": Lengths(363, 30, 256, 120),
+        "LaMP_2": Lengths(305, 60, 140, 4, 4, 256, 120),
+        "LaMP_3": Lengths(310, 70, 193, 2, 2, 256, 120),
+        "LaMP_7": Lengths(155, 75, 84, 34, 20, 256, 120),
     },
 }
 
 
-# Mean tokens of a history item of LaMP and of a word, four characters to a token.
-ITEM = {"LaMP_2": 76.0, "LaMP_3": 195.0, "LaMP_7": 23.0}
+# Mean tokens of a history item of LaMP, and of a word.
+ITEM = {"LaMP_2": 76.0, "LaMP_3": 195.0, "LaMP_7": 27.0}
 WORD = 1.4
 
 
@@ -178,10 +195,14 @@ class Scope:
         if model.embedded:
             return found
         item = ITEM.get(task, ITEM["LaMP_2"])
-        shown = min(item, run.item_words * WORD) if run.item_words else item
+        history = run.items * (min(item, run.item_words * WORD) if run.item_words else item)
+        insight = min(found.insight, run.insight_tokens)
         return found._replace(
-            prompt=(found.prompt - 10 * (item - shown)) * run.items / 10,
-            insight=min(found.insight, run.insight_tokens),
+            prompt=found.prompt + history,
+            told=found.told + history,
+            text=found.text + history,
+            insight=insight,
+            summary=min(found.summary, insight),
         )
 
     def memory(self, model: Model) -> dict[str, float]:
@@ -378,21 +399,29 @@ def _growth(row: Mapping[str, Any], scope: Scope, design: Mapping[str, Any], tas
     factors = design.get("reduced" if reduced else "beyond", {}) if files else {}
     factor = _factor(factors.get(stage, 1))
     reads = _factor(factors.get(f"{stage} prompts", factor))
-    if stage in ("insights", "query_insights", "summaries"):
+    if stage in ("insights", "query_insights"):
         more = factor * (now_train + now_test) / (train + test)
+    elif stage == "summaries":
+        more = factor * now_test / test
     elif stage == "pairs":  # on official files margins need the pairs of test users
         more = factor * (now_train + now_test * files) / train
     elif stage == "activations":
-        more = factor * draws * now_group / (before * group)
+        more = factor * draws * now_group / (before * group * (_DIFFERENT if files else 1))
     else:  # a unit is a fit, a training or an arm
         more = factor * draws / before if stage in STAGES else 1.0
+    if stage == "answers" and files:
+        edited = 1 - _PLAIN_ARMS - (0 if profile.trains else _TRAINED_ARMS)
+        more = factor * (_PLAIN_ARMS + edited * draws / before)
     each = {"aloe": now_group / group, "dpo": now_group / group, "answers": now_test / test}
     tokens = prompts = more * each.get(stage, 1)
     if stage == "fit":  # each prompt once, however many steps are taken
         prompts = reads * draws / before * now_group / group
     elif stage == "answers" and files:
         once = design.get("once", _ONCE)
-        prompts = reads * (once + (1 - once) * draws / before) * now_test / test
+        trained = min(_TRAINED, 1 - once)
+        further = (1 - once - trained) * (draws - 1) / max(1, before - 1)
+        grown = once + trained * profile.trains * draws / before + further
+        prompts = reads * grown * now_test / test
     return _Growth(more, tokens, prompts)
 
 
@@ -404,32 +433,29 @@ def _scaled(
     grown = _growth(row, scope, design, task)
     times = grown.tokens
     before, now = scope.lengths(MODELS[row["backbone"]], row["task"]), scope.lengths(model, task)
-    longer, answers = now.prompt / before.prompt, now.answer / before.answer
-    said = behind = answers
-    if stage == "pairs" and model.encoder:
-        longer = (now.prompt + now.insight) / (before.prompt + before.insight)
-    elif stage == "pairs":  # a decoder reads the history once, and both insights behind it
-        behind = now.insight / before.insight
-    elif stage in ("insights", "query_insights"):
-        said = now.insight / before.insight
-    elif stage == "summaries":
-        said = now.summary / before.summary
+    answers = now.answer / before.answer
+    longer, behind, said = _longer(stage, model, before, now)
     if not model.embedded:
         rows = _MOST_ROWS.get(profile.base or profile.name, _FIT_ROWS[False])
         times *= rows / _FIT_ROWS[True] if stage == "fit" else 1
         times /= _ALOE_PASSES[model.encoder] if stage == "aloe" else 1
+    units = row["units"] * grown.units
     read = asked = row["read"] * longer * (times if stage == "aloe" else grown.prompts)
     scored, written = row["scored"] * times * behind, row["written"] * times * said
+    if not model.embedded and not model.encoder and stage in _BEHIND:
+        scored = 2 * units * (_BEHIND[stage] + (now.insight if stage == "pairs" else 0))
     back = Tokens(
         round(row["learned_read"] * times * longer), round(row["learned_scored"] * times * answers)
     )
     if stage == "answers" and not scope.embedded_world and not design.get("fixed"):
         # Arms that counted no reading of their own share that of a batch with so many others.
-        asked = grown.units * row["units"] * scope.there(task, design)[1] * now.prompt
+        asked = units * scope.there(task, design)[1] * now.prompt
         asked *= design.get("prompts", 1)
         read = max(read, asked / ARMS_AT_ONCE)
     elif stage == "fit":
         asked = scored / now.answer * now.prompt
+        if not model.embedded:
+            read, written = read + units * _CHECK["read"], written + units * _CHECK["written"]
     if stage in ("aloe", "dpo") and checkpoints(profile, model):
         read, scored = read + back.read, scored + back.written
     whole = stage == "aloe" and not adapts_aloe(profile, model)
@@ -437,8 +463,33 @@ def _scaled(
     work = Work(Tokens(round(read), round(scored + written)), back, trained, not whole)
     flops = float(work.flops(model.weights))
     title = STAGES.get(stage, OTHER)
-    units, asked = row["units"] * grown.units, max(asked, read)
-    return Cost(title, model, units, read, scored, written, back.total, flops, asked)
+    return Cost(title, model, units, read, scored, written, back.total, flops, max(asked, read))
+
+
+def _longer(
+    stage: str, model: Model, before: Lengths, now: Lengths
+) -> tuple[float, float, float]:
+    """How many times longer prompts, what is scored behind them, and what is written are."""
+    longer, answers = now.prompt / before.prompt, now.answer / before.answer
+    behind = said = answers
+    if stage in ("insights", "query_insights"):
+        longer, said = now.told / before.told, now.insight / before.insight
+    elif stage in ("answers", "edit_size"):
+        said = now.edited / before.edited
+    elif stage == "pairs" and model.encoder:
+        longer = (now.prompt + now.insight) / (before.prompt + before.insight)
+    elif stage == "pairs" and not model.embedded:  # a decoder reads what both share once
+        longer = (now.prompt - _BEHIND[stage]) / before.prompt
+    elif stage == "activations" and model.encoder:
+        longer = now.text / before.text
+    elif stage == "activations":
+        longer = (now.text + now.answer) / (before.text + before.answer)
+    elif stage == "summaries":
+        longer, said = now.text / before.text, now.summary / before.summary
+    if not model.embedded and stage != "edit_size":  # which asks one by one
+        longer *= PADDED
+        behind *= PADDED if stage == "answers" else 1
+    return longer, behind, said
 
 
 def store_bytes(scope: Scope, work: Sequence[Cost]) -> float:

@@ -15,6 +15,7 @@ from chameleon_lib.kit.cost import (
     ITEM,
     LENGTHS,
     OTHER,
+    PADDED,
     SPEEDS,
     STAGES,
     WORD,
@@ -101,7 +102,8 @@ def test_users_and_groups_scale_the_counts() -> None:
 
     assert units(few, "insights") == pytest.approx(units(full, "insights") / 10)
     assert units(few, "pairs") == pytest.approx(units(full, "pairs") / 10)
-    assert units(few, "answers") == pytest.approx(units(full, "answers") / 3)
+    # The arms without an edit are not asked again for another group.
+    assert 1 / 3 < units(few, "answers") / units(full, "answers") < 1 / 2.5
     assert units(few, "DPO") == pytest.approx(units(full, "DPO") / 3)
     # Both models of a family do the work of that family's model of the demo.
     two = replace(PROFILES["laptop"], backbones=("Qwen/Qwen2.5-0.5B-Instruct", MISTRAL.id))
@@ -119,10 +121,10 @@ def test_a_prompt_is_read_once_for_all_steps_and_for_a_batch_of_arms() -> None:
     one = replace(paper, profile=replace(paper.profile, backbones=(model,), studied=(model,)))
     # Three groups of 100, which the fits of notebook 01 read twice or thrice: their own pairs, the
     # gold ones, and what notebook 00 had fitted before.
-    prompts = sum(lengths.prompt for lengths in LENGTHS[False].values())
-    assert 6 < read(one, "fit") / (100 * prompts) < 8
+    prompts = sum(one.lengths(one.models[0], task).prompt for task in one.tasks)
+    assert 6 < read(one, "fit") / (100 * prompts * PADDED) < 8
     small = replace(one, profile=replace(one.profile, group_size=50))
-    assert read(small, "fit") == pytest.approx(read(one, "fit") / 2)
+    assert read(small, "fit") == pytest.approx(read(one, "fit") / 2, rel=0.01)  # and its check
     for scope in (one, scope_of("laptop")):
         for stage in ("answers", "fit"):
             found = [cost for cost in costs(scope, ALL) if cost.stage == stage]
@@ -133,7 +135,7 @@ def test_a_prompt_is_read_once_for_all_steps_and_for_a_batch_of_arms() -> None:
     assert all(cost.read * ARMS_AT_ONCE >= 0.99 * cost.asked for cost in bare)
     # Other groups bring arms of their own, and not all prompts anew.
     more = replace(one, draws=6)
-    assert 1.4 < read(more, "answers") / read(one, "answers") < 1.7
+    assert 1.6 < read(more, "answers") / read(one, "answers") < 1.9
     assert read(more, "answers", "05") == pytest.approx(read(one, "answers", "05"))
 
 
@@ -167,7 +169,7 @@ def test_every_notebook_is_counted_or_said_not_to_be() -> None:
 
 def test_a_fit_keeps_on_disk_what_its_memory_does_not_hold() -> None:
     paper = scope_of("paper")
-    states = 100 * LENGTHS[False]["LaMP_3"].prompt * MISTRAL.state * 2
+    states = 100 * paper.lengths(MISTRAL, "LaMP_3").prompt * MISTRAL.state * 2
     assert paper.filed(MISTRAL) == pytest.approx(states)
     assert "prompts' states take up to" in text(paper, ["01"])
     assert scope_of("demo").filed(MODELS["demo:decoder:0"]) == 0
@@ -179,11 +181,39 @@ def test_long_items_are_cut_where_a_profile_says_so() -> None:
     model = laptop.models[0]
     whole = replace(laptop, profile=replace(laptop.profile, item_words=0))
     cut = {task: laptop.lengths(model, task).prompt for task in laptop.tasks}
+    beside = {task: lengths.prompt for task, lengths in LENGTHS[False].items()}
     assert {task: whole.lengths(model, task).prompt for task in laptop.tasks} == {
-        task: lengths.prompt for task, lengths in LENGTHS[False].items()
+        task: prompt + 10 * ITEM[task] for task, prompt in beside.items()
     }
-    assert cut["LaMP_3"] == pytest.approx(2376 - 10 * (ITEM["LaMP_3"] - 24 * WORD))
-    assert cut["LaMP_7"] == LENGTHS[False]["LaMP_7"].prompt
+    assert cut["LaMP_3"] == pytest.approx(beside["LaMP_3"] + 10 * 24 * WORD)
+    assert cut["LaMP_7"] == beside["LaMP_7"] + 10 * ITEM["LaMP_7"]
+    # Fewer items shorten the history alone.
+    few = replace(laptop, profile=replace(laptop.profile, items=4)).lengths(model, "LaMP_7")
+    assert few.prompt == beside["LaMP_7"] + 4 * ITEM["LaMP_7"]
+
+
+# Table 1 of profile small on 32 users of LaMP-7 each for training and test, as `workshop.count`
+# counted it on SmolLM2: tokens read, scored and written.
+SMALL = {
+    "insights": (12_865, 3_302, 6_144),
+    "pairs": (15_931, 10_624, 4_096),
+    "activations": (35_436, 0, 0),
+    "fit": (11_073, 20_507, 744),
+    "answers": (71_974, 68_026, 17_810),
+    "LLM-REC": (11_376, 0, 2_288),
+}
+
+
+def test_the_plan_is_within_a_fifth_of_a_counted_run_of_a_language_model() -> None:
+    small = replace(scope_of("small", users=32), found={"LaMP_7": (600, 750)})
+    found = costs(small, ["01"])
+    assert {cost.stage for cost in found} == SMALL.keys()
+    for stage, counted in SMALL.items():
+        here = [cost for cost in found if cost.stage == stage]
+        ways = ("read", "scored", "written")
+        planned = [sum(getattr(cost, way) for cost in here) for way in ways]
+        for plan, count in zip(planned, counted, strict=True):
+            assert (plan == count == 0) or 0.8 < count / plan < 1.2, (stage, planned, counted)
 
 
 def test_the_formula_is_two_forward_and_six_for_a_model_trained_whole() -> None:
