@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ from chameleon_lib.studies.s13_attacks import (
     POOL,
     TAG,
     Attack,
+    Crowd,
     Person,
     flooding,
     hidden,
@@ -97,18 +99,28 @@ class Arena(ABC):
     def __init__(self, desk: Bench, task: str, seed: int) -> None:
         self.desk, self.task, self.seed = desk, task, seed
         self.backbone, self.settings = desk.backbone, desk.settings
-        self.crowd = desk.crowd(task, seed)
         self.rows: list[dict[str, Any]] = []
         self.logs: list[dict[str, Any]] = []
 
-    def filled(self) -> dict[str, list[dict[str, Any]]]:
-        """All rows and logs."""
-        self.fill()
+    @cached_property
+    def crowd(self) -> Crowd:
+        """The people, made when the first of the steps needs them."""
+        return self.desk.crowd(self.task, self.seed)
+
+    @property
+    @abstractmethod
+    def steps(self) -> list[str]:
+        """What was done to the histories, condition by condition."""
+
+    def filled(self, step: int) -> dict[str, list[dict[str, Any]]]:
+        """Rows and logs of one of :attr:`steps`, which needs none of the others."""
+        self.rows, self.logs = [], []
+        self.fill(step)
         return {"rows": self.rows, "logs": self.logs}
 
     @abstractmethod
-    def fill(self) -> None:
-        """Runs every condition."""
+    def fill(self, step: int) -> None:
+        """Runs a condition."""
 
     def contrasts(self, pairs: Sequence[PreferencePair]) -> list[Contrast]:
         return contrasts_from_pairs(self.task, pairs, [], self.settings)
@@ -195,36 +207,43 @@ class Own(Arena):
 
     name = IN_OWN
 
-    def fill(self) -> None:
-        attacks: list[Attack | None] = [None, *(a for a in OWN if a.task == self.task)]
-        for attack in attacks:
-            people = list(self.crowd.victims)
-            if attack is not None:
-                people = [poisoned(p, attack, attack.share, self.seed) for p in people]
-            told = CLEAN if attack is None else attack.name
-            found = self.condition(people)
-            if attack is None:
-                self._own = self._edits
-            filtered = self.filtered(told, people)
-            some = [at for at, (new, old) in enumerate(zip(filtered, people, strict=True))
-                    if new != old]  # fmt: skip
-            again = self.condition([filtered[at] for at in some], paper=False) if some else {}
-            for method, guards in found.items():
-                redone = again.get(method, {})
-                mixed: dict[str, list[Any]] = {}
-                for guard in (NONE, ALL):
-                    mixed[guard] = list(guards.get(guard, guards[NONE]))
-                    for at, row in zip(some, redone.get(guard, redone.get(NONE, [])), strict=False):
-                        mixed[guard][at] = row
-                for guard, rows in guards.items():
-                    if guard != ALL:
-                        self.put(rows, told, "", guard)
-                if method != PAPER:
-                    self.put(mixed[NONE], told, "", ITEMS)
-                    self.put(mixed[ALL], told, "", ALL)
-            self.log(told, "", LEASH, strength=self._strength)
-            if attack is attacks[1] and self.task == "LaMP_2":
-                self.beside(told, people)
+    @cached_property
+    def attacks(self) -> list[Attack | None]:
+        """None of them first."""
+        return [None, *(attack for attack in OWN if attack.task == self.task)]
+
+    @property
+    def steps(self) -> list[str]:
+        return [_told(attack) for attack in self.attacks]
+
+    def fill(self, step: int) -> None:
+        attack, people = self.attacks[step], list(self.crowd.victims)
+        if attack is not None:
+            people = [poisoned(p, attack, attack.share, self.seed) for p in people]
+        told = _told(attack)
+        found = self.condition(people)
+        if attack is None:
+            self._own = self._edits
+        filtered = self.filtered(told, people)
+        some = [at for at, (new, old) in enumerate(zip(filtered, people, strict=True))
+                if new != old]  # fmt: skip
+        again = self.condition([filtered[at] for at in some], paper=False) if some else {}
+        for method, guards in found.items():
+            redone = again.get(method, {})
+            mixed: dict[str, list[Any]] = {}
+            for guard in (NONE, ALL):
+                mixed[guard] = list(guards.get(guard, guards[NONE]))
+                for at, row in zip(some, redone.get(guard, redone.get(NONE, [])), strict=False):
+                    mixed[guard][at] = row
+            for guard, rows in guards.items():
+                if guard != ALL:
+                    self.put(rows, told, "", guard)
+            if method != PAPER:
+                self.put(mixed[NONE], told, "", ITEMS)
+                self.put(mixed[ALL], told, "", ALL)
+        self.log(told, "", LEASH, strength=self._strength)
+        if step == 1 and self.task == "LaMP_2":
+            self.beside(told, people)
 
     def beside(self, told: str, attacked: Sequence[Person]) -> None:
         """How far the own edits of others moved: every second victim is attacked, none of them.
@@ -234,14 +253,12 @@ class Own(Arena):
         clean = self.crowd.victims
         mixed = [bad if at % 2 else good
                  for at, (bad, good) in enumerate(zip(attacked, clean, strict=True))]  # fmt: skip
-        after = fit_each(
-            self.backbone, [self.contrasts(own) for own, _ in self.learned(mixed)],
-            self.desk.layers, self.settings, seed=self.seed,
-        )  # fmt: skip
+        before = self._own or self.fits(self.learned(clean))  # the clean step may be in the store
+        after = self.fits(self.learned(mixed))
         far = [
             max(float((getattr(a, name) - getattr(b, name)).abs().max())
                 for name in ("theta_p", "theta_n"))
-            for a, b in zip(self._own[::2], after[::2], strict=True)
+            for a, b in zip(before[::2], after[::2], strict=True)
         ]  # fmt: skip
         self.log(told, "", NONE, **{"others moved": max(far)})
 
@@ -284,7 +301,7 @@ class Own(Arena):
         learned = [self.contrasts(own) for own, _ in lessons]
         owners = [at for at, (_, kept) in enumerate(lessons) for _ in kept]
         kept = [pair for _, own in lessons for pair in own]
-        edits = fit_each(self.backbone, learned, self.desk.layers, s, seed=self.seed)
+        edits = self.fits(lessons)
         self._edits, whole = edits, Edit.stack(edits, allow_missing=True)
         free = self.ask(read, victims, FITTED, edit=whole)
         passed = self.better(self.gains(kept, owners, edit=whole), owners, len(victims))
@@ -301,6 +318,11 @@ class Own(Arena):
         passed = self.better(self.gains(kept, owners, adapters=lora), owners, len(victims))
         found[LORA] = {NONE: tuned, CHECK: checked(tuned, passed), ALL: checked(tuned, passed)}
         return found
+
+    def fits(self, lessons: Sequence[tuple[Sequence[PreferencePair], Any]]) -> list[Edit]:
+        """Everybody's own edit, all fitted in one batch."""
+        own = [self.contrasts(pairs) for pairs, _ in lessons]
+        return fit_each(self.backbone, own, self.desk.layers, self.settings, seed=self.seed)
 
     def learned(
         self, people: Sequence[Person]
@@ -397,6 +419,10 @@ class Own(Arena):
     _own: Sequence[Edit] = ()  # of clean histories
 
 
+def _told(attack: Attack | None) -> str:
+    return CLEAN if attack is None else attack.name
+
+
 def _scaled(edit: Edit, factor: float) -> Edit:
     return replace(edit, alpha_p=factor * edit.alpha_p, alpha_n=factor * edit.alpha_n)
 
@@ -409,9 +435,9 @@ class Pool(Arena):
 
     name = IN_POOL
 
-    def fill(self) -> None:
-        self.read = self.prompts(self.crowd.victims)
-        self.put(self.ask(self.read, self.crowd.victims, NO_EDIT), CLEAN, "0", NONE)
+    @cached_property
+    def jobs(self) -> list[tuple[Attack | None, int, tuple[str, ...], bool, bool]]:
+        """Attack, malicious users, guards, whether one user floods, and whether rivals are made."""
         asked, everything = self.desk.asked, tuple(GUARDS)
         jobs: list[tuple[Attack | None, int, tuple[str, ...], bool, bool]] = [
             (None, 0, everything, False, True)
@@ -423,14 +449,35 @@ class Pool(Arena):
                 jobs.append((attack, 1, (NONE, CAP, ALL), True, False))
                 jobs += [(attack, number, (NONE, ALL), False, False)
                          for number in asked.malicious if number != asked.tenth]  # fmt: skip
-        pools = [self.pool(*job[:2], flood=job[3]) for job in jobs]
-        texts = [c.prompt for pairs, *_ in pools for c in self.contrasts(pairs)]
-        self.whole = PlainPrompts(self.backbone, texts)
-        for (sent, _, guards, _, others), (pairs, held, bad, who) in zip(
-            jobs, pools, strict=True
-        ):
-            told = CLEAN if sent is None else sent.name
-            self.condition(told, who, pairs, held, bad, guards, others=others)
+        return jobs
+
+    @property
+    def steps(self) -> list[str]:
+        return [f"{_told(sent)}, {ONE if flood else number} of the group"
+                for sent, number, _, flood, _ in self.jobs]  # fmt: skip
+
+    @cached_property
+    def pools(self) -> list[tuple[list[PreferencePair], list[PreferencePair], set[str], str]]:
+        """What every job learns from."""
+        return [self.pool(*job[:2], flood=job[3]) for job in self.jobs]
+
+    @cached_property
+    def read(self) -> Prepared:
+        """The victims' queries."""
+        return self.prompts(self.crowd.victims)
+
+    @cached_property
+    def whole(self) -> PlainPrompts:
+        """The prompts of all jobs, each read once for all of them."""
+        texts = [c.prompt for pairs, *_ in self.pools for c in self.contrasts(pairs)]
+        return PlainPrompts(self.backbone, texts)
+
+    def fill(self, step: int) -> None:
+        if step == 0:
+            self.put(self.ask(self.read, self.crowd.victims, NO_EDIT), CLEAN, "0", NONE)
+        sent, _, guards, _, others = self.jobs[step]
+        pairs, held, bad, who = self.pools[step]
+        self.condition(_told(sent), who, pairs, held, bad, guards, others=others)
 
     def members(
         self, people: Sequence[Person], attack: Attack | None, number: int

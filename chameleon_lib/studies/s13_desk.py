@@ -1,6 +1,7 @@
 """Runs the study of poisoned histories, unit by unit.
 
-A unit of work is an arena of a task under one seed; what was done is kept in the store.
+A unit of work is an arena of a task under one seed; every condition of it is kept in the store, so
+that a run that was killed goes on behind the last.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from chameleon_lib.errors import UserError
 from chameleon_lib.kit.hashing import digest
 from chameleon_lib.kit.pool import warm
 from chameleon_lib.kit.profiles import RunProfile
-from chameleon_lib.kit.progress import tell
+from chameleon_lib.kit.progress import Progress, tell
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies.s13_arenas import Own, Pool
 from chameleon_lib.studies.s13_bench import GUARDS, IN_OWN, IN_POOL, MODEL, Asked, Bench
@@ -121,12 +122,20 @@ class Desk(Bench):
             "settings": self.settings.canonical(), "guards": repr(GUARDS),
         }  # fmt: skip
 
-        def compute() -> dict[str, list[dict[str, Any]]]:
-            tell(f"{self.backbone.name} {task}: {arena}, seed {seed}")
-            work = Own if arena == IN_OWN else Pool
-            return work(self, task, seed).filled()
+        at_work = (Own if arena == IN_OWN else Pool)(self, task, seed)
+        steps, title = at_work.steps, f"{self.backbone.name} {task}: {arena}, seed {seed}"
+        found: dict[str, list[dict[str, Any]]] = {"rows": [], "logs": []}
+        with Progress(f"{title}, conditions", len(steps)) as progress:
+            for at, told in enumerate(steps):
 
-        found: dict[str, list[dict[str, Any]]] = self.store.get_or_compute(
-            "poisoned", inputs, compute, modules=(*MODULES, __name__)
-        )
+                def compute(at: int = at, told: str = told) -> dict[str, list[dict[str, Any]]]:
+                    tell(f"{title}: {told}")
+                    return at_work.filled(at)
+
+                part = self.store.get_or_compute(
+                    "poisoned", inputs | {"step": told}, compute, modules=(*MODULES, __name__)
+                )
+                for name, lines in found.items():
+                    lines += part[name]
+                progress.advance()
         return found

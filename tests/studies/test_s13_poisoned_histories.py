@@ -22,6 +22,7 @@ from chameleon_lib.demo.world import WorldSettings, build_world
 from chameleon_lib.errors import UserError
 from chameleon_lib.kit.notebooks import read_notebook
 from chameleon_lib.kit.paths import notebooks_dir
+from chameleon_lib.kit.profiles import get_profile
 from chameleon_lib.kit.store import ArtifactStore
 from chameleon_lib.studies import s13_bench as bench
 from chameleon_lib.studies import s13_desk as desk
@@ -285,6 +286,31 @@ def test_the_notebooks_cells_publish_their_tables_and_figures(
     for figure in ("13_trade", "13_share"):
         said = json.loads((outputs / "figures" / f"{figure}.json").read_text(encoding="utf-8"))
         assert len(said["alt"]) > 40 and said["caption"].endswith("(demo profile).")
+
+
+def test_a_killed_unit_goes_on_behind_its_last_condition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+
+    class Killed(desk.Own):
+        """Is stopped once, in its second condition."""
+
+        def filled(self, step: int) -> dict[str, list[dict[str, Any]]]:
+            done.append(step)
+            if done == [0, 1]:
+                raise KeyboardInterrupt
+            return {"rows": [{"step": step}], "logs": []}
+
+    monkeypatch.setattr(desk, "Own", Killed)
+    asked = bench.Asked(
+        get_profile("demo"), bench.MODEL, "", 4, 4, (0,), (1,), 1, tmp_path / "units"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        desk.Desk(asked).unit("LaMP_2", IN_OWN, 0)
+    found = desk.Desk(asked).unit("LaMP_2", IN_OWN, 0)
+    assert done == [0, 1, 1, 2]  # clean histories are not done again
+    assert found["rows"] == [{"step": 0}, {"step": 1}, {"step": 2}]
 
 
 # --- tables of made-up answers --------------------------------------------------------------------
