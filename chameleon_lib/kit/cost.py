@@ -418,7 +418,7 @@ def _growth(row: Mapping[str, Any], scope: Scope, design: Mapping[str, Any], tas
         prompts = reads * draws / before * now_group / group
     elif stage == "answers" and files:
         once = design.get("once", _ONCE)
-        trained = min(_TRAINED, 1 - once)
+        trained = 1 - once if "once" in design else _TRAINED  # mostly, where a design says so
         further = (1 - once - trained) * (draws - 1) / max(1, before - 1)
         grown = once + trained * profile.trains * draws / before + further
         prompts = reads * grown * now_test / test

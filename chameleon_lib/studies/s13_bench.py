@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,9 @@ class Bench:
         self.layers = range(opened.n_layers)
         self.title = "embedded world" if not asked.folder else "local LaMP-7"
 
+    @cache  # noqa: B019 - a bench lives as long as its process
     def crowd(self, task: str, seed: int) -> Crowd:
-        """The people of a task."""
+        """The people of a task; of files they take minutes, so they are made once."""
         asked = self.asked
         held = max(4, asked.group // 5)
         if not asked.folder:
